@@ -1,0 +1,52 @@
+"""Backpropagation through time for PyTorch: right, fast, within a memory budget, and visible."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bptt import cells as cells
+    from bptt.cells import Cell as Cell
+    from bptt.cells import PointwiseCell as PointwiseCell
+    from bptt.gradient import Exact as Exact
+    from bptt.gradient import Result as Result
+    from bptt.gradient import Strategy as Strategy
+    from bptt.gradient import Truncated as Truncated
+    from bptt.gradient import backward as backward
+    from bptt.layers import GRU as GRU
+    from bptt.layers import LSTM as LSTM
+    from bptt.layers import RNN as RNN
+    from bptt.layers import Recurrent as Recurrent
+    from bptt.network import Network as Network
+
+__version__ = "0.1.0"
+
+# Where each public name lives. They are imported on first use, so that `bptt --help` need not wait for torch.
+_HOMES = {
+    "cells": "bptt.cells",
+    "Cell": "bptt.cells",
+    "PointwiseCell": "bptt.cells",
+    "RNN": "bptt.layers",
+    "GRU": "bptt.layers",
+    "LSTM": "bptt.layers",
+    "Recurrent": "bptt.layers",
+    "Network": "bptt.network",
+    "backward": "bptt.gradient",
+    "Exact": "bptt.gradient",
+    "Truncated": "bptt.gradient",
+    "Strategy": "bptt.gradient",
+    "Result": "bptt.gradient",
+}
+__all__ = [*_HOMES, "__version__"]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'bptt' has no attribute '{name}'; public names: {', '.join(sorted(_HOMES))}")
+    module = importlib.import_module(_HOMES[name])
+    value = module if name == "cells" else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,172 @@
+"""A cell is one time step; everything else in the package repeats it, differentiates it or shows it.
+
+The one idea: most cells are two linear maps and one function that acts on each hidden unit alone,
+
+    zx_t = W_ih x_t + b_ih              [B, G, H]   lecture line 5
+    zh_t = W_hh h_{t-1} + b_hh          [B, G, H]
+    state_t = pointwise(zx_t, zh_t, state_{t-1})    lecture line 6
+
+so its derivatives are diagonals, and the step Jacobian is closed form:
+
+    ∂state_t/∂state_{t-1} = D_direct + Σ_g D_g W_hh[g]
+
+Symbols, the same in every file: T steps, B batch rows, D inputs, H hidden units, P projected units, G gates.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+State = tuple[Tensor, ...]
+Weights = Mapping[str, Tensor]
+
+
+class Cell(ABC):
+    """One time step, `state_t = step(x_t, state_{t-1})`; `state_t[0]` is what the layer puts out.
+
+    A cell holds no parameters: it says which shapes it needs, and the layer owns them. So one cell object serves any
+    number of layers, and a cell is as good as a value (two equal cells compute the same).
+
+    Attributes:
+        states: names of the state's components, the output first: `("h",)`, or `("h", "c")` for the LSTM.
+    """
+
+    states: ClassVar[tuple[str, ...]] = ("h",)
+
+    @abstractmethod
+    def shapes(self, input_size: int, hidden_size: int, bias: bool, proj_size: int = 0) -> dict[str, tuple[int, ...]]:
+        """Name and shape of each parameter, in the order of registration."""
+
+    @abstractmethod
+    def step(self, x: Tensor, state: State, weights: Weights) -> State:
+        """One step from x [B, D] and the state before it (each [B, H]) to the state after it."""
+
+    def reset_parameters(self, weights: Weights) -> None:
+        """Draw every parameter from U(-1/√H, 1/√H), as torch.nn does; H is the last size of `weight_hh`."""
+        bound = weights["weight_hh"].shape[-1] ** -0.5
+        for weight in weights.values():
+            torch.nn.init.uniform_(weight, -bound, bound)
+
+
+class Partials(NamedTuple):
+    """The derivatives of one pointwise step: all are diagonals over the hidden units, so a vector of H holds each.
+
+    zx[s]         ∂state_t[s]/∂zx_t            [B, G, H]
+    zh[s]         ∂state_t[s]/∂zh_t            [B, G, H]
+    direct[s][r]  ∂state_t[s]/∂state_{t-1}[r]  [B, H], with zh_t held fixed; None where it is zero
+    vectors[s]    ∂state_t[s]/∂vector_v        one [B, H] for each per-unit parameter
+    """
+
+    zx: tuple[Tensor, ...]
+    zh: tuple[Tensor, ...]
+    direct: tuple[tuple[Tensor | None, ...], ...]
+    vectors: tuple[tuple[Tensor, ...], ...] = ()
+
+
+class PointwiseCell(Cell):
+    """A cell of the form above. To make one, set `gates` and write `pointwise`; the rest is inherited.
+
+    Attributes:
+        gates: G, the number of rows of H that zx and zh have.
+        vectors: names of parameters with one value per hidden unit (peepholes, leaks), passed on to `pointwise`.
+        projectable: whether h may be projected to P < H units (true only if `pointwise` does not read `state[0]`).
+    """
+
+    gates: ClassVar[int]
+    vectors: ClassVar[tuple[str, ...]] = ()
+    projectable: ClassVar[bool] = False
+
+    @abstractmethod
+    def pointwise(self, zx: Tensor, zh: Tensor, state: State, *vectors: Tensor) -> State:
+        """state_t [B, H] each, from zx and zh [B, G, H], state_{t-1} and the per-unit parameters [H]."""
+
+    def partials(self, zx: Tensor, zh: Tensor, state: State, *vectors: Tensor) -> Partials:
+        """The derivatives of `pointwise`. This default lets autograd find them; the cells here state them by hand.
+
+        Since the function acts on each unit alone, one backward pass of a sum over units yields the whole diagonal.
+        """
+        n_states = len(self.states)
+        per_unit = tuple(v.expand_as(state[-1]) for v in vectors)  # [B, H]: one derivative per row
+        leaves = [leaf.detach().requires_grad_() for leaf in (zx, zh, *state, *per_unit)]
+        with torch.enable_grad():
+            after = self.pointwise(leaves[0], leaves[1], tuple(leaves[2 : 2 + n_states]), *leaves[2 + n_states :])
+            rows = [
+                torch.autograd.grad(s.sum(), leaves, retain_graph=True, allow_unused=True, materialize_grads=True)
+                for s in after
+            ]
+        return Partials(
+            zx=tuple(row[0] for row in rows),
+            zh=tuple(row[1] for row in rows),
+            direct=tuple(tuple(row[2 : 2 + n_states]) for row in rows),
+            vectors=tuple(tuple(row[2 + n_states :]) for row in rows),
+        )
+
+    def shapes(self, input_size: int, hidden_size: int, bias: bool, proj_size: int = 0) -> dict[str, tuple[int, ...]]:
+        """torch.nn's names and shapes, and one [H] for each of `vectors`."""
+        rows = self.gates * hidden_size
+        shapes: dict[str, tuple[int, ...]] = {
+            "weight_ih": (rows, input_size),
+            "weight_hh": (rows, proj_size or hidden_size),
+        }
+        if bias:
+            shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+        if proj_size:
+            shapes["weight_hr"] = (proj_size, hidden_size)
+        return shapes | {name: (hidden_size,) for name in self.vectors}
+
+    def step(self, x: Tensor, state: State, weights: Weights) -> State:
+        """One step from the raw input: both net inputs, the pointwise function, the projection if there is one."""
+        zx = self.net_input(x, weights["weight_ih"], weights.get("bias_ih"))
+        return self.advance(zx, state, weights)
+
+    def advance(self, zx: Tensor, state: State, weights: Weights) -> State:
+        """One step from zx [B, G, H]: what remains inside the time loop once the inputs are projected."""
+        zh = self.net_input(state[0], weights["weight_hh"], weights.get("bias_hh"))
+        after = self.pointwise(zx, zh, state, *(weights[name] for name in self.vectors))
+        if "weight_hr" in weights:
+            after = (F.linear(after[0], weights["weight_hr"]), *after[1:])
+        return after
+
+    def net_input(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """W v + b, with the gates on an axis of their own: [..., V] → [..., G, H]."""
+        return F.linear(inputs, weight, bias).unflatten(-1, (self.gates, -1))
+
+    def joined_net_input(self, x: Tensor, h: Tensor, weights: Weights) -> Tensor:
+        """The second form of lecture line 5, one product: [W_ih W_hh] [x; h] + b  [B, G, H].
+
+        Equals zx + zh. It is the textbook's form; the loop uses the other one, because the part with x needs no time
+        loop. (A GRU needs zx and zh apart: its reset gate multiplies the candidate's zh alone.)
+        """
+        weight = torch.cat([weights["weight_ih"], weights["weight_hh"]], dim=1)
+        bias = weights["bias_ih"] + weights["bias_hh"] if "bias_ih" in weights else None
+        return self.net_input(torch.cat([x, h], dim=-1), weight, bias)
+
+    def jacobian(self, zx: Tensor, state: State, weights: Weights) -> Tensor:
+        """A_t = ∂state_t/∂state_{t-1}  [B, S, S] with S = Σ sizes of the state's components, in their order.
+
+        A_t[s, r] = diag(direct[s][r]) + [r is h] Σ_g diag(zh[s][g]) W_hh[g]; a projection multiplies row h by W_hr.
+        One factor of lecture line 11.
+        """
+        w_hh = weights["weight_hh"].unflatten(0, (self.gates, -1))  # G,H,P
+        zh = self.net_input(state[0], weights["weight_hh"], weights.get("bias_hh"))
+        partials = self.partials(zx, zh, state, *(weights[name] for name in self.vectors))
+        rows = []
+        for s in range(len(self.states)):
+            blocks = []
+            for r, before in enumerate(state):
+                block = zh.new_zeros(*zh.shape[:-2], zh.shape[-1], before.shape[-1])
+                direct = partials.direct[s][r]
+                if direct is not None and direct.shape[-1] == before.shape[-1]:
+                    block = block + torch.diag_embed(direct)
+                if r == 0:
+                    block = block + torch.einsum("...gh,ghp->...hp", partials.zh[s], w_hh)
+                blocks.append(block)
+            row = torch.cat(blocks, dim=-1)
+            if s == 0 and "weight_hr" in weights:
+                row = weights["weight_hr"] @ row
+            rows.append(row)
+        return torch.cat(rows, dim=-2)
