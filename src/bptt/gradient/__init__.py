@@ -1,0 +1,79 @@
+"""How the gradient travels back in time: one call, `backward`, and a strategy object that says how."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from bptt.gradient.base import Chunk, Loss, Past, Result, Strategy, steps_of
+from bptt.gradient.double_sum import double_sum
+from bptt.gradient.exact import Exact
+from bptt.gradient.truncated import Truncated
+
+__all__ = ["Exact", "Past", "Result", "Strategy", "Truncated", "backward", "double_sum", "parse_strategy"]
+
+
+def backward(
+    model: Callable[..., tuple[Any, Any]],
+    x: Any,
+    y: Any,
+    loss: Loss,
+    strategy: Strategy = Exact(),  # noqa: B008  # a value without state
+    state: Any = None,
+    *,
+    reset: Tensor | None = None,
+) -> Result:
+    """Backpropagation through time: add ∂(Σ_t L(t))/∂θ to `.grad` of the model's parameters (lecture lines 8 and 10).
+
+    Args:
+        model: `(x, state) -> (outputs, state)` with time first, as nn.LSTM; it accepts state None.
+        x: inputs [T, B, ...], or a tree (tuple, dict) of tensors that all have T steps along the first axis.
+        y: targets in the same way.
+        loss: `(outputs, y) -> scalar`: the sum of the losses L(t) of the steps it is given. (A mean over the steps would
+            weigh the pieces of a truncated run wrongly; divide by a number fixed beforehand instead.)
+        strategy: `Exact()` or `Truncated(k1, k2)`.
+        state: where to begin: None for zeros, a state, or the `Result` of the previous call: then the state goes on
+            from there, and a truncated window may reach back into that call's steps.
+        reset: bool [T, B], handed to the model as `reset=`: rows that start anew at that step.
+
+    Returns:
+        Result with the loss (summed over all steps), and the state after the last step.
+
+    Raises:
+        ValueError: x and y differ in T, or the loss is not a scalar with a graph.
+
+    >>> import torch
+    >>> model = torch.nn.RNN(2, 2)
+    >>> x, y = torch.randn(6, 1, 2), torch.randn(6, 1, 2)
+    >>> squared = lambda outputs, targets: ((outputs - targets) ** 2).sum()
+    >>> first = backward(model, x[:4], y[:4], squared, Truncated(k1=2, k2=3))
+    >>> second = backward(model, x[4:], y[4:], squared, Truncated(k1=2, k2=3), state=first)
+    >>> second.state.shape
+    torch.Size([1, 1, 2])
+    """
+    steps, targets = steps_of(x), steps_of(y)
+    if steps != targets:
+        raise ValueError(f"x has {steps} steps, y has {targets}: give a target for each step, or let the loss ignore some")
+    if steps == 0:
+        raise ValueError("x has 0 steps, wanted at least 1")
+    if reset is not None and reset.shape[0] != steps:
+        raise ValueError(f"reset has {reset.shape[0]} steps, x has {steps}: give a flag for each step")
+    past = None
+    if isinstance(state, Result):
+        state, past = state.state, state.past
+    return strategy.backward(Chunk(model, x, y, loss, state, reset, past))
+
+
+def parse_strategy(text: str) -> Strategy:
+    """The strategy that a text names: "exact", "truncated:K1" or "truncated:K1,K2". Raises ValueError.
+
+    >>> parse_strategy("truncated:20,40")
+    Truncated(k1=20, k2=40)
+    """
+    name, _, numbers = text.partition(":")
+    if text == "exact":
+        return Exact()
+    parts = numbers.split(",")
+    if name == "truncated" and len(parts) <= 2 and all(part.strip().isdecimal() for part in parts):
+        return Truncated(*(int(part) for part in parts))
+    raise ValueError(f"strategy {text!r} is unknown: give exact, truncated:K1 or truncated:K1,K2 with whole numbers")

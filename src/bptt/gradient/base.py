@@ -1,0 +1,115 @@
+"""What a gradient strategy is given, and what it returns."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
+
+Loss = Callable[[Any, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One stretch of a sequence, and all that is needed to run the model over it.
+
+    Attributes:
+        model: `(x, state) -> (outputs, state)`; with resets `(x, state, reset=reset)`.
+        x, y: inputs and targets, tensors or trees of tensors, time first: every leaf [T, ...].
+        loss: `(outputs, y) -> Σ_t L(t)` over the steps it is given.
+        state: the model's state before the first step.
+        reset: bool [T, B], or None.
+        past: the steps before the first one, as far as a truncated window must look back; or None.
+    """
+
+    model: Callable[..., tuple[Any, Any]]
+    x: Any
+    y: Any
+    loss: Loss
+    state: Any = None
+    reset: Tensor | None = None
+    past: "Past | None" = None
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return steps_of(self.x)
+
+    def forward(self, x: Any, state: Any, reset: Tensor | None) -> tuple[Any, Any]:
+        """The model over some steps."""
+        outputs, after = self.model(x, state) if reset is None else self.model(x, state, reset=reset)
+        return outputs, after
+
+
+@dataclass(frozen=True)
+class Past:
+    """Inputs of the last steps, and the state before them: from here a later call can run them once more."""
+
+    x: Any
+    state: Any
+    reset: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `bptt.backward` returns; the gradient itself is in `.grad` of the parameters.
+
+    Attributes:
+        loss: L = Σ_t L(t) of this call, a scalar without graph.
+        state: the model's state after the last step, without graph: for the next chunk, or to go on predicting.
+        past: None, or what `Truncated(k1, k2)` with k2 > k1 needs to look back across calls.
+    """
+
+    loss: Tensor
+    state: Any
+    past: Past | None = None
+
+
+class Strategy(ABC):
+    """How the gradient travels back in time. A strategy is a value: it holds numbers, never a state."""
+
+    @abstractmethod
+    def backward(self, chunk: Chunk) -> Result:
+        """Add the gradient of the chunk's loss to `.grad`."""
+
+
+def steps_of(tree: Any) -> int:
+    """T, the first size of every leaf. Raises ValueError if the leaves disagree or there is none."""
+    sizes = {leaf.shape[0] for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.dim() > 0}
+    if len(sizes) != 1:
+        found = f"sizes {sorted(sizes)}" if sizes else "no tensor with a time axis"
+        raise ValueError(f"x or y has {found} along the first axis, wanted one number of steps: put time first")
+    return int(sizes.pop())
+
+
+def cut(tree: Any, start: int, stop: int) -> Any:
+    """Steps [start, stop) of every leaf."""
+    return tree_map(lambda leaf: leaf[start:stop] if isinstance(leaf, Tensor) else leaf, tree)
+
+
+def join(first: Any, second: Any) -> Any:
+    """Two trees of the same structure, one after the other in time."""
+    left, structure = tree_flatten(first)
+    right = tree_leaves(second)
+    joined = [torch.cat([a, b]) if isinstance(a, Tensor) else a for a, b in zip(left, right, strict=True)]
+    return structure.unflatten(joined)
+
+
+def detach(tree: Any) -> Any:
+    """The same values without graph."""
+    return tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, tree)
+
+
+def total(value: Tensor) -> Tensor:
+    """Check that the user's loss is a number with a graph behind it."""
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        came = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise ValueError(f"loss returned {came}, wanted a scalar tensor, the sum over the steps: end it with .sum()")
+    if not value.requires_grad:
+        raise ValueError(
+            "the loss depends on no parameter that requires a gradient: check requires_grad, torch.no_grad and detach"
+        )
+    return value.reshape(())

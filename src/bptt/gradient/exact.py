@@ -1,0 +1,21 @@
+"""The whole gradient: through every step."""
+
+from dataclasses import dataclass
+
+from bptt.gradient.base import Chunk, Result, Strategy, detach, total
+
+
+@dataclass(frozen=True)
+class Exact(Strategy):
+    """∂L/∂θ = Σ_t Σ_{k≤t} of lecture line 10, by automatic differentiation (line 13) of the unfolded network.
+
+    Through every step of the call; what lies before the call is constant (or, if the given state is a leaf that
+    requires a gradient, gets its own). Memory grows with T.
+    """
+
+    def backward(self, chunk: Chunk) -> Result:
+        """One forward, one backward."""
+        outputs, state = chunk.forward(chunk.x, chunk.state, chunk.reset)
+        loss = total(chunk.loss(outputs, chunk.y))
+        loss.backward()  # type: ignore[no-untyped-call]
+        return Result(loss.detach(), detach(state))

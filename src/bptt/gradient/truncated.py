@@ -1,0 +1,141 @@
+"""Truncated backpropagation through time: every k1 steps, back through k2 steps."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bptt.gradient.base import Chunk, Past, Result, Strategy, cut, detach, join, total
+
+
+@dataclass(frozen=True)
+class Truncated(Strategy):
+    """Every k1 steps, the losses of these k1 steps are sent back through the last k2 steps (k2 = k1 if not given).
+
+    With block ends τ = k1, 2·k1, …, T (the last block may be shorter), the result is
+
+        Σ_τ Σ_{t in the block of τ} Σ_{k = τ-k2+1 .. t}  term(t, k)  of lecture line 10:
+
+    every loss counts once, and the state before step τ-k2+1 is held constant. If k2 < k1, the losses of a block that lie
+    before its window of k2 steps yield no gradient; their values are still part of the loss.
+
+    How: each window is run anew from the state kept at its start. So it may reach back across calls (pass the previous
+    `Result` as the state) although an optimizer step came between; a recipe that keeps the old graphs would meet
+    weights that have changed. Costs k2/k1 times the forward and backward of k2 = k1, and the memory of one window.
+    Across calls the window reaches back k2-k1 steps, so let the calls be at least k1 steps long.
+
+    Raises ValueError unless k1 ≥ 1 and k2 ≥ 1, in steps.
+    Source: R. Williams, J. Peng 1990, BPTT(h; h') with h = k2, h' = k1; I. Sutskever 2013, section 2.8.6.
+    """
+
+    k1: int
+    k2: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("k1", self.k1), ("k2", self.window)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"Truncated: {name} is {value!r}, wanted a whole number of steps, at least 1")
+
+    @property
+    def window(self) -> int:
+        """k2, in steps."""
+        return self.k1 if self.k2 is None else self.k2
+
+    def backward(self, chunk: Chunk) -> Result:
+        """One forward and one backward for each block of k1 steps."""
+        line = _Line.of(chunk)
+        at, state = 0, line.chunk.state  # the state before step `at`, where the next window starts
+        losses = []
+        for begin, end in line.blocks(self.k1):
+            start = max(0, end - self.window)
+            if at < start:  # steps that no window covers
+                state, loss = line.without_gradient(at, start, begin, state)
+                losses.append(loss)
+            next_start = min(end + self.k1, line.steps) - self.window if end < line.steps else end + self.k1 - self.window
+            at = min(max(start, next_start), end)
+            state, after, loss = line.window(start, at, end, begin, state)
+            losses.append(loss)
+        past = line.past(at, state) if at < line.steps else None
+        return Result(torch.stack(losses).sum(), after, past)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """The past and the chunk as one line of steps; the chunk begins at `offset`, and y belongs to the chunk alone."""
+
+    chunk: Chunk
+    offset: int
+
+    @staticmethod
+    def of(chunk: Chunk) -> "_Line":
+        past = chunk.past
+        if past is None:
+            return _Line(chunk, 0)
+        x = join(past.x, chunk.x)
+        offset = replace(chunk, x=past.x).steps
+        reset = _join_resets(past.reset, chunk.reset, offset, chunk.steps)
+        return _Line(replace(chunk, x=x, state=past.state, reset=reset), offset)
+
+    @property
+    def steps(self) -> int:
+        return self.chunk.steps
+
+    def blocks(self, k1: int) -> Iterator[tuple[int, int]]:
+        for begin in range(self.offset, self.steps, k1):
+            yield begin, min(begin + k1, self.steps)
+
+    def past(self, start: int, state: Any) -> Past:
+        reset = self.chunk.reset
+        return Past(
+            detach(cut(self.chunk.x, start, self.steps)), state, None if reset is None else reset[start:].clone()
+        )
+
+    def without_gradient(self, start: int, stop: int, begin: int, state: Any) -> tuple[Any, Tensor]:
+        """The state before step `stop`, and the value of the losses in [max(start, begin), stop)."""
+        with torch.no_grad():
+            outputs, state = self._forward(start, stop, state)
+            if begin >= stop:
+                return state, torch.zeros(())
+            first = max(start, begin)
+            loss = self.chunk.loss(cut(outputs, first - start, stop - start), self._targets(first, stop))
+        return state, loss.detach().reshape(())
+
+    def window(self, start: int, split: int, end: int, begin: int, state: Any) -> tuple[Any, Any, Tensor]:
+        """Run [start, end), send the losses of [max(start, begin), end) back; the states at `split` and `end`, the loss.
+
+        Two calls of the model, so that the state at `split`, where the next window starts, is seen on the way.
+        """
+        first = max(start, begin)
+        pieces, state_at_split = [], state
+        for a, b in ((start, split), (split, end)):
+            if a < b:
+                outputs, state = self._forward(a, b, state)
+                if first < b:
+                    pieces.append(outputs if first <= a else cut(outputs, first - a, b - a))
+            if b == split:
+                state_at_split = state
+        outputs = pieces[0] if len(pieces) == 1 else join(*pieces)
+        loss = total(self.chunk.loss(outputs, self._targets(first, end)))
+        loss.backward()  # type: ignore[no-untyped-call]
+        return detach(state_at_split), detach(state), loss.detach()
+
+    def _forward(self, start: int, stop: int, state: Any) -> tuple[Any, Any]:
+        reset = self.chunk.reset
+        return self.chunk.forward(cut(self.chunk.x, start, stop), state, None if reset is None else reset[start:stop])
+
+    def _targets(self, start: int, stop: int) -> Any:
+        return cut(self.chunk.y, start - self.offset, stop - self.offset)
+
+
+def _join_resets(past: Tensor | None, reset: Tensor | None, n_past: int, n: int) -> Tensor | None:
+    """Resets over the past and the chunk; where one of them has none, nothing starts anew."""
+    if past is None and reset is None:
+        return None
+    if past is None:
+        assert reset is not None
+        past = reset.new_zeros(n_past, *reset.shape[1:])
+    if reset is None:
+        reset = past.new_zeros(n, *past.shape[1:])
+    return torch.cat([past, reset])

@@ -1,0 +1,62 @@
+"""torch's own recurrent layers: oneDNN for a padded LSTM on the CPU, cuDNN on the GPU, a loop under autograd elsewhere."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, _VF
+
+from bptt.cells import GRU, LSTM, Cell, Elman, State
+from bptt.kernels.base import Kernel, Sequences, Stack
+
+_OPERATORS: dict[Cell, Any] = {
+    Elman("tanh"): _VF.rnn_tanh,
+    Elman("relu"): _VF.rnn_relu,
+    GRU(): _VF.gru,
+    LSTM(): _VF.lstm,
+}
+
+
+class Aten(Kernel):
+    """Exactly what torch.nn.RNN, GRU and LSTM run; resets by cutting the sequence where a row starts anew."""
+
+    name = "aten"
+
+    def refusal(self, stack: Stack, sequences: Sequences) -> str | None:
+        """Other cells, and resets in two directions or in packed sequences."""
+        if stack.cell not in _OPERATORS:
+            return f"torch has no operator for {stack.cell}, only for Elman('tanh'), Elman('relu'), GRU() and LSTM()"
+        if sequences.reset is None:
+            return None
+        if len(stack.weights[0]) == 2:
+            return "torch's bidirectional operators know no reset"
+        if sequences.batch_sizes is not None:
+            return "torch's operators for packed sequences know no reset"
+        return None
+
+    def run(self, stack: Stack, sequences: Sequences, state: State) -> tuple[Tensor, State]:
+        """One call, or one for each stretch of steps between two resets."""
+        if sequences.reset is None:
+            return _call(stack, sequences, state)
+        x, reset = sequences.x, sequences.reset
+        starts = [0, *(t for t in reset.any(dim=1).nonzero().flatten().tolist() if t > 0)]
+        outputs = []
+        for start, stop in zip(starts, [*starts[1:], len(x)], strict=True):
+            cut = reset[start].view(1, -1, 1)
+            state = tuple(torch.where(cut, torch.zeros_like(s), s) for s in state)
+            y, state = _call(stack, Sequences(x[start:stop]), state)
+            outputs.append(y)
+        return torch.cat(outputs), state
+
+
+def _call(stack: Stack, sequences: Sequences, state: State) -> tuple[Tensor, State]:
+    operator = _OPERATORS[stack.cell]
+    flat = [weight for directions in stack.weights for weights in directions for weight in weights.values()]
+    hx: Any = list(state) if len(state) > 1 else state[0]
+    bias = "bias_ih" in stack.weights[0][0]
+    bidirectional = len(stack.weights[0]) == 2
+    options = (flat, bias, len(stack.weights), stack.dropout, stack.dropout > 0, bidirectional)
+    if sequences.batch_sizes is not None:
+        y, *final = operator(sequences.x, sequences.batch_sizes, hx, *options)
+    else:
+        y, *final = operator(sequences.x, hx, *options, False)
+    return y, tuple(final)

@@ -1,0 +1,57 @@
+"""What a kernel is asked to do: run a stack of recurrent layers over time."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from bptt.cells import Cell, State, Weights
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Recurrent layers, one on top of the other, each in one or two directions.
+
+    Attributes:
+        cell: the time step of every layer.
+        weights: weights[layer][direction]; direction 1 walks from the last step to the first.
+        dropout: share of the outputs of every layer but the last that is dropped; 0 outside training.
+    """
+
+    cell: Cell
+    weights: tuple[tuple[Weights, ...], ...]
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """The input of a stack, time first.
+
+    Attributes:
+        x: [T, B, D]; or, with batch_sizes, the rows [N, D] of a PackedSequence.
+        batch_sizes: how many rows each step has, longest sequence first, int64 [T] on the CPU; None where all have B.
+        reset: bool [T, B] (or [N]): rows whose state is set to zero before that step; None where none is.
+    """
+
+    x: Tensor
+    batch_sizes: Tensor | None = None
+    reset: Tensor | None = None
+
+
+class Kernel(ABC):
+    """One way to run the loop over time. Each computes the same outputs and the same derivatives, or refuses."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def refusal(self, stack: Stack, sequences: Sequences) -> str | None:
+        """Why this kernel cannot do it, or None if it can."""
+
+    @abstractmethod
+    def run(self, stack: Stack, sequences: Sequences, state: State) -> tuple[Tensor, State]:
+        """Outputs of the last layer, in the form of `sequences.x`, and the final state.
+
+        Each component of the state is [layers·directions, B, H or P], as torch.nn has it: layer by layer, forward
+        before reverse.
+        """

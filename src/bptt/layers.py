@@ -1,0 +1,386 @@
+"""Recurrent layers: torch.nn's three, and `Recurrent` for any cell; stacked, bidirectional, packed, with resets.
+
+One path serves all: bring the input into the form of `kernels.Sequences`, let `kernels.choose` pick the loop, and give the
+outputs back in the form of the input.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from bptt.cells import GRU as GRUCell
+from bptt.cells import LSTM as LSTMCell
+from bptt.cells import Cell, Elman, PointwiseCell, State, Weights
+from bptt.kernels import BACKENDS, Sequences, Stack, choose
+
+Input = Tensor | PackedSequence
+Hidden = Tensor | tuple[Tensor, ...]
+
+
+class _Layer(nn.Module):
+    """What the drop-in layers and `Recurrent` share: everything but how the parameters came to be.
+
+    Shapes, for input x [T, B, D] ([B, T, D] with batch_first, [T, D] unbatched, or a PackedSequence):
+        outputs  [T, B, directions·H] in the form of the input (P instead of H with a projection)
+        state    [layers·directions, B, H or P] for each component, never batch first; [layers·directions, H] unbatched
+    """
+
+    cell: Cell
+    input_size: int
+    hidden_size: int
+    num_layers: int
+    bias: bool
+    batch_first: bool
+    dropout: float
+    bidirectional: bool
+    proj_size: int
+    backend: str
+
+    def forward(self, input: Input, hx: Hidden | None = None, *, reset: Input | None = None) -> tuple[Any, Any]:
+        """Run over all steps from the initial state `hx` (zeros if None).
+
+        Args:
+            input: see the class.
+            hx: a Tensor, or for a cell with several state components (LSTM) a tuple of them.
+            reset: bool, the shape of the input without its last axis: where True, that row's state is set to zero before
+                that step, and no gradient crosses.
+
+        Raises:
+            ValueError: the input has neither 2 nor 3 axes, or another dtype than the weights.
+            RuntimeError: sizes do not fit, or the backend insisted on refuses.
+        """
+        form = _Form.of(input, self.batch_first)
+        sequences = Sequences(form.time_first(input), form.batch_sizes, form.reset(reset))
+        self._check_input(sequences)
+        stack = self._stack()
+        state = self._initial_state(sequences, hx, form)
+        outputs, final = choose(self.backend, stack, sequences).run(stack, sequences, state)
+        final = tuple(form.state_out(s) for s in final)
+        return form.out(outputs), final if len(final) > 1 else final[0]
+
+    def layer_weights(self, layer: int, direction: int) -> Weights:
+        """The parameters of one layer and direction by their short names (`weight_hh`), in torch.nn's order."""
+        names = self.cell.shapes(1, self.hidden_size, self.bias, self.proj_size)
+        return {name: getattr(self, _parameter_name(name, layer, direction)) for name in names}
+
+    def _stack(self) -> Stack:
+        directions = range(2 if self.bidirectional else 1)
+        weights = tuple(tuple(self.layer_weights(n, d) for d in directions) for n in range(self.num_layers))
+        return Stack(self.cell, weights, self.dropout if self.training else 0.0)
+
+    def _check_input(self, sequences: Sequences) -> None:
+        x, weight = sequences.x, next(iter(self.layer_weights(0, 0).values()))
+        if x.dtype != weight.dtype and not torch._C._is_any_autocast_enabled():
+            raise ValueError(
+                f"input has dtype {x.dtype}, the weights have {weight.dtype}: "
+                f"pass input.to({weight.dtype}), or convert the layer with .to({x.dtype})"
+            )
+        if x.shape[-1] != self.input_size:
+            raise RuntimeError(
+                f"input has {x.shape[-1]} features, input_size is {self.input_size}: its last axis must be the features"
+            )
+        reset = sequences.reset
+        if reset is not None and (reset.dtype != torch.bool or reset.shape != x.shape[:-1]):
+            raise RuntimeError(
+                f"reset is {reset.dtype} of shape {tuple(reset.shape)} (time first), wanted torch.bool of shape "
+                f"{tuple(x.shape[:-1])}: one flag for each step of each row of the input"
+            )
+        if x.shape[0] == 0:
+            raise RuntimeError("input has 0 time steps, at least 1 is wanted: drop empty sequences before the layer")
+
+    def _initial_state(self, sequences: Sequences, hx: Hidden | None, form: "_Form") -> State:
+        x, sizes = sequences.x, sequences.batch_sizes
+        batch = int(sizes[0]) if sizes is not None else x.shape[1]
+        rows = self.num_layers * (2 if self.bidirectional else 1)
+        widths = [self.proj_size or self.hidden_size, *[self.hidden_size] * (len(self.cell.states) - 1)]
+        if hx is None:
+            return tuple(x.new_zeros(rows, batch, width) for width in widths)
+        given = (hx,) if isinstance(hx, Tensor) else tuple(hx)
+        if len(given) != len(widths):
+            names = ", ".join(f"{name}_0" for name in self.cell.states)
+            raise RuntimeError(f"the initial state has {len(given)} tensors, wanted {len(widths)}: pass ({names}) or None")
+        for name, component, width in zip(self.cell.states, given, widths, strict=True):
+            self._check_state(name, component, (rows, batch, width), form)
+        return tuple(form.state_in(component) for component in given)
+
+    def _check_state(self, name: str, component: Tensor, wanted: tuple[int, int, int], form: "_Form") -> None:
+        wanted_shape = (wanted[0], wanted[2]) if form.unbatched else wanted
+        got = tuple(component.shape)
+        if got == wanted_shape:
+            return
+        if len(got) == 3 and not form.unbatched and (got[0], got[2]) == (wanted[0], wanted[2]):
+            raise RuntimeError(
+                f"hidden state {name} has batch {got[1]}, input has batch {wanted[1]}: pass state[:, :{wanted[1]}] or None"
+            )
+        raise RuntimeError(
+            f"hidden state {name} has shape {got}, wanted {wanted_shape} "
+            f"(layers·directions, {'' if form.unbatched else 'batch, '}units): pass that shape or None"
+        )
+
+
+class _TorchLayer(_Layer, nn.RNNBase):
+    """A drop-in for one of torch.nn's layers: nn.RNNBase makes, names and initialises the parameters."""
+
+    def __init__(self, mode: str, backend: str, *args: Any, **keywords: Any) -> None:
+        nn.RNNBase.__init__(self, mode, *args, **keywords)
+        self.backend = _known_backend(backend)
+
+    def extra_repr(self) -> str:
+        """torch.nn's text, and the backend if one is insisted on."""
+        return super().extra_repr() + ("" if self.backend == "auto" else f", backend={self.backend}")
+
+
+class RNN(_TorchLayer):
+    """h_t = φ(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh): the lecture's network, as torch.nn.RNN.
+
+    Takes torch.nn.RNN's arguments, `nonlinearity` also 'sigmoid', and `backend` ('auto', 'aten' or 'reference').
+
+    >>> outputs, h_n = RNN(10, 20)(torch.randn(5, 3, 10))
+    >>> outputs.shape, h_n.shape
+    (torch.Size([5, 3, 20]), torch.Size([1, 3, 20]))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        backend: str = "auto",
+        **unknown: Any,
+    ) -> None:
+        _refuse(unknown, "RNN")
+        cell = Elman(nonlinearity)  # type: ignore[arg-type]  # which checks it
+        # nn.RNNBase knows no sigmoid; the mode decides nothing but the width of the gates.
+        mode = "RNN_RELU" if nonlinearity == "relu" else "RNN_TANH"
+        options = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
+        super().__init__(mode, backend, *options, device=device, dtype=dtype)
+        self.nonlinearity, self.cell = nonlinearity, cell
+
+
+class GRU(_TorchLayer):
+    """Gated recurrent unit, as torch.nn.GRU (equations: `bptt.cells.GRU`).
+
+    Takes torch.nn.GRU's arguments, and `backend` ('auto', 'aten' or 'reference').
+
+    >>> outputs, h_n = GRU(10, 20, num_layers=2, bidirectional=True)(torch.randn(5, 3, 10))
+    >>> outputs.shape, h_n.shape
+    (torch.Size([5, 3, 40]), torch.Size([4, 3, 20]))
+    """
+
+    cell = GRUCell()
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        backend: str = "auto",
+        **unknown: Any,
+    ) -> None:
+        _refuse(unknown, "GRU")
+        options = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
+        super().__init__("GRU", backend, *options, device=device, dtype=dtype)
+
+
+class LSTM(_TorchLayer):
+    """Long short-term memory, as torch.nn.LSTM (equations: `bptt.cells.LSTM`); the state is the tuple (h, c).
+
+    Takes torch.nn.LSTM's arguments, and `backend` ('auto', 'aten' or 'reference').
+
+    >>> outputs, (h_n, c_n) = LSTM(10, 20, proj_size=6)(torch.randn(5, 3, 10))
+    >>> outputs.shape, h_n.shape, c_n.shape
+    (torch.Size([5, 3, 6]), torch.Size([1, 3, 6]), torch.Size([1, 3, 20]))
+    """
+
+    cell = LSTMCell()
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        backend: str = "auto",
+    ) -> None:
+        options = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)
+        super().__init__("LSTM", backend, *options, device=device, dtype=dtype)
+
+
+class Recurrent(_Layer):
+    """Any cell over time: stacked, bidirectional, with dropout, packed sequences and resets, as the layers above.
+
+    Args:
+        cell: a `bptt.PointwiseCell` (with hand-derived or autograd's partials) or any other `bptt.Cell`.
+        others: as for torch.nn.LSTM; proj_size only for cells that allow it.
+
+    The parameters are named as in torch.nn: `weight_hh_l0`, `weight_hh_l0_reverse`, and so on for whatever names the
+    cell's `shapes` has.
+
+    >>> layer = Recurrent(Elman("sigmoid"), 10, 20)
+    >>> layer(torch.randn(5, 3, 10))[0].shape
+    torch.Size([5, 3, 20])
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        _check_sizes(cell, input_size, hidden_size, num_layers, dropout, proj_size)
+        self.cell, self.backend = cell, _known_backend(backend)
+        self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
+        self.bias, self.batch_first, self.dropout = bias, batch_first, float(dropout)
+        self.bidirectional, self.proj_size = bidirectional, proj_size
+        directions = 2 if bidirectional else 1
+        for layer in range(num_layers):
+            width = input_size if layer == 0 else directions * (proj_size or hidden_size)
+            for direction in range(directions):
+                for name, shape in cell.shapes(width, hidden_size, bias, proj_size).items():
+                    parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+                    self.register_parameter(_parameter_name(name, layer, direction), parameter)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters anew, as the cell says."""
+        for layer in range(self.num_layers):
+            for direction in range(2 if self.bidirectional else 1):
+                self.cell.reset_parameters(self.layer_weights(layer, direction))
+
+    def extra_repr(self) -> str:
+        """The cell, the sizes, and what differs from the defaults."""
+        defaults = {
+            "num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False,
+            "proj_size": 0, "backend": "auto",
+        }  # fmt: skip
+        options = [f"{k}={getattr(self, k)}" for k, default in defaults.items() if getattr(self, k) != default]
+        return ", ".join([str(self.cell), str(self.input_size), str(self.hidden_size), *options])
+
+
+class _Form(NamedTuple):
+    """In which of torch.nn's four forms the input came, and the way back to it."""
+
+    batch_first: bool = False
+    unbatched: bool = False
+    packed: PackedSequence | None = None
+
+    @staticmethod
+    def of(input: Input, batch_first: bool) -> "_Form":
+        if isinstance(input, PackedSequence):
+            return _Form(packed=input)
+        if input.dim() not in (2, 3):
+            raise ValueError(
+                f"input has {input.dim()} axes, wanted 3 (time, batch, features) or 2 (time, features): "
+                "add the missing axis with unsqueeze, or flatten what is too many"
+            )
+        return _Form(batch_first=batch_first and input.dim() == 3, unbatched=input.dim() == 2)
+
+    @property
+    def batch_sizes(self) -> Tensor | None:
+        return None if self.packed is None else self.packed.batch_sizes
+
+    def time_first(self, input: Input) -> Tensor:
+        if isinstance(input, PackedSequence):
+            return input.data
+        if self.unbatched:
+            return input.unsqueeze(1)
+        return input.transpose(0, 1) if self.batch_first else input
+
+    def reset(self, reset: Input | None) -> Tensor | None:
+        if reset is None:
+            return None
+        if isinstance(reset, PackedSequence) != (self.packed is not None):
+            raise RuntimeError("reset must have the form of the input: both packed, or both padded tensors")
+        return self.time_first(reset)
+
+    def out(self, outputs: Tensor) -> Any:
+        if self.packed is not None:
+            return PackedSequence(outputs, *self.packed[1:])
+        if self.unbatched:
+            return outputs.squeeze(1)
+        return outputs.transpose(0, 1) if self.batch_first else outputs
+
+    def state_in(self, component: Tensor) -> Tensor:
+        if self.unbatched:
+            return component.unsqueeze(1)
+        if self.packed is not None and self.packed.sorted_indices is not None:
+            return component.index_select(1, self.packed.sorted_indices)
+        return component
+
+    def state_out(self, component: Tensor) -> Tensor:
+        if self.unbatched:
+            return component.squeeze(1)
+        if self.packed is not None and self.packed.unsorted_indices is not None:
+            return component.index_select(1, self.packed.unsorted_indices)
+        return component
+
+
+def _parameter_name(name: str, layer: int, direction: int) -> str:
+    return f"{name}_l{layer}{'_reverse' if direction else ''}"
+
+
+def _known_backend(backend: str) -> str:
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown backend {backend!r}: choose one of {', '.join(map(repr, BACKENDS))}")
+    return backend
+
+
+def _refuse(unknown: dict[str, Any], layer: str) -> None:
+    """torch.nn's errors: a ValueError for proj_size, which is the LSTM's, a TypeError for what nobody knows."""
+    if "proj_size" in unknown:
+        raise ValueError(f"proj_size argument is only supported for LSTM, not {layer}: leave it out, or use bptt.LSTM")
+    if unknown:
+        raise TypeError(f"{layer}() got an unexpected keyword argument {next(iter(unknown))!r}")
+
+
+def _check_sizes(
+    cell: Cell, input_size: int, hidden_size: int, num_layers: int, dropout: float, proj_size: int
+) -> None:
+    if not isinstance(cell, Cell):
+        raise TypeError(f"cell is a {type(cell).__name__}, wanted a bptt.Cell object, such as bptt.cells.LSTM()")
+    for name, size in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
+        if not isinstance(size, int):
+            raise TypeError(f"{name} is a {type(size).__name__}, wanted an int")
+        if size <= 0:
+            raise ValueError(f"{name} is {size}, must be greater than zero")
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"dropout is {dropout}, must be in the range [0, 1]: the share of the units that is dropped")
+    if proj_size and not (isinstance(cell, PointwiseCell) and cell.projectable):
+        raise ValueError(f"proj_size is {proj_size}, but {cell} reads h itself, so it cannot be projected: leave it out")
+    if not 0 <= proj_size < hidden_size:
+        raise ValueError(f"proj_size is {proj_size}, must be at least 0 and smaller than hidden_size {hidden_size}")
