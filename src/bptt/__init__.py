@@ -5,6 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bptt import cells as cells
+    from bptt import gradient as gradient
+    from bptt import kernels as kernels
+    from bptt import layers as layers
+    from bptt import network as network
     from bptt.cells import Cell as Cell
     from bptt.cells import PointwiseCell as PointwiseCell
     from bptt.gradient import Exact as Exact
@@ -21,8 +25,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 # Where each public name lives. They are imported on first use, so that `bptt --help` need not wait for torch.
+_MODULES = ("cells", "gradient", "kernels", "layers", "network")
 _HOMES = {
-    "cells": "bptt.cells",
     "Cell": "bptt.cells",
     "PointwiseCell": "bptt.cells",
     "RNN": "bptt.layers",
@@ -36,14 +40,15 @@ _HOMES = {
     "Strategy": "bptt.gradient",
     "Result": "bptt.gradient",
 }
-__all__ = [*_HOMES, "__version__"]  # noqa: PLE0604
+__all__ = [*_HOMES, *_MODULES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"bptt.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'bptt' has no attribute '{name}'; public names: {', '.join(sorted(_HOMES))}")
-    module = importlib.import_module(_HOMES[name])
-    value = module if name == "cells" else getattr(module, name)
+    value = getattr(importlib.import_module(_HOMES[name]), name)
     globals()[name] = value
     return value
 

@@ -100,7 +100,9 @@ class _Layer(nn.Module):
         given = (hx,) if isinstance(hx, Tensor) else tuple(hx)
         if len(given) != len(widths):
             names = ", ".join(f"{name}_0" for name in self.cell.states)
-            raise RuntimeError(f"the initial state has {len(given)} tensors, wanted {len(widths)}: pass ({names}) or None")
+            raise RuntimeError(
+                f"the initial state has {len(given)} tensors, wanted {len(widths)}: pass ({names}) or None"
+            )
         for name, component, width in zip(self.cell.states, given, widths, strict=True):
             self._check_state(name, component, (rows, batch, width), form)
         return tuple(form.state_in(component) for component in given)
@@ -381,6 +383,8 @@ def _check_sizes(
     if not 0 <= dropout <= 1:
         raise ValueError(f"dropout is {dropout}, must be in the range [0, 1]: the share of the units that is dropped")
     if proj_size and not (isinstance(cell, PointwiseCell) and cell.projectable):
-        raise ValueError(f"proj_size is {proj_size}, but {cell} reads h itself, so it cannot be projected: leave it out")
+        raise ValueError(
+            f"proj_size is {proj_size}, but {cell} reads h itself, so it cannot be projected: leave it out"
+        )
     if not 0 <= proj_size < hidden_size:
         raise ValueError(f"proj_size is {proj_size}, must be at least 0 and smaller than hidden_size {hidden_size}")

@@ -26,9 +26,7 @@ class Elman(PointwiseCell):
 
     def __post_init__(self) -> None:
         if self.nonlinearity not in get_args(Nonlinearity):
-            raise ValueError(
-                f"Unknown nonlinearity '{self.nonlinearity}': select from 'tanh', 'relu' or 'sigmoid'"
-            )
+            raise ValueError(f"Unknown nonlinearity '{self.nonlinearity}': select from 'tanh', 'relu' or 'sigmoid'")
 
     def pointwise(self, zx: Tensor, zh: Tensor, state: State, *vectors: Tensor) -> State:
         """h_t = φ(zx_t + zh_t)."""

@@ -53,7 +53,9 @@ def backward(
     """
     steps, targets = steps_of(x), steps_of(y)
     if steps != targets:
-        raise ValueError(f"x has {steps} steps, y has {targets}: give a target for each step, or let the loss ignore some")
+        raise ValueError(
+            f"x has {steps} steps, y has {targets}: give a target for each step, or let the loss ignore some"
+        )
     if steps == 0:
         raise ValueError("x has 0 steps, wanted at least 1")
     if reset is not None and reset.shape[0] != steps:

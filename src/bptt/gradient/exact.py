@@ -17,5 +17,5 @@ class Exact(Strategy):
         """One forward, one backward."""
         outputs, state = chunk.forward(chunk.x, chunk.state, chunk.reset)
         loss = total(chunk.loss(outputs, chunk.y))
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return Result(loss.detach(), detach(state))

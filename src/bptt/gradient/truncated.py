@@ -53,7 +53,9 @@ class Truncated(Strategy):
             if at < start:  # steps that no window covers
                 state, loss = line.without_gradient(at, start, begin, state)
                 losses.append(loss)
-            next_start = min(end + self.k1, line.steps) - self.window if end < line.steps else end + self.k1 - self.window
+            next_start = (
+                min(end + self.k1, line.steps) - self.window if end < line.steps else end + self.k1 - self.window
+            )
             at = min(max(start, next_start), end)
             state, after, loss = line.window(start, at, end, begin, state)
             losses.append(loss)
@@ -118,7 +120,7 @@ class _Line:
                 state_at_split = state
         outputs = pieces[0] if len(pieces) == 1 else join(*pieces)
         loss = total(self.chunk.loss(outputs, self._targets(first, end)))
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return detach(state_at_split), detach(state), loss.detach()
 
     def _forward(self, start: int, stop: int, state: Any) -> tuple[Any, Any]:

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor, _VF
+from torch import _VF, Tensor
 
 from bptt.cells import GRU, LSTM, Cell, Elman, State
 from bptt.kernels.base import Kernel, Sequences, Stack

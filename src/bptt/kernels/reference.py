@@ -204,9 +204,7 @@ def _differentiable_backward(
     weights = dict(zip(ctx.names, aliases[1 + n_states :], strict=True))
     outputs, final = pointwise_loop(ctx.cell, ctx.walk, aliases[0], weights, aliases[1 : 1 + n_states])
     wanted = [a for a in aliases if a.requires_grad]
-    found = iter(
-        torch.autograd.grad((outputs, *final), wanted, grads, create_graph=True, allow_unused=True)
-    )
+    found = iter(torch.autograd.grad((outputs, *final), wanted, grads, create_graph=True, allow_unused=True))
     return tuple(next(found) if a.requires_grad else None for a in aliases)
 
 
@@ -251,7 +249,9 @@ def unroll_backward(
     if w_hr is not None:
         d_weights["weight_hr"] = deltas[0].T @ cell.pointwise(zx, zh, before, *vectors)[0]
     for v, name in enumerate(cell.vectors):
-        d_weights[name] = sum((d * p[v] for d, p in zip(raw_deltas, partials.vectors, strict=True)), zh.new_zeros(())).sum(0)
+        d_weights[name] = sum(
+            (d * p[v] for d, p in zip(raw_deltas, partials.vectors, strict=True)), zh.new_zeros(())
+        ).sum(0)
     return _through(partials.zx, slice(None), raw_deltas), d_state, d_weights
 
 
