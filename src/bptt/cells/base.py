@@ -94,15 +94,17 @@ class PointwiseCell(Cell):
         leaves = [leaf.detach().requires_grad_() for leaf in (zx, zh, *state, *per_unit)]
         with torch.enable_grad():
             after = self.pointwise(leaves[0], leaves[1], tuple(leaves[2 : 2 + n_states]), *leaves[2 + n_states :])
-            rows = [
-                torch.autograd.grad(s.sum(), leaves, retain_graph=True, allow_unused=True, materialize_grads=True)
-                for s in after
-            ]
+            rows = [torch.autograd.grad(s.sum(), leaves, retain_graph=True, allow_unused=True) for s in after]
+
+        def filled(start: int, stop: int) -> tuple[tuple[Tensor, ...], ...]:
+            pairs = (zip(row[start:stop], leaves[start:stop], strict=True) for row in rows)
+            return tuple(tuple(torch.zeros_like(leaf) if g is None else g for g, leaf in pair) for pair in pairs)
+
         return Partials(
-            zx=tuple(row[0] for row in rows),
-            zh=tuple(row[1] for row in rows),
+            zx=tuple(zx for (zx,) in filled(0, 1)),
+            zh=tuple(zh for (zh,) in filled(1, 2)),
             direct=tuple(tuple(row[2 : 2 + n_states]) for row in rows),
-            vectors=tuple(tuple(row[2 + n_states :]) for row in rows),
+            vectors=filled(2 + n_states, len(leaves)),
         )
 
     def shapes(self, input_size: int, hidden_size: int, bias: bool, proj_size: int = 0) -> dict[str, tuple[int, ...]]:
@@ -160,7 +162,7 @@ class PointwiseCell(Cell):
             for r, before in enumerate(state):
                 block = zh.new_zeros(*zh.shape[:-2], zh.shape[-1], before.shape[-1])
                 direct = partials.direct[s][r]
-                if direct is not None and direct.shape[-1] == before.shape[-1]:
+                if direct is not None:
                     block = block + torch.diag_embed(direct)
                 if r == 0:
                     block = block + torch.einsum("...gh,ghp->...hp", partials.zh[s], w_hh)

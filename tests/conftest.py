@@ -1,0 +1,17 @@
+"""Settings that every test shares."""
+
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+# Fresh random inputs at every run; a failure prints the seed and the sizes that made it.
+settings.register_profile("fast", max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+settings.register_profile("fuzz", max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
+
+
+@pytest.fixture(autouse=True)
+def _two_threads():
+    torch.set_num_threads(2)
