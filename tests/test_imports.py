@@ -1,0 +1,70 @@
+"""The layering, and what importing costs."""
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import bptt
+
+SOURCE = Path(bptt.__file__).parent
+# Each layer may import itself and what stands before it; the leaves may be imported by all.
+LEAVES = {"errors", "options"}
+LAYERS = [{"cells"}, {"kernels"}, {"layers"}, {"network"}, {"gradient"}, {"tasks"}, {"train"}, {"cli"}, {"__main__"}]
+
+
+def _imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "bptt":
+            parts = node.module.split(".")
+            yield from ([parts[1]] if len(parts) > 1 else [alias.name for alias in node.names])
+        elif isinstance(node, ast.Import):
+            yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("bptt."))
+
+
+def _layer(name):
+    return next(i for i, layer in enumerate(LAYERS) if name in layer)
+
+
+def test_imports_go_one_way():
+    for path in SOURCE.rglob("*.py"):
+        own = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+        if own == "__init__":
+            continue
+        for other in _imported(path):
+            if other in LEAVES or other == "__version__":
+                continue
+            assert own not in LEAVES, f"{path.name} is a leaf, but imports {other}"
+            assert _layer(other) <= _layer(own), f"{own}/{path.name} imports {other}, which stands above it"
+
+
+def test_every_public_name_is_there():
+    for name in bptt.__all__:
+        assert getattr(bptt, name) is not None
+    assert set(bptt.__all__) <= set(dir(bptt))
+
+
+def _fresh(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_import_alone_loads_neither_torch_nor_numpy():
+    code = "import sys, bptt, bptt.options; print(sorted({'torch', 'numpy', 'polars', 'matplotlib'} & set(sys.modules)))"
+    assert _fresh(code).strip() == "[]"
+
+
+def test_help_answers_at_once_and_without_torch():
+    code = (
+        "import sys, atexit, bptt.cli\n"
+        "atexit.register(lambda: print('torch' in sys.modules))\n"
+        "sys.argv = ['bptt', '--help']\n"
+        "bptt.cli.main()"
+    )
+    assert _fresh(code).strip().endswith("False")
+    durations = []
+    for _ in range(5):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "bptt", "--help"], capture_output=True, check=True)
+        durations.append(time.perf_counter() - start)
+    assert min(durations) < 0.3, f"bptt --help took {min(durations):.2f} s at best"
