@@ -115,6 +115,10 @@ class Task(ABC):
     metric: ClassVar[str]
 
     @abstractmethod
+    def __init__(self, options: Any) -> None:
+        """Read and check the data that `options` (the task's own dataclass) name. Raises InputError."""
+
+    @abstractmethod
     def sizes(self) -> Sizes:
         """The sizes of the network."""
 
@@ -125,7 +129,8 @@ class Task(ABC):
     @abstractmethod
     def validation(self, shard: Shard) -> Iterator[Batch]:
         """The held-out part, once through, from zero state, in batches of which each goes on where the last stopped
-        if `carries_state`. The same at every call."""
+        if `carries_state`. The same at every call.
+        """
 
     @abstractmethod
     def score(self, loss: float) -> float:

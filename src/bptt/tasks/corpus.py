@@ -1,0 +1,179 @@
+"""Which files a text is made of, and which part of them is held out for validation."""
+
+import hashlib
+import os
+import sysconfig
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bptt.errors import InputError
+
+HELD_OUT_SHARE = 0.05
+HELD_OUT_BYTES = 300_000  # at most: the final validation is to take a few seconds only, however large the text
+
+# Parts of the standard library that are not code to learn from: tests, tables (encodings, pydoc_data), what was installed
+# beside it, and the old lib2to3 with its grammar files.
+_NOT_CODE = {
+    *("test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "__phello__", "_bundled"),
+    *("encodings", "pydoc_data", "lib2to3"),
+}
+
+
+@dataclass(frozen=True)
+class Document:
+    """Bytes [begin, end) of a UTF-8 file, both at the border of a character; `name` is its path below the folder."""
+
+    path: Path
+    name: str
+    begin: int
+    end: int
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return self.end - self.begin
+
+
+def find_documents(data: Path | None, glob: str) -> list[Document]:
+    """The documents of a file, of a folder (its files that match `glob`), or of Python's standard library (None).
+
+    They are in the order of their names, and none is empty. Raises InputError.
+    """
+    if data is None:
+        return _standard_library()
+    if not os.path.isdir(data):
+        return [one_document(data)]
+    documents = _in_order(_in_folder(data, glob))
+    if not documents:
+        raise InputError(f"{data} has only empty files for --glob '{glob}': give a text of some thousand characters")
+    return documents
+
+
+def one_document(path: Path) -> Document:
+    """The document that a file is. Raises InputError if there is no such file, or nothing in it."""
+    with _readable(path):
+        if not path.exists():
+            raise InputError(f"{path} does not exist: give the path of a UTF-8 text")
+        if path.is_dir():
+            raise InputError(f"{path} is a folder: give the path of one UTF-8 text file")
+        document = _whole(path, path.name)
+    if not document.size:
+        raise InputError(f"{path} is empty: give a text of some thousand characters")
+    return document
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Tells the user of a path that may not be read, or that the disk fails to give."""
+    try:
+        yield
+    except OSError as e:
+        raise InputError(f"cannot read {path} ({e.strerror}): give a text that you may read") from e
+
+
+def _in_order(documents: Iterable[Document]) -> list[Document]:
+    return sorted((d for d in documents if d.size), key=lambda d: d.name)
+
+
+def _whole(path: Path, name: str) -> Document:
+    if not path.is_file():
+        raise InputError(f"{path} is not a regular file, and a text is read more than once: save it to a file first")
+    return Document(path, name, 0, path.stat().st_size)
+
+
+def _in_folder(folder: Path, glob: str) -> list[Document]:
+    with _readable(folder):
+        os.scandir(folder).close()  # glob finds nothing, silently, in a folder that may not be read
+        try:
+            found = [(path, path.relative_to(folder)) for path in folder.glob(glob)]
+        except (ValueError, NotImplementedError) as e:
+            raise InputError(f"--glob '{glob}' is not a pattern below a folder ({e}): try '**/*.txt'") from e
+        documents = [_whole(path, name.as_posix()) for path, name in found if _is_wanted(name) and path.is_file()]
+    if not documents:
+        raise InputError(f"no file in {folder} matches --glob '{glob}' (hidden ones do not count): try '**/*'")
+    return documents
+
+
+def _is_wanted(name: Path) -> bool:
+    return not any(part.startswith(".") or part == "__pycache__" for part in name.parts)
+
+
+def _standard_library() -> list[Document]:
+    root = Path(sysconfig.get_path("stdlib"))
+    documents = [_whole(path, path.relative_to(root).as_posix()) for path in _code_below(root) if _is_text(path)]
+    if not documents:
+        raise InputError(f"no Python source text below {root}: give a text of your own with --data PATH")
+    return _in_order(documents)
+
+
+def _code_below(root: Path) -> Iterator[Path]:
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = [s for s in subfolders if s not in _NOT_CODE and not s.startswith((".", "config-"))]
+        yield from (Path(folder, n) for n in names if n.endswith(".py") and not n.startswith((".", "_sysconfigdata")))
+
+
+def _is_text(path: Path) -> bool:
+    """True for UTF-8 (a source file may declare another encoding)."""
+    try:
+        return "\0" not in path.read_bytes().decode()
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def split(documents: Sequence[Document]) -> tuple[list[Document], list[Document]]:
+    """The training part and the held-out part, each in the order given; together they hold each byte once.
+
+    Held out are whole documents: in the order of the hash of their names (so that it depends on no seed, and neighbours
+    are not taken together), each that still fits into 5 % of the bytes (at most 300,000). Where these fill less than half
+    of that, as with a single file, the end of the largest document makes up the rest.
+    """
+    target = min(HELD_OUT_BYTES, max(1, round(HELD_OUT_SHARE * sum(d.size for d in documents))))
+    room, held_out = target, set()
+    for document in sorted(documents, key=_hash_of_name):
+        if document.size <= room:
+            held_out.add(document)
+            room -= document.size
+    training = [d for d in documents if d not in held_out]
+    validation = [d for d in documents if d in held_out]
+    if room > target // 2:
+        largest = max(training, key=lambda d: d.size)
+        cut = _border_near(largest, largest.end - room)
+        training = [replace(d, end=cut) if d is largest else d for d in training if d is not largest or cut > d.begin]
+        validation.append(replace(largest, begin=cut))
+    return training, validation
+
+
+def _hash_of_name(document: Document) -> str:
+    return hashlib.sha256(os.fsencode(document.name)).hexdigest()
+
+
+def _border_near(document: Document, at: int) -> int:
+    """A byte offset near `at` to cut at: the first start of a line in half of the way to the end, or else of a character.
+
+    A character's first byte is at most 3 bytes back in UTF-8.
+    """
+    begin, half = max(document.begin, at - 3), at + (document.end - at) // 2
+    window = read_bytes(document.path, begin, half + 1)
+    line_end = window.find(b"\n", at - begin, half - begin)
+    if line_end >= 0:
+        return begin + line_end + 1
+    while at > begin and window[at - begin] & 0xC0 == 0x80:
+        at -= 1
+    return at
+
+
+def read_bytes(path: Path, begin: int, end: int) -> bytes:
+    """Bytes [begin, end) of a file. Raises InputError if it cannot be read or is too short by now."""
+    with _readable(path), open(path, "rb", buffering=0) as file:
+        file.seek(begin)
+        data = file.read(end - begin)
+    if len(data) != end - begin:
+        raise changed(path)
+    return data
+
+
+def changed(path: Path) -> InputError:
+    """The error for a file that is no longer as it was when the run began."""
+    return InputError(f"{path} has changed while it was in use: leave the text alone until the training has ended")

@@ -1,0 +1,191 @@
+"""The task of learning to write: which character comes next (many-to-many, softmax)."""
+
+import lzma
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bptt.errors import InputError
+from bptt.network import Softmax
+from bptt.options import PredictOptions, TextOptions
+from bptt.tasks.base import Batch, Json, Shard, Sizes, Task
+from bptt.tasks.characters import START, UNKNOWN, Characters, Vocabulary, code_points
+from bptt.tasks.corpus import find_documents, one_document, read_bytes, split
+from bptt.tasks.lanes import TextStream, held_out_batches
+
+SAMPLE_LENGTH = 500
+CONTEXT = 2000  # characters of a file's end that a continuation is read from
+
+
+class Text(Task):
+    """A character model of a text: files are documents, the vocabulary is what the training part holds.
+
+    The files are read in a stream, never as a whole. Raises InputError for what is not a text, or too little of it.
+    """
+
+    name: ClassVar[str] = "text"
+    carries_state: ClassVar[bool] = True
+    unit: ClassVar[str] = "characters"
+    metric: ClassVar[str] = "bits per character"
+
+    def __init__(self, options: TextOptions) -> None:
+        _check_sizes(options)
+        self._options = options
+        training, held_out = split(find_documents(options.data, options.glob))
+        self._training, self._held_out = Characters(training), Characters(held_out)
+        self._check_amount()
+        self._vocabulary = Vocabulary(self._training.known)
+
+    def _check_amount(self) -> None:
+        o, has, needs = self._options, self._training.total, self._options.batch * self._options.chunk
+        if has < needs or not self._held_out.total:
+            raise InputError(
+                f"the text has {has:,} characters to train on and {self._held_out.total:,} held out, but {o.batch} lanes "
+                f"(--batch) of at least {o.chunk} (--chunk) need {needs:,}: give more text or a smaller --batch"
+            )
+
+    def sizes(self) -> Sizes:
+        """As many classes as symbols (the classes 0 and 1 never come in training, and are unlearned at once)."""
+        return Sizes(outputs=len(self._vocabulary), head="softmax", symbols=len(self._vocabulary))
+
+    def stream(self, shard: Shard) -> TextStream:
+        """x, y int64 [chunk, this process's lanes]; every mask is True."""
+        return TextStream(self._training, self._vocabulary, self._options.batch, self._options.chunk, shard)
+
+    def validation(self, shard: Shard) -> Iterator[Batch]:
+        """The held-out documents in as many lanes as the training has; see `held_out_batches`."""
+        return held_out_batches(self._held_out, self._vocabulary, self._options.batch, self._options.chunk, shard)
+
+    def score(self, loss: float) -> float:
+        """Nats → bits per character.
+
+        A character that the training part does not hold counts as symbol 1 here; `report` adds the bits to spell it.
+        """
+        return loss / math.log(2)
+
+    def report(self, model: nn.Module) -> Json:
+        """Bits per character on the held-out text: the model's, the text's unigram entropy, xz's; and a sample.
+
+        The model pays for each unknown character: symbol 1, and log2(number of characters it does not know) to spell it.
+        """
+        model.eval()
+        text, v = self._held_out, self._vocabulary
+        unknown = int(text.counts.sum() - text.counts[code_points(v.characters)].sum())
+        bits = self._nats(model) / math.log(2) + unknown * v.bits_to_spell
+        sample = _continuation(model, v, "", SAMPLE_LENGTH, PredictOptions.temperature, self._options.seed)
+        return {
+            "bits per character, held-out text": bits / text.total,
+            "bits per character, unigram entropy of the same text": unigram_entropy(text),
+            "bits per character, xz -9e of the same text": xz_bits(text) / text.total,
+            "characters held out": text.total,
+            "characters to train on": self._training.total,
+            "characters held out that the training part does not hold": unknown,
+            "sample": "".join(sample),
+        }
+
+    def _nats(self, model: nn.Module) -> float:
+        """The sum of the losses over the held-out part."""
+        device, dtype = _place(model)
+        head, state, total = Softmax(), None, torch.zeros((), dtype=torch.float64, device=device)
+        with torch.no_grad():
+            for batch in self.validation(Shard()):
+                b = batch.to(device, dtype)
+                z, state = model(b.x, state) if b.reset is None else model(b.x, state, reset=b.reset)
+                total += head.losses(z, b.y)[b.mask].double().sum()
+        return float(total)
+
+    def spec(self) -> Json:
+        """The vocabulary: its characters in the order of their symbols, from 2 on."""
+        return {"vocabulary": self._vocabulary.characters}
+
+    def fingerprint(self) -> Json:
+        """Numbers of documents and bytes, and hashes of the names and sizes and of the contents, of both parts."""
+        parts = {"training": self._training, "held out": self._held_out}
+        return {
+            name: {"documents": len(p.documents), "bytes": p.size, "names": p.names_digest, "content": p.digest}
+            for name, p in parts.items()
+        }
+
+    @staticmethod
+    def predict(model: nn.Module, spec: Json, options: PredictOptions) -> Iterator[str]:
+        """Continues `prompt`, or else the end of the file `data`, or else writes a document from its start.
+
+        Yields `length` characters, one by one as they are drawn; the prompt is not repeated.
+        """
+        if options.length < 1:
+            raise InputError(f"--length is {options.length}: at least 1 character is wanted")
+        if not options.temperature >= 0:
+            raise InputError(f"--temperature is {options.temperature}: 0 (the likeliest always) or more is wanted")
+        prompt = options.prompt if options.prompt is not None else _end_of(options.data) if options.data else ""
+        model.eval()
+        vocabulary = Vocabulary(spec["vocabulary"])
+        return _continuation(model, vocabulary, prompt, options.length, options.temperature, options.seed)
+
+
+def _check_sizes(options: TextOptions) -> None:
+    for name in ("batch", "chunk", "embedding"):
+        if getattr(options, name) < 1:
+            raise InputError(f"--{name} is {getattr(options, name)}: 1 or more is wanted")
+
+
+def unigram_entropy(text: Characters) -> float:
+    """−Σ p log2 p over the text's own character frequencies p: bits per character of the best model without memory."""
+    p = text.counts[text.counts > 0] / text.total
+    return float(-(p * np.log2(p)).sum())
+
+
+def xz_bits(text: Characters) -> int:
+    """The size of the text compressed by xz at its highest setting, in bits."""
+    compressor = lzma.LZMACompressor(preset=9 | lzma.PRESET_EXTREME)
+    size = sum(len(compressor.compress(data)) for data in text.read())
+    return 8 * (size + len(compressor.flush()))
+
+
+def _place(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    parameter = next(model.parameters())
+    return parameter.device, parameter.dtype
+
+
+def _end_of(path: Path) -> str:
+    """The last characters of a UTF-8 file, CONTEXT at most."""
+    document = one_document(path)
+    begin = max(0, document.end - 4 * CONTEXT)
+    data = read_bytes(path, begin, document.end)
+    inside = next((i for i, byte in enumerate(data[:4]) if byte & 0xC0 != 0x80), 0) if begin else 0
+    wanted = "a UTF-8 text to continue is wanted, or --prompt"
+    try:
+        text = data[inside:].decode()
+    except UnicodeDecodeError as e:
+        raise InputError(f"{path} is not UTF-8 at byte {begin + inside + e.start} ({e.reason}): {wanted}") from e
+    if "\0" in text:
+        raise InputError(f"{path} is binary, it has a NUL byte at byte {begin + data.index(0)}: {wanted}")
+    return text[-CONTEXT:]
+
+
+def _continuation(
+    model: nn.Module, vocabulary: Vocabulary, prompt: str, length: int, temperature: float, seed: int
+) -> Iterator[str]:
+    """`length` characters after a document that begins with `prompt`."""
+    device, _ = _place(model)
+    generator = torch.Generator().manual_seed(seed)
+    symbols = [START, *vocabulary.encode(prompt).tolist()]
+    state: Any = None
+    for _ in range(length):
+        with torch.no_grad():
+            z, state = model(torch.tensor(symbols, device=device).unsqueeze(1), state)
+        symbols = [_draw(z[-1, 0], temperature, generator)]
+        yield vocabulary.character(symbols[0])
+
+
+def _draw(z: Tensor, temperature: float, generator: torch.Generator) -> int:
+    """A symbol with probability softmax(z / temperature), z [K]; never START or UNKNOWN, which stand for no character."""
+    z = z[UNKNOWN + 1 :].double().cpu()
+    if temperature == 0:
+        return int(z.argmax()) + UNKNOWN + 1
+    y = torch.softmax((z - z.max()) / temperature, dim=-1)
+    return int(torch.multinomial(y, 1, generator=generator)) + UNKNOWN + 1
