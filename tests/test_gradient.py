@@ -205,7 +205,16 @@ def test_strategies_by_name():
     assert parse_strategy("exact") == bptt.Exact()
     assert parse_strategy("truncated:7") == bptt.Truncated(7)
     assert parse_strategy("truncated:7,9") == bptt.Truncated(7, 9)
-    for wrong in ("", "exact:3", "truncated", "truncated:", "truncated:1,2,3", "truncated:-1", "truncated:a", "tbptt:5"):
+    for wrong in (
+        "",
+        "exact:3",
+        "truncated",
+        "truncated:",
+        "truncated:1,2,3",
+        "truncated:-1",
+        "truncated:a",
+        "tbptt:5",
+    ):
         with pytest.raises(ValueError, match="unknown: give exact, truncated:K1"):
             parse_strategy(wrong)
     with pytest.raises(ValueError, match="at least 1"):

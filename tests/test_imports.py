@@ -50,7 +50,9 @@ def _fresh(code):
 
 
 def test_import_alone_loads_neither_torch_nor_numpy():
-    code = "import sys, bptt, bptt.options; print(sorted({'torch', 'numpy', 'polars', 'matplotlib'} & set(sys.modules)))"
+    code = (
+        "import sys, bptt, bptt.options; print(sorted({'torch', 'numpy', 'polars', 'matplotlib'} & set(sys.modules)))"
+    )
     assert _fresh(code).strip() == "[]"
 
 

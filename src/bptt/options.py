@@ -46,7 +46,7 @@ class TrainOptions:
     steps: int | None = None
     """Budget: number of updates."""
     minutes: float | None = None
-    """Budget: minutes of training. (With --steps as well: whichever comes first.)"""
+    """Budget: minutes of training. The one of --steps and --minutes that is given counts; of both, what ends first."""
     validate_every: int = 200
     """Updates between two validations."""
     patience: int = 0
@@ -78,11 +78,11 @@ class TextOptions(TrainOptions):
     """Characters of each lane in one update; the hidden state is carried over to the next."""
     hidden: int = 256
     """Hidden units of each recurrent layer."""
-    strategy: str = "truncated:64"
-    """How the gradient travels back: truncated:K1[,K2] (every K1 steps, back through K2 steps), or exact (through the
-    whole chunk)."""
+    strategy: str = "exact"
+    """How the gradient travels back: exact (through the whole chunk, as truncated:CHUNK), or truncated:K1[,K2] (every K1
+    steps, back through K2 steps, also into the chunk before)."""
     minutes: float | None = 1.5
-    """Budget: minutes of training. (With --steps as well: whichever comes first.)"""
+    """Budget: minutes of training. The one of --steps and --minutes that is given counts; of both, what ends first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +113,14 @@ class SeriesOptions(TrainOptions):
     """Hidden units of each recurrent layer."""
     batch: int = 16
     """Parallel lanes of the stream in one update, over all processes."""
-    steps: int | None = 2000
+    cell: Literal["rnn", "gru", "lstm"] = "gru"
+    """The recurrent cell."""
+    steps: int | None = 1000
     """Budget: number of updates."""
+    validate_every: int = 50
+    """Updates between two validations."""
+    patience: int = 10
+    """Stop after this many validations without a better one, and keep the weights of the best. 0: never."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +145,10 @@ class LabelsOptions(TrainOptions):
     """Share of the sequences that is kept for the test, if --test-data is not given."""
     loss_at: Literal["last", "every"] = "last"
     """Where the loss is taken: at the last step only, or at every step."""
+    cell: Literal["rnn", "gru", "lstm"] = "gru"
+    """The recurrent cell."""
+    lr: float = 1e-2
+    """Learning rate at its highest."""
     steps: int | None = 600
     """Budget: number of updates."""
     validate_every: int = 50

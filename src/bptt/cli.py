@@ -1,0 +1,267 @@
+"""The command line: `bptt train` and `bptt predict`, made from the dataclasses of `bptt.options`.
+
+Exit codes: 0 done; 1 the loss became infinite or not a number; 2 something given cannot be used; 130 and 143 stopped by
+Ctrl-C and SIGTERM. torch is imported only when there is work for it: help and mistakes are answered at once.
+"""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, Union, get_args
+
+import bptt
+from bptt.errors import InputError
+from bptt.options import TASKS, PredictOptions, TrainOptions
+
+HELP = f"""\
+usage: bptt [-h] [--version] {{train,predict}} ...
+
+Train recurrent networks by backpropagation through time, and use them.
+
+  bptt train                                           learn to write, from the source text of Python's own
+                                                       library; 90 seconds
+  bptt train text   --data BOOK.txt                    … from a text of yours, a file or a folder
+  bptt train series --data FILE.csv --target COLUMN    forecast a table over time
+  bptt train labels --data FILE.csv --id COLUMN --label COLUMN
+                                                       label whole sequences
+  bptt train {{adding,copy}} --length 100                two problems that need a long memory
+  bptt train --resume RUN                              go on where a run stopped
+  bptt predict RUN                                     use a run: continue a text, forecast, label
+
+  torchrun --nproc-per-node N -m bptt train …          train in N processes
+
+options:
+  -h, --help     show this help; also `bptt train --help`, `bptt train TASK --help`, `bptt predict --help`
+  --version      show the version ({bptt.__version__})
+"""
+
+_TRAIN = """Train a recurrent network by backpropagation through time, in a run folder of its own.
+
+Without a task it learns text: `bptt train --steps 500` is `bptt train text --steps 500`.
+`bptt train --resume RUN` goes on where RUN stopped; only --steps, --minutes and --device may be other than before.
+
+Options of a task: `bptt train TASK --help`."""
+
+_MAY_CHANGE = {"steps", "minutes", "device", "data", "test_data"}  # whether the data are the same, their hashes tell
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `bptt` with these arguments (default: the process's own). Returns the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _command(arguments)
+    except InputError as error:
+        return _fail(str(error))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        return 0
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}; check the disk and the permissions, then try again")
+    except KeyboardInterrupt:
+        print("\nbptt: stopped at once; a run keeps its last checkpoint", file=sys.stderr)
+        return 130
+
+
+def _fail(message: str, code: int = 2) -> int:
+    print(f"bptt: error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _command(arguments: list[str]) -> int:
+    commands: dict[str, Callable[[list[str]], int]] = {"train": _train, "predict": _predict}
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(HELP, end="")
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"bptt {bptt.__version__}")
+        return 0
+    if arguments[0] not in commands:
+        raise InputError(f"unknown command {arguments[0]!r}: give train or predict; `bptt --help` shows examples")
+    return commands[arguments[0]](arguments[1:])
+
+
+# train -------------------------------------------------------------------------------------------------------------
+
+
+def _train(arguments: list[str]) -> int:
+    if arguments and arguments[0] in ("-h", "--help"):
+        return _train_help()
+    task = None
+    if arguments and not arguments[0].startswith("-"):
+        task, *arguments = arguments
+        if task not in TASKS:
+            raise InputError(f"unknown task {task!r}: give one of {', '.join(TASKS)}, or none for text")
+    folder = _resume_argument(arguments)
+    if folder is not None:
+        return _resume(folder, task, arguments)
+    options = _with_given_budget(_parse_training(TASKS[task or "text"], arguments), arguments)
+    from bptt.train import run
+
+    return _guarded(lambda: run.start(options))
+
+
+def _resume(folder: Path, task: str | None, arguments: list[str]) -> int:
+    from bptt.train.run_folder import read_config
+
+    config = read_config(folder)
+    kind = type(config.options)
+    if task not in (None, kind.task):
+        raise InputError(f"{folder} is a run of {kind.task}, not of {task}: leave the task out")
+    given = _parse_training(kind, arguments, config.options, folder)
+    options = _resumed(folder, config.options, _with_given_budget(given, arguments))
+    from bptt.train import run
+
+    return _guarded(lambda: run.resume(folder, config, options))
+
+
+def _guarded(work: Callable[[], int]) -> int:
+    """The exit code of a training, also where it ends in one of the ways that a training can."""
+    from torch import OutOfMemoryError
+
+    from bptt.train.distributed import LostProcess, Processes, SaidElsewhere
+    from bptt.train.loop import Diverged
+
+    try:
+        return work()
+    except SaidElsewhere:
+        return 2
+    except Diverged as error:
+        return _fail(str(error), code=1) if Processes.number() == 0 else 1
+    except LostProcess as error:
+        return _fail(str(error)) if Processes.number() == 0 else 2
+    except (MemoryError, OutOfMemoryError) as error:
+        return _fail(_out_of_memory(error))
+    except RuntimeError as error:
+        if "allocate" in str(error):  # torch has no class for it on the CPU
+            return _fail(_out_of_memory(error))
+        raise
+
+
+def _out_of_memory(error: BaseException) -> str:
+    reason = str(error).split("\n")[0]
+    return f"out of memory ({reason}): try a smaller --batch, --hidden, --layers, --chunk or --length"
+
+
+def _parse_training(
+    kind: type[TrainOptions], arguments: list[str], before: TrainOptions | None = None, folder: Path | None = None
+) -> TrainOptions:
+    """The options on the line; those that are not given as `before`, or the defaults."""
+    import tyro
+
+    about = "Go on with the run in this folder; its task and options need not be given."
+    resume = Annotated[Path | None, tyro.conf.arg(metavar="RUN", help=about, help_behavior_hint="")]
+    shown = _with_plain_help(kind, ("resume", resume, None))
+    default = None if before is None else shown(**_values(before, kind), resume=folder)
+    return kind(**_values(_parse(shown, f"bptt train {kind.task}", arguments, default), kind))
+
+
+def _parse(kind: Any, program: str, arguments: list[str], default: Any = None) -> Any:
+    """tyro's parser; only the first of several processes shows help or errors. Exits with 2 if the line is wrong."""
+    import tyro
+
+    given = {} if default is None else {"default": default}
+    return tyro.cli(kind, prog=program, args=arguments, console_outputs=os.environ.get("RANK", "0") == "0", **given)
+
+
+def _with_plain_help(kind: type[Any], *more: tuple[Any, ...]) -> Any:
+    """A dataclass with the fields of `kind` and some more, of which tyro's help says PATH instead of {None}|PATH."""
+    import tyro
+
+    fields: list[tuple[Any, ...]] = []
+    for f in dataclasses.fields(kind):
+        others = [t for t in get_args(f.type) if t is not NoneType]
+        if NoneType in get_args(f.type):
+            hint = "" if f.default is None else None  # where it is None, the help line itself says what that means
+            argument: Any = Annotated[
+                f.type, tyro.conf.arg(metavar=others[0].__name__.upper(), help_behavior_hint=hint)
+            ]
+            fields.append((f.name, argument, f.default))
+    return dataclasses.make_dataclass(
+        kind.__name__, [*fields, *more], bases=(kind,), frozen=True, kw_only=True, namespace={"__doc__": kind.__doc__}
+    )
+
+
+def _values(options: Any, kind: type[Any]) -> dict[str, Any]:
+    """The fields that `kind` has, from an object that may have more."""
+    return {f.name: getattr(options, f.name) for f in dataclasses.fields(kind)}
+
+
+def _train_help() -> int:
+    import tyro
+
+    named = tuple(Annotated[kind, tyro.conf.subcommand(name=name)] for name, kind in TASKS.items())
+    kinds: Any = Union[named]  # noqa: UP007  # made at run time
+    tyro.cli(kinds, prog="bptt train", description=_TRAIN, args=["--help"])
+    return 0
+
+
+def _given(arguments: list[str], name: str) -> str | None:
+    """The value of --name on the line, None if it is not there ("" if it is last)."""
+    flag = f"--{name}"
+    for here, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if here == flag:
+            return following
+        if here.startswith(flag + "="):
+            return here.removeprefix(flag + "=")
+    return None
+
+
+def _resume_argument(arguments: list[str]) -> Path | None:
+    run = _given(arguments, "resume")
+    if run is None or "-h" in arguments or "--help" in arguments:
+        return None
+    if run == "" or run.startswith("-"):
+        raise InputError("--resume needs the folder of a run, e.g. --resume runs/text-1")
+    return Path(run)
+
+
+def _with_given_budget(options: TrainOptions, arguments: list[str]) -> TrainOptions:
+    """Where one of --steps and --minutes is given, it alone is the budget: a default must not cut it short."""
+    steps, minutes = _given(arguments, "steps"), _given(arguments, "minutes")
+    if steps is not None and minutes is None:
+        return dataclasses.replace(options, minutes=None)
+    if minutes is not None and steps is None:
+        return dataclasses.replace(options, steps=None)
+    return options
+
+
+def _resumed(folder: Path, before: TrainOptions, given: TrainOptions) -> TrainOptions:
+    """The given options, if they differ from those of the run only where they may."""
+    if given.out is not None and given.out.absolute() == folder.absolute():
+        given = dataclasses.replace(given, out=before.out)
+    for field in dataclasses.fields(before):
+        was, now = getattr(before, field.name), getattr(given, field.name)
+        if field.name in _MAY_CHANGE or _same(was, now):
+            continue
+        raise InputError(
+            f"--{field.name.replace('_', '-')} is {was} in {folder}, given is {now}: leave it out to go on with the run, "
+            "or train a new one"
+        )
+    return given
+
+
+def _same(was: Any, now: Any) -> bool:
+    return was == now or (isinstance(was, Path) and isinstance(now, Path) and was.absolute() == now.absolute())
+
+
+# predict -----------------------------------------------------------------------------------------------------------
+
+
+def _predict(arguments: list[str]) -> int:
+    import tyro
+
+    about = "The folder that `bptt train` made."
+    run = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN", help=about)]
+    parsed = _parse(_with_plain_help(PredictOptions, ("run", run)), "bptt predict", arguments)
+    options = PredictOptions(**_values(parsed, PredictOptions))
+    from bptt.train.run_folder import read_config
+
+    read_config(parsed.run)  # says what is wrong with it before torch is loaded
+    from bptt.train.predict import predict
+
+    predict(parsed.run, options)
+    return 0

