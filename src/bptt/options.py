@@ -163,7 +163,9 @@ class AddingOptions(TrainOptions):
 
     length: int = 100
     """Steps of each sequence."""
-    steps: int | None = 3000
+    lr: float = 5e-3
+    """Learning rate at its highest."""
+    steps: int | None = 2000
     """Budget: number of updates."""
 
 

@@ -14,7 +14,10 @@ _GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 def build_network(options: TrainOptions, sizes: Sizes) -> Network:
     """The lecture's network with the options' cell and sizes, drawn from torch's generator, on the CPU in float32.
 
-    Biases of an LSTM's forget gate start at 1, so that at first it remembers (F. Gers 2000; R. Jozefowicz 2015).
+    Gates start open, so that at first the network remembers. Where the task says how long it must (`length`, T steps),
+    for about 1 to T steps, other units for other spans: forget gate of an LSTM and update gate of a GRU at
+    log u, u ~ U(1, T), the LSTM's input gate at −log u (chrono initialisation, C. Tallec, Y. Ollivier 2018). Else the
+    LSTM's forget gate at 1 (F. Gers 2000; R. Jozefowicz 2015).
     """
     features = _features(options, sizes)
     embedding = None if sizes.symbols is None else nn.Embedding(sizes.symbols, features)
@@ -24,9 +27,10 @@ def build_network(options: TrainOptions, sizes: Sizes) -> Network:
         recurrent = RNN(*sizes_of_layers, nonlinearity=options.activation, dropout=options.dropout)
     elif options.cell == "gru":
         recurrent = GRU(*sizes_of_layers, dropout=options.dropout)
+        _remember_at_first(recurrent, getattr(options, "length", None))
     else:
         recurrent = LSTM(*sizes_of_layers, dropout=options.dropout)
-        _remember_at_first(recurrent)
+        _remember_at_first(recurrent, getattr(options, "length", None))
     return Network(recurrent, options.hidden, sizes.outputs, HEADS[sizes.head](), embedding)
 
 
@@ -39,12 +43,22 @@ def _features(options: TrainOptions, sizes: Sizes) -> int:
 
 
 @torch.no_grad()
-def _remember_at_first(recurrent: LSTM) -> None:
+def _remember_at_first(recurrent: GRU | LSTM, steps: int | None) -> None:
+    """Set the biases of the gates; rows of a bias in torch.nn's order: r, z, n and i, f, g, o."""
     H = recurrent.hidden_size
+    keep = slice(H, 2 * H)  # z of the GRU, f of the LSTM
     for layer in range(recurrent.num_layers):
         weights = recurrent.layer_weights(layer, 0)
-        weights["bias_ih"][H : 2 * H] = 1  # gates in torch.nn's order: input, forget, cell, output
-        weights["bias_hh"][H : 2 * H] = 0
+        if steps is not None:
+            weights["bias_ih"][keep] = torch.empty(H).uniform_(1, max(2, steps)).log()
+        elif isinstance(recurrent, LSTM):
+            weights["bias_ih"][keep] = 1
+        else:
+            continue
+        weights["bias_hh"][keep] = 0
+        if steps is not None and isinstance(recurrent, LSTM):
+            weights["bias_ih"][:H] = -weights["bias_ih"][keep]
+            weights["bias_hh"][:H] = 0
 
 
 def count_parameters(options: TrainOptions, sizes: Sizes) -> int:
