@@ -73,7 +73,7 @@ def _tuple(state):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
-@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("backend", ["auto", "aten", "reference"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_whole_option_matrix(variant, backend, dtype):
     tolerance = 1e-10 if dtype == torch.float64 else 1e-5
@@ -95,7 +95,7 @@ def _equal(a, b):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_dropout_draws_what_torch_draws(variant):
-    theirs, ours = _pair(variant, num_layers=3, dropout=0.4)
+    theirs, ours = _pair(variant, "aten", num_layers=3, dropout=0.4)
     x = torch.randn(6, 3, 4)
     results = []
     for layer in (theirs, ours):
@@ -103,10 +103,11 @@ def test_dropout_draws_what_torch_draws(variant):
         results.append(layer(x)[0])
     assert torch.equal(*results)
     assert torch.equal(theirs.eval()(x)[0], ours.eval()(x)[0])
-    reference = copy.deepcopy(ours).train()
-    reference.backend = "reference"
-    torch.manual_seed(5)
-    torch.testing.assert_close(reference(x)[0], results[0])
+    for backend in ("auto", "reference"):
+        other = copy.deepcopy(ours).train()
+        other.backend = backend
+        torch.manual_seed(5)
+        torch.testing.assert_close(other(x)[0], results[0])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import bptt
 from bptt.gradient import double_sum
 from tests.cases import (
+    BY_HAND,
     CELLS,
     HEADS,
     POINTWISE,
@@ -26,6 +27,7 @@ from tests.cases import (
 )
 
 BACKENDS = ("aten", "reference")
+IN_TORCH = ("elman-tanh", "elman-relu", "gru", "lstm")  # cells that torch has an operator for
 
 
 def _gradients(outputs, final, leaves, seed):
@@ -65,8 +67,10 @@ def test_every_backend_is_autograd_of_the_plain_equations(name, with_reset, seed
     reset = random_reset(*size[:2]) if with_reset else None
     want = _gradients(*plain(cell, weights, x, state, reset), leaves, seed)
     assert_same(_run(made, "reference", x, state, leaves, seed, reset), want)
-    if name in ("elman-tanh", "elman-relu", "gru", "lstm"):
+    if name in IN_TORCH:
         assert_same(_run(made, "aten", x, state, leaves, seed, reset), want)
+    if name in BY_HAND:
+        assert_same(_run(made, "cpu", x, state, leaves, seed, reset), want)
 
 
 @pytest.mark.parametrize("name", ["lstm", "peephole"])

@@ -2,9 +2,10 @@
 
 from bptt.kernels.aten import Aten
 from bptt.kernels.base import Kernel, Sequences, Stack
+from bptt.kernels.cpu import Cpu
 from bptt.kernels.reference import Reference
 
-_FASTEST_FIRST: tuple[Kernel, ...] = (Aten(), Reference())
+_FASTEST_FIRST: tuple[Kernel, ...] = (Cpu(), Aten(), Reference())
 BACKENDS = ("auto", *(kernel.name for kernel in _FASTEST_FIRST))
 
 

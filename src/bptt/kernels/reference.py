@@ -1,8 +1,5 @@
 """The specification: plain loops over time, and the gradient as the lecture derives it.
 
-Rows. A padded batch [T, B, ·] and a packed one are the same thing here: N rows, step after step, of which step t has
-sizes[t]. So padding costs nothing and needs no mask: a sequence that has ended has no row.
-
 Forward, for each step in the direction of walking, with zx of all steps from one product before the loop:
 
     before_t = state, or 0 where a reset cuts         [sizes[t], ·]
@@ -19,20 +16,16 @@ This is lecture line 10 with its double sum taken in the order that costs T inst
 all later loss steps.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import accumulate
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from bptt.cells import Cell, Partials, PointwiseCell, State, Weights
-from bptt.kernels.base import Kernel, Sequences, Stack
+from bptt.cells import Partials, PointwiseCell, State, Weights
+from bptt.kernels.base import Sequences, Stack
+from bptt.kernels.layered import Gradients, LayerKernel, Saved
+from bptt.kernels.walk import Walk, loop, merge
 
 
-class Reference(Kernel):
+class Reference(LayerKernel):
     """Runs every cell, everywhere, slowly. The others are measured against it."""
 
     name = "reference"
@@ -41,131 +34,11 @@ class Reference(Kernel):
         """None: nothing is refused."""
         return None
 
-    def run(self, stack: Stack, sequences: Sequences, state: State) -> tuple[Tensor, State]:
-        """Layer by layer, direction by direction; under autocast too in the number format of the weights."""
-        with torch.autocast(sequences.x.device.type, enabled=False):
-            return self._run(stack, sequences, state)
-
-    def _run(self, stack: Stack, sequences: Sequences, state: State) -> tuple[Tensor, State]:
-        rows = sequences.x if sequences.batch_sizes is not None else sequences.x.flatten(0, 1)
-        walks = [Walk.over(sequences, reverse) for reverse in (False, True)]
-        finals: list[State] = []
-        for depth, directions in enumerate(stack.weights):
-            outputs = []
-            for direction, weights in enumerate(directions):
-                start = tuple(component[len(finals)] for component in state)
-                y, final = unroll(stack.cell, weights, rows, start, walks[direction])
-                outputs.append(y)
-                finals.append(final)
-            rows = torch.cat(outputs, dim=-1)
-            if depth < len(stack.weights) - 1:
-                rows = F.dropout(rows, stack.dropout, training=stack.dropout > 0)
-        y = rows if sequences.batch_sizes is not None else rows.unflatten(0, sequences.x.shape[:2])
-        return y, tuple(torch.stack(component) for component in zip(*finals, strict=True))
-
-
-@dataclass(frozen=True)
-class Walk:
-    """The order in which one direction visits the rows.
-
-    Attributes:
-        spans: the rows of each step, in order of time.
-        reverse: from the last step to the first.
-        cut: bool [N]: rows whose state is zeroed before they are computed; None where none is.
-    """
-
-    spans: tuple[slice, ...]
-    reverse: bool = False
-    cut: Tensor | None = None
-
-    @staticmethod
-    def over(sequences: Sequences, reverse: bool) -> "Walk":
-        """The walk over `sequences`. Backwards in time, what starts at t+1 must not reach t: the cut moves by a step."""
-        if sequences.batch_sizes is not None:
-            sizes = sequences.batch_sizes.tolist()
-        else:
-            sizes = [sequences.x.shape[1]] * sequences.x.shape[0]
-        ends = list(accumulate(sizes, initial=0))
-        spans = tuple(map(slice, ends[:-1], ends[1:]))
-        cut = sequences.reset
-        if cut is not None:
-            cut = cut if sequences.batch_sizes is not None else cut.flatten()
-            if reverse:
-                later = [F.pad(cut[ends[t] : ends[t] + n], (0, m - n)) for t, m, n in _neighbours(sizes)]
-                cut = torch.cat([*later, torch.zeros_like(cut[spans[-1]])])
-        return Walk(spans, reverse, cut)
-
-    def steps(self) -> Iterator[tuple[int, slice, int]]:
-        """(t, rows of t, how many), in the order of the walk."""
-        order = range(len(self.spans))
-        for t in reversed(order) if self.reverse else order:
-            rows = self.spans[t]
-            yield t, rows, rows.stop - rows.start
-
-    def backwards(self) -> "Walk":
-        """The same walk from its end to its beginning: the way of the gradient."""
-        return Walk(self.spans, not self.reverse, self.cut)
-
-    def zero_cut(self, state: State, rows: slice) -> State:
-        """`state` with zeros in the rows that are cut. `where`, not a product: 0 · inf would let a NaN across."""
-        if self.cut is None:
-            return state
-        cut = self.cut[rows].unsqueeze(-1)
-        return tuple(torch.where(cut, torch.zeros_like(s), s) for s in state)
-
-
-def _neighbours(sizes: list[int]) -> Iterator[tuple[int, int, int]]:
-    """(t + 1, sizes[t], sizes[t+1]) for each step but the last."""
-    for t in range(len(sizes) - 1):
-        yield t + 1, sizes[t], sizes[t + 1]
-
-
-def unroll(cell: Cell, weights: Weights, x: Tensor, state: State, walk: Walk) -> tuple[Tensor, State]:
-    """One layer in one direction: x [N, D] and the initial state [B, ·] → outputs [N, H or P] and the final state.
-
-    A pointwise cell gets its hand-derived gradient; any other cell, and any other kind of derivative, goes through
-    autograd over the plain loop.
-    """
-    if not isinstance(cell, PointwiseCell):
-        return loop(walk, state, lambda t, before: cell.step(x[walk.spans[t]], before, weights))
-    zx = cell.net_input(x, weights["weight_ih"], weights.get("bias_ih"))  # N,G,H
-    names = tuple(name for name in weights if name not in ("weight_ih", "bias_ih"))
-    if torch._C._are_functorch_transforms_active():  # torch.func cannot see through the Function below
-        return pointwise_loop(cell, walk, zx, weights, state)
-    outputs, *final = _Unroll.apply(cell, walk, names, zx, *state, *(weights[name] for name in names))
-    return outputs, tuple(final)
-
-
-def loop(walk: Walk, state: State, advance: Callable[[int, State], State]) -> tuple[Tensor, State]:
-    """The loop over time itself: `advance(t, state before) -> state after`, for the rows of step t."""
-    outputs: list[Tensor] = [state[0]] * len(walk.spans)
-    for t, rows, n in walk.steps():
-        before = walk.zero_cut(tuple(s[:n] for s in state), rows)
-        after = advance(t, before)
-        outputs[t] = after[0]
-        state = _merge(after, state, n)
-    return torch.cat(outputs), state
-
-
-def _merge(active: State, state: State, n: int) -> State:
-    """`state` with its first n rows replaced; the rest belongs to sequences that have no row at this step."""
-    return tuple(a if n == len(s) else torch.cat([a, s[n:]]) for a, s in zip(active, state, strict=True))
-
-
-def pointwise_loop(cell: PointwiseCell, walk: Walk, zx: Tensor, weights: Weights, state: State) -> tuple[Tensor, State]:
-    """The plain equations over time, from net inputs zx [N, G, H]."""
-    return loop(walk, state, lambda t, before: cell.advance(zx[walk.spans[t]], before, weights))
-
-
-class _Unroll(torch.autograd.Function):
-    """The loop of a pointwise cell with the gradient of this module's header."""
-
-    @staticmethod
     def forward(
-        ctx: Any, cell: PointwiseCell, walk: Walk, names: tuple[str, ...], zx: Tensor, *tensors: Tensor
-    ) -> tuple[Tensor, ...]:
-        n_states = len(cell.states)
-        state, weights = tensors[:n_states], dict(zip(names, tensors[n_states:], strict=True))
+        self, cell: PointwiseCell, walk: Walk, x: Tensor, state: State, weights: Weights
+    ) -> tuple[Tensor, State, Saved]:
+        """The plain loop; what is kept is zx and the state before each row."""
+        zx = cell.net_input(x, weights["weight_ih"], weights.get("bias_ih"))  # N,G,H
         visited: list[State] = [()] * len(walk.spans)
 
         def advance(t: int, before: State) -> State:
@@ -173,42 +46,33 @@ class _Unroll(torch.autograd.Function):
             return cell.advance(zx[walk.spans[t]], before, weights)
 
         outputs, final = loop(walk, state, advance)
-        before = tuple(torch.cat(component) for component in zip(*visited, strict=True))  # N,· each
-        ctx.cell, ctx.walk, ctx.names = cell, walk, names
-        ctx.save_for_backward(zx, *tensors, *before)
-        return outputs, *final
+        before = (torch.cat(component) for component in zip(*visited, strict=True))  # N,· each
+        return outputs, final, (zx, *before)
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        n_states = len(ctx.cell.states)
-        zx, *tensors = ctx.saved_tensors
-        before = tuple(tensors[-n_states:])
-        inputs = (zx, *tensors[:-n_states])
-        if torch.is_grad_enabled():  # create_graph=True: the gradient must itself have a gradient
-            return None, None, None, *_differentiable_backward(ctx, inputs, grads)
-        weights = dict(zip(ctx.names, inputs[1 + n_states :], strict=True))
-        d_zx, d_state, d_weights = unroll_backward(ctx.cell, ctx.walk, zx, weights, before, grads[0], grads[1:])
-        return None, None, None, d_zx, *d_state, *(d_weights[name] for name in ctx.names)
-
-
-def _differentiable_backward(
-    ctx: Any, inputs: tuple[Tensor, ...], grads: tuple[Tensor, ...]
-) -> tuple[Tensor | None, ...]:
-    """The gradient through autograd over the plain loop, with a graph of its own for second derivatives.
-
-    The loop runs on aliases of the inputs: one input may have been computed from another (tied weights), and only the
-    direct dependence belongs to this node.
-    """
-    aliases = tuple(t.view_as(t) for t in inputs)
-    n_states = len(ctx.cell.states)
-    weights = dict(zip(ctx.names, aliases[1 + n_states :], strict=True))
-    outputs, final = pointwise_loop(ctx.cell, ctx.walk, aliases[0], weights, aliases[1 : 1 + n_states])
-    wanted = [a for a in aliases if a.requires_grad]
-    found = iter(torch.autograd.grad((outputs, *final), wanted, grads, create_graph=True, allow_unused=True))
-    return tuple(next(found) if a.requires_grad else None for a in aliases)
+    def backward(
+        self,
+        cell: PointwiseCell,
+        walk: Walk,
+        x: Tensor,
+        state: State,
+        weights: Weights,
+        saved: Saved,
+        d_outputs: Tensor,
+        d_final: State,
+        x_wanted: bool,
+    ) -> Gradients:
+        """The recursion of this module's header, then one product for each weight."""
+        zx, *before = saved
+        assert zx is not None
+        d_zx, d_state, d_weights = walk_back(cell, walk, zx, weights, tuple(before), d_outputs, d_final)  # type: ignore[arg-type]
+        d_rows = d_zx.flatten(1)
+        d_weights["weight_ih"] = d_rows.T @ x
+        if "bias_ih" in weights:
+            d_weights["bias_ih"] = d_rows.sum(0)
+        return Gradients(d_rows @ weights["weight_ih"] if x_wanted else None, d_state, d_weights)
 
 
-def unroll_backward(
+def walk_back(
     cell: PointwiseCell,
     walk: Walk,
     zx: Tensor,
@@ -241,7 +105,7 @@ def unroll_backward(
         d_zh[rows] = _through(partials.zh, rows, delta)
         d_before = _direct(partials, rows, delta, before)
         d_before = (d_before[0] + d_zh[rows].flatten(1) @ w_hh, *d_before[1:])
-        d_state = _merge(walk.zero_cut(d_before, rows), d_state, n)
+        d_state = merge(walk.zero_cut(d_before, rows), d_state, n)
     raw_deltas = (d_raw, *deltas[1:])
     d_weights = {"weight_hh": d_zh.flatten(1).T @ before[0]}
     if "bias_hh" in weights:

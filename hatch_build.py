@@ -1,0 +1,77 @@
+"""Builds the native core, src/bptt/kernels/libbptt.so, when the package is installed; gcc or clang is all it needs.
+
+One file a set of instructions from the same source; which of them runs is decided when the core is loaded. Without a
+compiler the installation still succeeds, and bptt runs on torch's own operators.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+SOURCE = Path("src/bptt/kernels/csrc")
+LIBRARY = Path("src/bptt/kernels/libbptt.so")
+FLAGS = [
+    "-O3",
+    "-std=c++17",
+    "-fPIC",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fvisibility=hidden",
+]
+AVX2 = ["-mavx2", "-mfma"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mprefer-vector-width=512"]
+
+
+class NativeCore(BuildHookInterface):  # type: ignore[type-arg]
+    """Runs at `pip install`, also at `pip install --editable`."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Compile, and put the library into the wheel if that worked."""
+        root = Path(self.root)
+        if self.target_name != "wheel" or not _build(root):
+            return
+        build_data["artifacts"].append(str(LIBRARY))
+        build_data["pure_python"] = False
+        build_data["tag"] = f"py3-none-{sys.platform}_{platform.machine()}"
+
+
+def _build(root: Path) -> bool:
+    compiler = os.environ.get("CXX") or next((c for c in ("g++", "clang++") if shutil.which(c)), None)
+    if compiler is None or sys.platform != "linux":
+        print("bptt: no C++ compiler found: bptt will run on torch's own operators", file=sys.stderr)
+        return False
+    variants = [("api", []), ("isa", []), ("isa", AVX2), ("isa", AVX512)]
+    if platform.machine() not in ("x86_64", "AMD64"):
+        variants = [("api", ["-DBPTT_BASELINE_ONLY"]), ("isa", [])]
+    with tempfile.TemporaryDirectory() as scratch:
+        objects = [str(Path(scratch) / f"{i}.o") for i in range(len(variants))]
+        commands = [
+            [compiler, *FLAGS, *flags, "-c", str(root / SOURCE / f"{name}.cpp"), "-o", target]
+            for (name, flags), target in zip(variants, objects, strict=True)
+        ]
+        try:
+            with ThreadPoolExecutor() as pool:
+                list(pool.map(_run, commands))
+            new = root / LIBRARY.with_suffix(".new")
+            _run([compiler, "-shared", *objects, "-o", str(new)])
+            new.replace(root / LIBRARY)  # a process that has the old one open keeps it
+        except (OSError, subprocess.CalledProcessError) as error:
+            print(
+                f"bptt: the native core could not be built ({error}): bptt will run on torch's operators",
+                file=sys.stderr,
+            )
+            return False
+    return True
+
+
+def _run(command: list[str]) -> None:
+    subprocess.run(command, check=True)

@@ -1,0 +1,7 @@
+// Compiled once for each instruction set, with other flags.
+#include "loops.h"
+
+namespace bptt { namespace BPTT_ISA {
+Run find_run(const bptt_problem& p) { return p.is_double ? find<double>(p.cell) : find<float>(p.cell); }
+int lanes(bool is_double) { return is_double ? kLanes<double> : kLanes<float>; }
+}}

@@ -1,0 +1,140 @@
+"""Kernels that run one layer in one direction at a time; here: the stack around them, and their place in autograd."""
+
+from abc import abstractmethod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bptt.cells import Cell, PointwiseCell, State, Weights
+from bptt.kernels.base import Kernel, Sequences, Stack
+from bptt.kernels.walk import Walk, loop
+
+Saved = tuple[Tensor | None, ...]
+
+
+class Gradients(NamedTuple):
+    """What the backward of one layer finds: for x [N, D] (None if nobody asked), the initial state, each weight."""
+
+    x: Tensor | None
+    state: State
+    weights: dict[str, Tensor]
+
+
+class LayerKernel(Kernel):
+    """A kernel that states the forward and the backward of one layer in one direction, both without autograd."""
+
+    @abstractmethod
+    def forward(
+        self, cell: PointwiseCell, walk: Walk, x: Tensor, state: State, weights: Weights
+    ) -> tuple[Tensor, State, Saved]:
+        """Rows x [N, D] and the initial state [B, ·] → outputs [N, H or P], the final state, what backward needs."""
+
+    @abstractmethod
+    def backward(
+        self,
+        cell: PointwiseCell,
+        walk: Walk,
+        x: Tensor,
+        state: State,
+        weights: Weights,
+        saved: Saved,
+        d_outputs: Tensor,
+        d_final: State,
+        x_wanted: bool,
+    ) -> Gradients:
+        """The gradients of x, the initial state and the weights from those of the outputs and the final state.
+
+        It may be called more than once with the same `saved`, so it leaves it as it is.
+        """
+
+    def run(self, stack: Stack, sequences: Sequences, state: State) -> tuple[Tensor, State]:
+        """Layer by layer, direction by direction; under autocast too in the number format of the weights."""
+        with torch.autocast(sequences.x.device.type, enabled=False):
+            return self._run(stack, sequences, state)
+
+    def _run(self, stack: Stack, sequences: Sequences, state: State) -> tuple[Tensor, State]:
+        rows = sequences.x if sequences.batch_sizes is not None else sequences.x.flatten(0, 1)
+        walks = [
+            Walk.over(sequences, reverse) for reverse in ((False, True) if len(stack.weights[0]) == 2 else (False,))
+        ]
+        finals: list[State] = []
+        for depth, directions in enumerate(stack.weights):
+            outputs = []
+            for walk, weights in zip(walks, directions, strict=True):
+                start = tuple(component[len(finals)] for component in state)
+                y, final = self.layer(stack.cell, walk, rows, start, weights)
+                outputs.append(y)
+                finals.append(final)
+            rows = torch.cat(outputs, dim=-1) if len(outputs) > 1 else outputs[0]
+            if depth < len(stack.weights) - 1:
+                rows = F.dropout(rows, stack.dropout, training=stack.dropout > 0)
+        y = rows if sequences.batch_sizes is not None else rows.unflatten(0, sequences.x.shape[:2])
+        return y, tuple(torch.stack(component) for component in zip(*finals, strict=True))
+
+    def layer(self, cell: Cell, walk: Walk, x: Tensor, state: State, weights: Weights) -> tuple[Tensor, State]:
+        """One layer in one direction, for autograd.
+
+        A pointwise cell gets the kernel's own gradient; any other cell, and any other kind of derivative, goes through
+        autograd over the plain loop.
+        """
+        # torch.func cannot see through the Function below.
+        if not isinstance(cell, PointwiseCell) or torch._C._are_functorch_transforms_active():
+            return plain_layer(cell, walk, x, state, weights)
+        outputs, *final = _Layer.apply(self, cell, walk, tuple(weights), x, *state, *weights.values())
+        return outputs, tuple(final)
+
+
+def plain_layer(cell: Cell, walk: Walk, x: Tensor, state: State, weights: Weights) -> tuple[Tensor, State]:
+    """The plain equations over time."""
+    if isinstance(cell, PointwiseCell):
+        zx = cell.net_input(x, weights["weight_ih"], weights.get("bias_ih"))  # N,G,H: one product over all rows
+        return loop(walk, state, lambda t, before: cell.advance(zx[walk.spans[t]], before, weights))
+    return loop(walk, state, lambda t, before: cell.step(x[walk.spans[t]], before, weights))
+
+
+class _Layer(torch.autograd.Function):
+    """A kernel's forward and backward as one node of autograd's graph."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, kernel: LayerKernel, cell: PointwiseCell, walk: Walk, names: tuple[str, ...], *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        x, state, weights = _parts(cell, names, tensors)
+        outputs, final, saved = kernel.forward(cell, walk, x, state, weights)
+        ctx.kernel, ctx.cell, ctx.walk, ctx.names = kernel, cell, walk, names
+        ctx.save_for_backward(*tensors, *saved)
+        return outputs, *final
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        n = 1 + len(ctx.cell.states) + len(ctx.names)
+        tensors, saved = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
+        if torch.is_grad_enabled():  # create_graph=True: the gradient must itself have a gradient
+            return None, None, None, None, *_differentiable_backward(ctx, tensors, grads)
+        parts = _parts(ctx.cell, ctx.names, tensors)
+        found = ctx.kernel.backward(
+            ctx.cell, ctx.walk, *parts, saved, grads[0], grads[1:], x_wanted=ctx.needs_input_grad[4]
+        )
+        return None, None, None, None, found.x, *found.state, *(found.weights[name] for name in ctx.names)
+
+
+def _parts(cell: PointwiseCell, names: tuple[str, ...], tensors: tuple[Tensor, ...]) -> tuple[Tensor, State, Weights]:
+    n = 1 + len(cell.states)
+    return tensors[0], tuple(tensors[1:n]), dict(zip(names, tensors[n:], strict=True))
+
+
+def _differentiable_backward(
+    ctx: Any, tensors: tuple[Tensor, ...], grads: tuple[Tensor, ...]
+) -> tuple[Tensor | None, ...]:
+    """The gradient through autograd over the plain loop, with a graph of its own for second derivatives.
+
+    The loop runs on aliases of the inputs: one input may have been computed from another (tied weights), and only the
+    direct dependence belongs to this node.
+    """
+    aliases = tuple(t.view_as(t) for t in tensors)
+    outputs, final = plain_layer(ctx.cell, ctx.walk, *_parts(ctx.cell, ctx.names, aliases))
+    wanted = [a for a in aliases if a.requires_grad]
+    found = iter(torch.autograd.grad((outputs, *final), wanted, grads, create_graph=True, allow_unused=True))
+    return tuple(next(found) if a.requires_grad else None for a in aliases)

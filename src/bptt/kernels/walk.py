@@ -1,0 +1,88 @@
+"""The order in which the rows of a batch are visited, and the plain loop over them.
+
+Rows. A padded batch [T, B, ·] and a packed one are the same thing here: N rows, step after step, of which step t has
+sizes[t]. So padding costs nothing and needs no mask: a sequence that has ended has no row.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bptt.cells import State
+from bptt.kernels.base import Sequences
+
+
+@dataclass(frozen=True)
+class Walk:
+    """The order in which one direction visits the rows.
+
+    Attributes:
+        spans: the rows of each step, in order of time.
+        reverse: from the last step to the first.
+        cut: bool [N]: rows whose state is zeroed before they are computed; None where none is.
+    """
+
+    spans: tuple[slice, ...]
+    reverse: bool = False
+    cut: Tensor | None = None
+
+    @staticmethod
+    def over(sequences: Sequences, reverse: bool) -> "Walk":
+        """The walk over `sequences`. Backwards in time, what starts at t+1 must not reach t: the cut moves by a step."""
+        if sequences.batch_sizes is not None:
+            sizes = sequences.batch_sizes.tolist()
+        else:
+            sizes = [sequences.x.shape[1]] * sequences.x.shape[0]
+        ends = list(accumulate(sizes, initial=0))
+        spans = tuple(map(slice, ends[:-1], ends[1:]))
+        cut = sequences.reset
+        if cut is not None:
+            cut = cut if sequences.batch_sizes is not None else cut.flatten()
+            if reverse:
+                later = [F.pad(cut[ends[t] : ends[t] + n], (0, m - n)) for t, m, n in _neighbours(sizes)]
+                cut = torch.cat([*later, torch.zeros_like(cut[spans[-1]])])
+        return Walk(spans, reverse, cut)
+
+    def steps(self) -> Iterator[tuple[int, slice, int]]:
+        """(t, rows of t, how many), in the order of the walk."""
+        order = range(len(self.spans))
+        for t in reversed(order) if self.reverse else order:
+            rows = self.spans[t]
+            yield t, rows, rows.stop - rows.start
+
+    def backwards(self) -> "Walk":
+        """The same walk from its end to its beginning: the way of the gradient."""
+        return Walk(self.spans, not self.reverse, self.cut)
+
+    def zero_cut(self, state: State, rows: slice) -> State:
+        """`state` with zeros in the rows that are cut. `where`, not a product: 0 · inf would let a NaN across."""
+        if self.cut is None:
+            return state
+        cut = self.cut[rows].unsqueeze(-1)
+        return tuple(torch.where(cut, torch.zeros_like(s), s) for s in state)
+
+
+def _neighbours(sizes: list[int]) -> Iterator[tuple[int, int, int]]:
+    """(t + 1, sizes[t], sizes[t+1]) for each step but the last."""
+    for t in range(len(sizes) - 1):
+        yield t + 1, sizes[t], sizes[t + 1]
+
+
+def loop(walk: Walk, state: State, advance: Callable[[int, State], State]) -> tuple[Tensor, State]:
+    """The loop over time itself: `advance(t, state before) -> state after`, for the rows of step t."""
+    outputs: list[Tensor] = [state[0]] * len(walk.spans)
+    for t, rows, n in walk.steps():
+        before = walk.zero_cut(tuple(s[:n] for s in state), rows)
+        after = advance(t, before)
+        outputs[t] = after[0]
+        state = merge(after, state, n)
+    return torch.cat(outputs), state
+
+
+def merge(active: State, state: State, n: int) -> State:
+    """`state` with its first n rows replaced; the rest belongs to sequences that have no row at this step."""
+    return tuple(a if n == len(s) else torch.cat([a, s[n:]]) for a, s in zip(active, state, strict=True))

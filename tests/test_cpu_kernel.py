@@ -1,0 +1,160 @@
+"""The fused CPU kernel against the reference, in every instruction set that this machine has."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import bptt
+from bptt.kernels import Sequences
+from bptt.kernels.cpu import Cpu, library
+from bptt.kernels.reference import Reference
+from bptt.kernels.walk import Walk
+from tests.cases import BY_HAND, seeds
+
+SIZES = st.tuples(
+    st.integers(1, 12), st.integers(1, 19), st.integers(1, 9), st.sampled_from([1, 2, 7, 8, 16, 17, 31, 64, 97])
+)
+
+
+def _gradients(kernel, cell, walk, x, state, weights, seed):
+    outputs, final = kernel.layer(cell, walk, x, state, weights)
+    torch.manual_seed(seed)
+    tensors = {"y": outputs} | {f"final {i}": s for i, s in enumerate(final)}
+    loss = sum((t * torch.randn(t.shape, dtype=torch.float64).to(t.dtype)).sum() for t in tensors.values())
+    leaves = {"x": x} | {f"initial {i}": s for i, s in enumerate(state)} | dict(weights)
+    found = torch.autograd.grad(loss, list(leaves.values()))
+    return {n: t.detach() for n, t in tensors.items()} | {f"d_{n}": g for n, g in zip(leaves, found, strict=True)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
+@pytest.mark.parametrize("form", ["padded", "packed"])
+@pytest.mark.parametrize("name", BY_HAND)
+@given(seed=seeds, size=SIZES, reverse=st.booleans(), bias=st.booleans(), with_reset=st.booleans())
+def test_it_is_the_reference(name, form, dtype, seed, size, reverse, bias, with_reset):
+    torch.manual_seed(seed)
+    steps, batch, inputs, hidden = size
+    made = bptt.Recurrent(BY_HAND[name], inputs, hidden, bias=bias, dtype=torch.float64)
+    sizes = torch.full((steps,), batch)
+    if form == "packed":
+        sizes = torch.randint(1, batch + 1, (steps,)).sort(descending=True).values
+    x = torch.randn(int(sizes.sum()), inputs, dtype=torch.float64)
+    walk = Walk.over(Sequences(x, sizes, torch.rand(len(x)) < 0.2 if with_reset else None), reverse)
+    state = tuple(torch.randn(int(sizes[0]), hidden, dtype=torch.float64) for _ in made.cell.states)
+
+    def run(kernel, dtype):
+        made.to(dtype)
+        leaves = [t.detach().to(dtype).requires_grad_() for t in (x, *state)]
+        found = _gradients(kernel, made.cell, walk, leaves[0], tuple(leaves[1:]), made.layer_weights(0, 0), seed)
+        return {name: t.double() for name, t in found.items()}
+
+    want = run(Reference(), torch.float64)
+    got = run(Cpu(), dtype)
+    rounding = run(Reference(), dtype)
+    for tensor in want:
+        scale = max(1.0, want[tensor].norm().item())
+        error, unavoidable = ((r[tensor] - want[tensor]).norm().item() / scale for r in (got, rounding))
+        assert error <= max(1e-10 if dtype == torch.float64 else 1e-5, 2 * unavoidable), f"{tensor}: {error:.3g}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", BY_HAND)
+def test_saturated_and_special_inputs(name, dtype):
+    """±1e4, denormals and infinities give the reference's values; a NaN stays in its row."""
+    made = bptt.Recurrent(BY_HAND[name], 3, 20, dtype=dtype)
+    x = torch.randn(4, 6, 3, dtype=dtype)
+    x[0, 0], x[1, 1], x[2, 2], x[0, 3] = 1e4, -1e4, 1e-42, float("inf")
+    made.backend = "reference"
+    want, _ = made(x)
+    made.backend = "cpu"
+    got, _ = made(x)
+    largest = want[want.isfinite()].abs().max().item()  # a ReLU passes 1e4 on: rounding is relative to it
+    torch.testing.assert_close(got, want, equal_nan=True, atol=1e-6 * max(1.0, largest), rtol=1e-5)
+    x[1, 4] = float("nan")
+    got, _ = made(x)
+    assert got[1:, 4].isnan().all()
+    assert got[:, 5].isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
+def test_the_same_bits_at_every_run_and_thread_count(name):
+    made = getattr(bptt, name)(7, 33, num_layers=2, bidirectional=True, backend="cpu")
+    x, results = torch.randn(9, 12, 7), []
+    for threads in (2, 2, 1):
+        torch.set_num_threads(threads)
+        y, _ = made(x)
+        results.append([y, *torch.autograd.grad(y.square().sum(), list(made.parameters()))])
+    assert all(torch.equal(a, b) for a, b in zip(results[0], results[1], strict=True))
+    assert torch.equal(results[0][0], results[2][0])
+
+
+def test_strides_offsets_and_frozen_weights():
+    made = bptt.GRU(4, 6, backend="cpu")
+    made.weight_hh_l0.requires_grad_(False)
+    base = torch.randn(3, 9, 5, 4)
+    for x in (
+        base[1],
+        base[:, 1:8:2, 2].contiguous().expand(3, 4, 4),
+        base.transpose(0, 1)[:, :, 0],
+        base[0, :, :, :].flip(0),
+    ):
+        made.backend = "cpu"
+        y, h = made(x)
+        got = torch.autograd.grad(h.sum(), [made.weight_ih_l0, made.bias_hh_l0])  # the outputs themselves unused
+        made.backend = "reference"
+        y2, h2 = made(x)
+        want = torch.autograd.grad(h2.sum(), [made.weight_ih_l0, made.bias_hh_l0])
+        torch.testing.assert_close(y, y2)
+        torch.testing.assert_close(got, want)
+
+
+def test_a_graph_may_be_walked_twice():
+    made = bptt.LSTM(4, 6, backend="cpu")
+    y, _ = made(torch.randn(5, 3, 4))
+    first = torch.autograd.grad(y.sum(), list(made.parameters()), retain_graph=True)
+    second = torch.autograd.grad(y.sum(), list(made.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_derivatives_that_bypass_autograd_never_come_out_as_zero():
+    made = bptt.RNN(3, 4, dtype=torch.float64)
+    x, v = torch.randn(5, 2, 3, dtype=torch.float64), torch.randn(5, 2, 3, dtype=torch.float64)
+    _, tangent = torch.func.jvp(lambda x: made(x)[0], (x,), (v,))
+    numeric = (made(x + 1e-6 * v)[0] - made(x - 1e-6 * v)[0]) / 2e-6
+    torch.testing.assert_close(tangent, numeric.detach(), atol=1e-7, rtol=1e-6)
+    made.backend = "cpu"
+    with pytest.raises(RuntimeError, match="go through torch's own operators"):
+        torch.func.jvp(lambda x: made(x)[0], (x,), (v,))
+
+
+def test_what_it_refuses():
+    for made, x, reason in (
+        (bptt.LSTM(2, 4, proj_size=1, backend="cpu"), torch.randn(3, 1, 2), "no projection"),
+        (bptt.GRU(2, 4, backend="cpu", dtype=torch.bfloat16), torch.randn(3, 1, 2, dtype=torch.bfloat16), "bfloat16"),
+    ):
+        with pytest.raises(RuntimeError, match=reason):
+            made(x)
+
+
+_IN_A_PROCESS = """
+import pytest, sys
+from bptt.kernels.cpu import library
+assert library().core.bptt_isa().decode() == sys.argv[1], library().core.bptt_isa()
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", sys.argv[2], "-k", "reference or special"]))
+"""
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+def test_the_smaller_instruction_sets(isa):
+    native = library()
+    assert native is not None
+    if isa == "avx2" and native.core.bptt_isa() == b"baseline":
+        return  # this machine has no larger one, and the tests above have run it
+    environment = os.environ | {"BPTT_ISA": isa, "HYPOTHESIS_PROFILE": "quick"}
+    command = [sys.executable, "-c", _IN_A_PROCESS, isa, __file__]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 0, result.stdout[-3000:]
