@@ -13,7 +13,7 @@ RUNS = {
     "dropout": ["adding", "--length", "8", "--steps", "120", "--layers", "2", "--dropout", "0.3"],
     "text": ["text", "--data", "corpus", "--chunk", "16", "--strategy", "truncated:16", "--steps", "120"],
     "look-back": ["text", "--data", "corpus", "--chunk", "12", "--strategy", "truncated:5,14", "--steps", "100"],
-    "patience": ["copy", "--length", "5", "--steps", "120", "--patience", "2", "--lr", "0.3", "--schedule", "constant"],
+    "patience": ["copy", "--length", "5", "--steps", "400", "--patience", "2", "--lr", "10", "--schedule", "constant"],
     "gru, float64": ["adding", "--length", "8", "--steps", "120", "--cell", "gru", "--dtype", "float64"],
 }
 
@@ -129,7 +129,7 @@ def test_patience_hands_out_the_best_weights(tmp_path):
     assert bptt("train", *RUNS["patience"], *SMALL, "--out", run).returncode == 0
     checkpoint = read_checkpoint(run)
     assert checkpoint.standing.misses == 2
-    assert checkpoint.standing.step == checkpoint.standing.best_step + 2 * 20 < 120
+    assert checkpoint.standing.step == checkpoint.standing.best_step + 2 * 20 < 400
     model = read_model(run)
     assert all((model[name] == checkpoint.best[name]).all() for name in model)
     assert any((model[name] != checkpoint.weights[name]).any() for name in model)

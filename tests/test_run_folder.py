@@ -101,3 +101,33 @@ def test_two_runs_side_by_side_get_folders_of_their_own(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
         assert [make_folder(None, "text").name for _ in range(3)] == ["text-1", "text-2", "text-3"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"options": {"hidden": "many"}},
+        {"options": {"cell": "transformer"}},
+        {"options": {"hidden": True}},
+        {"options": {"lr": None}},
+        {"options": {"unheard": 1}},
+        {"options": 7},
+        {"task": "abacus"},
+        {"task": ["adding"]},
+        {"format": "new"},
+        {"sizes": {"outputs": -1, "head": "linear", "inputs": 2}},
+        {"sizes": {"outputs": 1, "head": "exec", "inputs": 2}},
+    ],
+)
+def test_a_sealed_config_of_a_stranger_that_makes_no_sense_is_one_line(change, run):
+    content = json.loads((run / "config.json").read_text()) | {"seal": UNSEALED}
+    change = {
+        key: content[key] | value if isinstance(value, dict) and key == "options" else value
+        for key, value in change.items()
+    }
+    (run / "config.json").write_bytes(seal(json.dumps(content | change).encode()))
+    failed(bptt("predict", run))
+    for garbage in (b"[" * 100_000, b"\xff", b"null", b"7"):
+        (run / "config.json").write_bytes(seal(b'"' + UNSEALED.encode() + b'"' + garbage))
+        with pytest.raises(InputError):
+            read_config(run)

@@ -4,8 +4,12 @@ Exit codes: 0 done; 1 the loss became infinite or not a number; 2 something give
 Ctrl-C and SIGTERM. torch is imported only when there is work for it: help and mistakes are answered at once.
 """
 
+import contextlib
 import dataclasses
+import io
+import itertools
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -51,6 +55,9 @@ _MAY_CHANGE = {"steps", "minutes", "device", "data", "test_data"}  # whether the
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `bptt` with these arguments (default: the process's own). Returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show "…" is no reason to fail
     try:
         return _command(arguments)
     except InputError as error:
@@ -67,7 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int = 2) -> int:
-    print(f"bptt: error: {' '.join(message.split())}", file=sys.stderr)
+    if os.environ.get("RANK", "0") == "0":  # of several processes the first speaks for all
+        print(f"bptt: error: {' '.join(message.split())}", file=sys.stderr)
     return code
 
 
@@ -126,7 +134,10 @@ def _guarded(work: Callable[[], int]) -> int:
     from bptt.train.loop import Diverged
 
     try:
-        return work()
+        code = work()
+        if code > 128:  # stopped by a signal, which torchrun repeats: it must not meet the process in its last moments
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return code
     except SaidElsewhere:
         return 2
     except Diverged as error:
@@ -160,11 +171,25 @@ def _parse_training(
 
 
 def _parse(kind: Any, program: str, arguments: list[str], default: Any = None) -> Any:
-    """tyro's parser; only the first of several processes shows help or errors. Exits with 2 if the line is wrong."""
+    """tyro's parser, with its boxed errors as one line. Raises InputError; help exits with 0."""
     import tyro
 
     given = {} if default is None else {"default": default}
-    return tyro.cli(kind, prog=program, args=arguments, console_outputs=os.environ.get("RANK", "0") == "0", **given)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(kind, prog=program, args=arguments, **given)
+    except SystemExit as end:
+        if not end.code:
+            raise
+        lines = (line.strip("│╭╮╰╯─ ") for line in said.getvalue().splitlines()[1:])
+        message = " ".join(line for line in lines if line).partition("For full helptext")[0].strip()
+        order = (
+            "; the task comes first: `bptt train TASK --option …`"
+            if message.split()[-1:] and message.split()[-1] in TASKS
+            else ""
+        )
+        raise InputError(f"{message.replace('Argument helptext:', '— ')}{order}; see `{program} --help`") from None
 
 
 def _with_plain_help(kind: type[Any], *more: tuple[Any, ...]) -> Any:
@@ -202,7 +227,7 @@ def _train_help() -> int:
 def _given(arguments: list[str], name: str) -> str | None:
     """The value of --name on the line, None if it is not there ("" if it is last)."""
     flag = f"--{name}"
-    for here, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for here, following in itertools.pairwise([*arguments, ""]):
         if here == flag:
             return following
         if here.startswith(flag + "="):

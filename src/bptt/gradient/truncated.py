@@ -52,7 +52,7 @@ class Truncated(Strategy):
             start = max(0, end - self.window)
             if at < start:  # steps that no window covers
                 state, loss = line.without_gradient(at, start, begin, state)
-                losses.append(loss)
+                losses += [] if loss is None else [loss]
             next_start = (
                 min(end + self.k1, line.steps) - self.window if end < line.steps else end + self.k1 - self.window
             )
@@ -94,13 +94,13 @@ class _Line:
             detach(cut(self.chunk.x, start, self.steps)), state, None if reset is None else reset[start:].clone()
         )
 
-    def without_gradient(self, start: int, stop: int, begin: int, state: Any) -> tuple[Any, Tensor]:
-        """The state before step `stop`, and the value of the losses in [max(start, begin), stop)."""
+    def without_gradient(self, start: int, stop: int, begin: int, state: Any) -> tuple[Any, Tensor | None]:
+        """The state before step `stop`, and the value of the losses in [max(start, begin), stop), None if it is empty."""
         with torch.no_grad():
             outputs, state = self._forward(start, stop, state)
-            if begin >= stop:
-                return state, torch.zeros(())
-            first = max(start, begin)
+            first = min(max(start, begin), stop)  # behind the past, which has no losses
+            if first == stop:
+                return state, None
             loss = self.chunk.loss(cut(outputs, first - start, stop - start), self._targets(first, stop))
         return state, loss.detach().reshape(())
 

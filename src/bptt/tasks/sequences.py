@@ -73,13 +73,15 @@ def from_table(
         times = read_times(table, time)
         for name, rows in groups.items():
             times.check_rising(rows, "" if id is None else name)
-    labels = None if label is None else tuple(_label(table, label, rows, name) for name, rows in groups.items())
+    labels = None
+    if label is not None:
+        texts = table.texts(label)
+        labels = tuple(_label(table, label, texts, rows, name) for name, rows in groups.items())
     return Sequences(str(table.path), columns, tuple(groups), tuple(values[rows] for rows in groups.values()), labels)
 
 
-def _label(table: Table, column: str, rows: NDArray[np.int64], name: str) -> str:
+def _label(table: Table, column: str, labels: list[str], rows: NDArray[np.int64], name: str) -> str:
     """The one label of a sequence, or an error that names the first row that disagrees."""
-    labels = table.texts(column)
     first = labels[rows[0]]
     for r in rows:
         if labels[r] != first:

@@ -29,7 +29,7 @@ WARM_UP = 256
 WINDOW = 512
 """The validation part is read in windows of so many judged steps, side by side."""
 
-LANES = 32
+LANES = 64
 """So many series or windows are judged side by side."""
 
 Values = NDArray[np.float64]
@@ -230,7 +230,7 @@ def _batch(encoding: Encoding, tape: Tape, piece: Piece, shard: Shard) -> Batch:
         torch.from_numpy(x),
         torch.from_numpy(y.reshape(flat)),
         torch.from_numpy(mine.reshape(flat)),
-        int(mask.sum()),
+        max(1, int(mask.sum())),  # a batch within the first season has no known target: its loss is 0
         reset,
     )
 
@@ -240,7 +240,7 @@ def _reset(starts: Flags) -> Tensor | None:
 
 
 @torch.no_grad()
-def run(model: nn.Module, tape: Tape, windows: Sequence[Window], steps: int = 512) -> Iterator[tuple[Piece, Values]]:
+def run(model: nn.Module, tape: Tape, windows: Sequence[Window], steps: int = 256) -> Iterator[tuple[Piece, Values]]:
     """Read windows of a tape side by side, the state carried: each piece with the network's outputs, [T, lanes, N·K]."""
     model.eval()
     weight = next(model.parameters())

@@ -139,6 +139,8 @@ def read_table(path: Path) -> Table:
     readers: dict[str, Callable[[Path], Table]] = {".csv": _read_csv, ".parquet": _read_parquet}
     reader = readers.get(path.suffix.lower())
     if reader is None:
+        if path.is_dir():
+            raise InputError(f"{path} is a folder, wanted one file: give a .csv or .parquet file in it")
         raise InputError(f"{path}: the name ends in {path.suffix or 'nothing'!r}, wanted .csv or .parquet: convert it")
     table = reader(path)
     if not len(table):

@@ -113,7 +113,7 @@ def check_memory(options: TrainOptions, parameters: int) -> None:
         parameters: how many weights the network has.
     """
     available = available_memory()
-    if available is None or options.device != "cpu":
+    if available is None or not options.device.startswith("cpu"):
         return
     width = 8 if options.dtype == "float64" else 4
     steps = getattr(options, "chunk", None) or getattr(options, "length", None) or 1

@@ -64,7 +64,6 @@ def _remember_at_first(recurrent: GRU | LSTM, steps: int | None) -> None:
 def count_parameters(options: TrainOptions, sizes: Sizes) -> int:
     """How many weights `build_network` would make, found without making one."""
     D, H = _features(options, sizes), options.hidden
-    total = (H + 1) * sizes.outputs + (sizes.symbols or 0) * D
-    for layer in range(options.layers):
-        total += _GATES[options.cell] * H * ((D if layer == 0 else H) + H + 2)
-    return total
+    gates = _GATES[options.cell]
+    first, other = gates * H * (D + H + 2), gates * H * (H + H + 2)
+    return (H + 1) * sizes.outputs + (sizes.symbols or 0) * D + first + (options.layers - 1) * other

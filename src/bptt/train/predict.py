@@ -11,7 +11,7 @@ from bptt.options import LabelsOptions, PredictOptions, SeriesOptions, TrainOpti
 from bptt.tasks import Sizes, task_class
 from bptt.train import check, run_folder
 from bptt.train.model import build_network
-from bptt.train.run_folder import MODEL, TEMPORARY
+from bptt.train.run_folder import CONFIG, MODEL, TEMPORARY
 from bptt.train.sealed_tensors import load_weights, read_model
 
 
@@ -32,13 +32,20 @@ def _pieces(folder: Path, options: PredictOptions) -> Iterator[str]:
     import torch
 
     config = run_folder.read_config(folder)
-    model = build_network(config.options, Sizes(**config.sizes))
-    model.to(getattr(torch, config.options.dtype))
+    check.check_options(config.options)
+    try:
+        model = build_network(config.options, Sizes(**config.sizes))
+        model.to(getattr(torch, config.options.dtype))
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, AssertionError) as error:
+        raise InputError(f"{folder / CONFIG} describes no network ({error!r}); restore it from a copy") from error
     load_weights(model, read_model(folder), folder / MODEL)
     model.to(options.device).eval()
     if options.data is None:
         options = replace(options, data=_data_of(config.options))
-    return task_class(config.options.task).predict(model, config.spec, options)
+    try:
+        return task_class(config.options.task).predict(model, config.spec, options)
+    except KeyError as error:
+        raise InputError(f"{folder / CONFIG} lacks {error} in its spec; restore it from a copy") from error
 
 
 def _data_of(options: TrainOptions) -> Path | None:

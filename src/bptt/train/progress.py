@@ -1,5 +1,6 @@
 """What the user sees while a run goes on: two live lines in a terminal, else a line every ten seconds."""
 
+import contextlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -122,7 +123,8 @@ class Lines(Progress):
     def show(self, figures: Figures) -> None:
         """One line."""
         left = clock(figures.seconds_left)
-        print(f"step {figures.step:,} · {self.describe(figures)} · {left} left", file=self._stream, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # nobody reads the lines: that is no reason to stop training
+            print(f"step {figures.step:,} · {self.describe(figures)} · {left} left", file=self._stream, flush=True)
 
     def close(self) -> None:
         """Nothing."""
@@ -156,7 +158,7 @@ class Live(Progress):
             f"{min(1.0, figures.spent):.0%}",
             f"{clock(figures.seconds_left)} left",
         )
-        self._screen.update(Group(line, Text(self.describe(figures), overflow="ellipsis", no_wrap=True)), refresh=True)
+        self._screen.update(Group(line, Text(self.describe(figures))), refresh=True)
 
     def close(self) -> None:
         """Take the lines from the screen."""

@@ -69,7 +69,8 @@ def resume(folder: Path, config: Config, options: TrainOptions) -> int:
         processes.together(lambda: _restore(training, folder, config, checkpoint))
         if processes.first:
             run_folder.remove_leftovers(folder)
-            (folder / run_folder.REPORT).unlink(missing_ok=True)
+            for name in (run_folder.REPORT, run_folder.MODEL):  # of before; the checkpoint holds the weights by now
+                (folder / name).unlink(missing_ok=True)
             run_folder.write_config(folder, _config(options, training.task))
             _say(f"{folder}: going on at step {training.standing.step:,}: {_describe(training)}")
         return _run(training, folder, checkpoint)
@@ -133,13 +134,9 @@ def _run(training: Training, folder: Path, checkpoint: Checkpoint | None) -> int
     try:
         with Interrupt() as interrupt:
             finished = _train(training, record, interrupt, new=checkpoint is None)
-        if training.processes.first:
-            write_model(folder, training.chosen_weights(), training.standing.step)
-            if finished:
-                training.model.load_state_dict(training.chosen_weights())
-                finish(training, folder, record.progress.wording)
-            else:
-                _say(f"stopped at step {training.standing.step:,}; go on with: bptt train --resume {folder}")
+            if training.processes.first:
+                _hand_out(training, folder, record, finished)
+            return 0 if finished else 128 + (training.processes.tell(interrupt.number) or signal.SIGINT)
     except Diverged as error:
         raise Diverged(f"{error}; {record.kept}") from error
     except BrokenPipeError:  # nobody reads the summary
@@ -147,7 +144,16 @@ def _run(training: Training, folder: Path, checkpoint: Checkpoint | None) -> int
     except OSError as error:
         reason = f"cannot write in {folder}: {error.strerror or error}; {record.kept}"
         raise InputError(f"{reason}: make room, then go on with `bptt train --resume {folder}`") from error
-    return 0 if finished else 128 + (training.processes.tell(interrupt.number) or signal.SIGINT)
+
+
+def _hand_out(training: Training, folder: Path, record: Record, finished: bool) -> None:
+    """Write the weights, and at the end of the training the report."""
+    write_model(folder, training.chosen_weights(), training.standing.step)
+    if finished:
+        training.model.load_state_dict(training.chosen_weights())
+        finish(training, folder, record.progress.wording)
+    else:
+        _say(f"stopped at step {training.standing.step:,}; go on with: bptt train --resume {folder}")
 
 
 def _record(training: Training, folder: Path, checkpoint: Checkpoint | None) -> Record:

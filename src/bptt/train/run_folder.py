@@ -159,18 +159,27 @@ def read_config(folder: Path) -> Config:
     """The configuration of a run folder. Raises InputError where it is not one, is damaged, or too new."""
     path = folder / CONFIG
     if not path.is_file():
-        what = "is not a run folder: it has no config.json" if folder.is_dir() else "does not exist"
+        missing = "is a file, not a run folder" if folder.exists() else "does not exist"
+        what = "is not a run folder: it has no config.json" if folder.is_dir() else missing
         raise InputError(f"{folder} {what}; give the folder that `bptt train` made, e.g. runs/text-1")
     data = read_sealed(path, "restore the file from a copy, or train again")
-    content = json.loads(data.decode("utf-8", "surrogatepass"))
+    try:
+        return _config_of(path, json.loads(data.decode("utf-8", "surrogatepass")))
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} is not a config that bptt wrote ({error!r}); restore it from a copy") from error
+
+
+def _config_of(path: Path, content: Json) -> Config:
     check_format(path, content)
     return Config(
         options=_options(path, content["task"], content["options"]),
-        sizes=content["sizes"],
-        spec=content["spec"],
-        fingerprint=content["fingerprint"],
-        metric=content["metric"],
-        unit=content["unit"],
+        sizes=dict(content["sizes"]),
+        spec=dict(content["spec"]),
+        fingerprint=dict(content["fingerprint"]),
+        metric=str(content["metric"]),
+        unit=str(content["unit"]),
     )
 
 
@@ -191,7 +200,17 @@ def _options(path: Path, task: str, values: Json) -> TrainOptions:
     if unknown:
         raise InputError(f"{path} has options unknown to this bptt: {', '.join(unknown)}; use the bptt that made it")
     restored: Json = {name: Path(v) if known[name] and v is not None else v for name, v in values.items()}
+    for f in fields(kind):
+        if not _fits(restored.get(f.name, f.default), f.default):
+            raise TypeError(f"option {f.name} is {restored[f.name]!r}")
     return kind(**restored)
+
+
+def _fits(value: Any, default: Any) -> bool:
+    """Whether the value is of the default's kind, as far as the default tells."""
+    if not isinstance(default, int | float | str) or value is None:
+        return True
+    return isinstance(value, int | float if isinstance(default, float) else type(default))
 
 
 # Making and holding a folder ---------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """The end of a run: report, sample and curve, in the folder and on the screen."""
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,11 @@ from bptt.train.run_folder import CURVE, REPORT, SAMPLE, write_atomically, write
 def finish(training: Training, folder: Path, wording: Wording) -> None:
     """Judge the model on the held-out data; write report.json, sample.txt and curve.png; print them."""
     report = training.task.report(training.model)
-    write_json(folder / REPORT, report)
     sample = report.get("sample")
     if sample is not None:
         write_atomically(folder / SAMPLE, str(sample).encode("utf-8", "replace"))
     draw_curve(folder, wording.task, wording.metric, wording.score, report)
+    write_json(folder / REPORT, report)  # last: where it is, the run is complete
     print_summary(training, folder, {name: value for name, value in report.items() if name != "sample"}, sample)
 
 
@@ -27,29 +26,40 @@ def print_summary(training: Training, folder: Path, report: Json, sample: Any) -
     """The report as a table, the sample, and what to do next, on standard output."""
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
 
     console = Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+    with console.capture() as captured:  # and print it here: rich ends the process if nobody reads
+        console.print(_table(training, report))
+        if training.best:
+            best, patience = training.standing.best_step, training.options.patience
+            console.print(f"weights of the best validation, at step {best:,} (--patience {patience})")
+        if sample is not None:
+            console.rule("written by the model", align="left")
+            console.print(escape(str(sample)), soft_wrap=True)
+            console.rule()
+        for line in _what_next(training, folder):
+            console.print(escape(line), soft_wrap=True)
+    print(captured.get(), end="", flush=True)
+
+
+def _table(training: Training, report: Json) -> Any:
+    from rich.markup import escape
+    from rich.table import Table
+
     at = training.standing
     table = Table(title=f"{training.task.name}: after {at.step:,} updates in {clock(at.elapsed)}", title_justify="left")
     table.add_column("on held-out data", overflow="fold")
     table.add_column("", justify="right")
     for name, value in report.items():
         table.add_row(escape(name), escape(_number(value)))
-    console.print(table)
-    if training.best:
-        console.print(
-            f"weights of the best validation, at step {at.best_step:,} (--patience {training.options.patience})"
-        )
-    if sample is not None:
-        console.rule("written by the model", align="left")
-        console.print(escape(str(sample)), soft_wrap=True)
-        console.rule()
-    console.print(f"curve:     {escape(str(folder / CURVE))}", soft_wrap=True)
-    console.print(f"use it:    bptt predict {escape(str(folder))}", soft_wrap=True)
+    return table
+
+
+def _what_next(training: Training, folder: Path) -> list[str]:
+    lines = [f"curve:     {folder / CURVE}", f"use it:    bptt predict {folder}"]
     if not stopped_early(training):
-        longer = replace(training.options, steps=2 * at.step, minutes=None)
-        console.print(f"train on:  bptt train --resume {escape(str(folder))} --steps {longer.steps}", soft_wrap=True)
+        lines.append(f"train on:  bptt train --resume {folder} --steps {2 * training.standing.step}")
+    return lines
 
 
 def stopped_early(training: Training) -> bool:
