@@ -1,4 +1,4 @@
-"""Builds the native core, src/bptt/kernels/libbptt.so, when the package is installed; gcc or clang is all it needs.
+"""Builds the native core, src/bptt/kernels/csrc/libbptt.so, when the package is installed; gcc or clang is all it needs.
 
 One file a set of instructions from the same source; which of them runs is decided when the core is loaded. Without a
 compiler the installation still succeeds, and bptt runs on torch's own operators.
@@ -17,7 +17,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SOURCE = Path("src/bptt/kernels/csrc")
-LIBRARY = Path("src/bptt/kernels/libbptt.so")
+LIBRARY = SOURCE / "libbptt.so"  # not beside the modules, among which Python would count it
 FLAGS = [
     "-O3",
     "-std=c++17",

@@ -35,6 +35,12 @@ def test_python_in_the_documents_runs(document, tmp_path, monkeypatch):
         exec(compile(block, document, "exec"), {"__name__": "__main__"})
 
 
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_links_lead_somewhere(document):
+    for link in re.findall(r"\]\(([^)#:]+)\)", (ROOT / document).read_text()):
+        assert (ROOT / link).exists(), link
+
+
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.stem)
 def test_examples_run(example, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)

@@ -239,7 +239,7 @@ class _Native(NamedTuple):
 @functools.cache
 def library() -> _Native | None:
     """The native core, loaded on first use; None if it was not built, or this torch has no `torch_parallel_for`."""
-    path = Path(__file__).with_name("libbptt.so")
+    path = Path(__file__).with_name("csrc") / "libbptt.so"
     if not path.exists():
         return None
     try:

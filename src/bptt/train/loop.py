@@ -172,7 +172,7 @@ class Training:
     def _diverged(self, step: int, what: str) -> Diverged:
         o = self.options
         clipping = f"--clip {o.clip / 10:g} (it is {o.clip:g})" if o.clip else "--clip 1 (it is off)"
-        remedy = f"try a smaller --lr, e.g. --lr {o.lr / 10:g} (it is {o.lr:g}), or {clipping}"
+        remedy = f"try a smaller --lr in a new run, e.g. --lr {o.lr / 10:g} (it is {o.lr:g}), or {clipping}"
         return Diverged(f"at step {step:,} {what}: {remedy}")
 
     # Validation ----------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 import bptt
 from bptt.errors import InputError
@@ -167,7 +167,7 @@ def read_config(folder: Path) -> Config:
         return _config_of(path, json.loads(data.decode("utf-8", "surrogatepass")))
     except InputError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is not a config that bptt wrote ({error!r}); restore it from a copy") from error
 
 
@@ -195,22 +195,26 @@ def check_format(path: Path, content: Json) -> None:
 def _options(path: Path, task: str, values: Json) -> TrainOptions:
     """The options from their JSON form; what an older version did not know has its default."""
     kind = TASKS[task]
-    known = {f.name: Path in (f.type, *get_args(f.type)) for f in fields(kind)}
-    unknown = sorted(set(values) - set(known))
+    types = {f.name: f.type for f in fields(kind)}
+    unknown = sorted(set(values) - set(types))
     if unknown:
         raise InputError(f"{path} has options unknown to this bptt: {', '.join(unknown)}; use the bptt that made it")
-    restored: Json = {name: Path(v) if known[name] and v is not None else v for name, v in values.items()}
-    for f in fields(kind):
-        if not _fits(restored.get(f.name, f.default), f.default):
-            raise TypeError(f"option {f.name} is {restored[f.name]!r}")
+    restored: Json = {}
+    for name, value in values.items():
+        is_path = Path in (types[name], *get_args(types[name]))
+        restored[name] = Path(value) if is_path and isinstance(value, str) else value
+        if not _fits(restored[name], types[name]):
+            raise TypeError(f"option {name} is {value!r}")
     return kind(**restored)
 
 
-def _fits(value: Any, default: Any) -> bool:
-    """Whether the value is of the default's kind, as far as the default tells."""
-    if not isinstance(default, int | float | str) or value is None:
-        return True
-    return isinstance(value, int | float if isinstance(default, float) else type(default))
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether the value is of a type as the options have it: int, float, str, Path, a Literal, or a union of them."""
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_args(kind):
+        return any(_fits(value, k) for k in get_args(kind))
+    return isinstance(value, int | float if kind is float else kind) and not isinstance(value, bool)
 
 
 # Making and holding a folder ---------------------------------------------------------------------------------------
