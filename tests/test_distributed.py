@@ -1,5 +1,6 @@
 """Several processes are one: the losses of two equal those of one at the same global batch."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -120,7 +121,8 @@ def test_ctrl_c_in_any_process_stops_all_at_the_same_step(which, tmp_path):
         runs[rank].send_signal(signal.SIGINT)
     time.sleep(0.05)
     for rank in which:  # torchrun passes on what the terminal has sent already
-        runs[rank].send_signal(signal.SIGINT)
+        with contextlib.suppress(ProcessLookupError):  # a quick one is gone by now
+            runs[rank].send_signal(signal.SIGINT)
     results = [run.result(timeout=60) for run in runs]
     assert [r.returncode for r in results] == [130, 130], results
     assert "go on with" in results[0].stderr

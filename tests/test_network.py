@@ -18,8 +18,8 @@ def _plain_losses(head, z, y):
         probabilities = z.exp() / z.exp().sum(-1, keepdim=True)
         return -probabilities.gather(-1, y.unsqueeze(-1)).squeeze(-1).log()
     if head == "sigmoid":
-        p = 1 / (1 + (-z.squeeze(-1)).exp())
-        return -torch.where(y == 1, p, 1 - p).log()
+        toward_label = torch.where(y == 1, z.squeeze(-1), -z.squeeze(-1))  # 1 - σ(z) = σ(-z), without the cancellation
+        return -(1 / (1 + (-toward_label).exp())).log()
     return (z - y) ** 2
 
 

@@ -72,6 +72,8 @@ class TextOptions(TrainOptions):
     """A UTF-8 text file, or a folder of them. Default: the source text of Python's standard library."""
     glob: str = "**/*"
     """Which files of a folder."""
+    lr: float = 4e-3
+    """Learning rate at its highest."""
     embedding: int = 64
     """Width of a character's vector."""
     chunk: int = 64
@@ -147,7 +149,9 @@ class LabelsOptions(TrainOptions):
     """Where the loss is taken: at the last step only, or at every step."""
     cell: Literal["rnn", "gru", "lstm"] = "gru"
     """The recurrent cell."""
-    lr: float = 1e-2
+    batch: int = 16
+    """Sequences in one update, over all processes."""
+    lr: float = 5e-3
     """Learning rate at its highest."""
     steps: int | None = 600
     """Budget: number of updates."""

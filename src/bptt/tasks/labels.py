@@ -2,7 +2,8 @@
 
 The network reads a sequence step by step; its output at the last step is the answer. `--loss-at last` trains on that step
 alone; `--loss-at every` takes a loss at each step, as some do to help the earlier steps. Prediction uses the last step in
-both cases: on JapaneseVowels it is right more often than the mean of the outputs over the steps, with either loss.
+both cases. (On JapaneseVowels the mean of the outputs over the steps is right less often: with the default GRU by 15 points
+after `last`, by one after `every`; only an LSTM after `every` gains a point by it.)
 """
 
 from collections import Counter

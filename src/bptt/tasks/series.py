@@ -230,7 +230,7 @@ def _batch(encoding: Encoding, tape: Tape, piece: Piece, shard: Shard) -> Batch:
         torch.from_numpy(x),
         torch.from_numpy(y.reshape(flat)),
         torch.from_numpy(mine.reshape(flat)),
-        max(1, int(mask.sum())),  # a batch within the first season has no known target: its loss is 0
+        int(mask.sum()),
         reset,
     )
 

@@ -298,10 +298,13 @@ def is_finished(options: TrainOptions, standing: Standing) -> bool:
 
 
 def counted_loss(head: Head, count: int) -> Callable[[Tensor, Any], Tensor]:
-    """The loss for `bptt.backward`: `(z, (y, mask)) -> Σ losses[mask] / count`."""
+    """The loss for `bptt.backward`: `(z, (y, mask)) -> Σ losses[mask] / count`; 0 where nothing counts.
+
+    That happens: a series whose first season is longer than the chunk has no known target in its first batch.
+    """
 
     def loss(z: Tensor, target: tuple[Tensor, Tensor]) -> Tensor:
-        return masked_losses(head, z, *target).sum() / count
+        return masked_losses(head, z, *target).sum() / max(1, count)
 
     return loss
 
