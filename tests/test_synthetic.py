@@ -17,6 +17,7 @@ from bptt.options import AddingOptions, CopyOptions, PredictOptions
 from bptt.tasks.adding import Adding
 from bptt.tasks.base import Shard
 from bptt.tasks.copy import BLANK, DELIMITER, ITEMS, KINDS, Copy
+from tests.runs import bptt as bptt_run
 
 LENGTHS = st.integers(2, 30)
 BOTH = st.sampled_from([(Adding, AddingOptions), (Copy, CopyOptions)])
@@ -213,3 +214,19 @@ def test_impossible_sizes_are_refused(make, says):
     with pytest.raises(InputError) as e:
         make()
     assert str(e.value) == says
+
+
+@pytest.mark.real
+def test_adding_100_numbers_is_learned(tmp_path):
+    """The promise, with nothing but defaults: chance is 0.167."""
+    assert bptt_run("train", "adding", "--length", "100", "--out", tmp_path / "run").returncode == 0
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["mean squared error"] < 0.01
+
+
+@pytest.mark.real
+def test_copy_beats_its_chance(tmp_path):
+    assert bptt_run("train", "copy", "--steps", "1500", "--out", tmp_path / "run").returncode == 0
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    model, chance = (v for name, v in report.items() if "nats" in name)
+    assert model < 0.8 * chance
