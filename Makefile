@@ -18,6 +18,7 @@ lint: .venv/tools
 # Benchmarks need the machine for themselves; the figures go to benchmarks/RESULTS.md by hand, with the machine's name.
 bench: .venv/installed
 	.venv/bin/python benchmarks/loop_overhead.py
+	.venv/bin/python benchmarks/layers.py
 
 # The law tests again, with many more random inputs.
 fuzz: .venv/tools
