@@ -181,6 +181,8 @@ class CopyOptions(TrainOptions):
 
     length: int = 20
     """Blank steps between the symbols and their recall."""
+    lr: float = 5e-3
+    """Learning rate at its highest."""
     steps: int | None = 3000
     """Budget: number of updates."""
 
