@@ -3,6 +3,7 @@
 The processes are forked from one that has imported torch already, which takes seconds; they share nothing else.
 """
 
+import contextlib
 import io
 import json
 import multiprocessing
@@ -50,8 +51,9 @@ class Run:
         os.kill(self._process.pid, number)
 
     def kill(self):
-        """SIGKILL: the process has no say."""
-        self.send_signal(signal.SIGKILL)
+        """SIGKILL: the process has no say. One that has already ended stays as it is."""
+        with contextlib.suppress(ProcessLookupError):
+            self.send_signal(signal.SIGKILL)
         self._process.join()
 
     def result(self, timeout=240):

@@ -80,9 +80,9 @@ def _fail(message: str, code: int = 2) -> int:
 
 
 def _command(arguments: list[str]) -> int:
-    # torch's threads wait for each other by spinning, and come almost to a halt when another process wants one of the
-    # cores: the demo went 2.5 to 5 times slower on 2 cores. Asleep they lose nothing. To be set before torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # OpenMP's threads wait for each other by spinning, and come almost to a halt when another process wants a core: on 2
+    # cores the demo then went 5 times slower. Spinning briefly loses nothing when alone. To be set before torch is loaded.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     commands: dict[str, Callable[[list[str]], int]] = {"train": _train, "predict": _predict}
     if not arguments or arguments[0] in ("-h", "--help"):
         print(HELP, end="")
