@@ -53,8 +53,8 @@ class _Layer(nn.Module):
         """
         form = _Form.of(input, self.batch_first)
         sequences = Sequences(form.time_first(input), form.batch_sizes, form.reset(reset))
-        self._check_input(sequences)
         stack = self._stack()
+        self._check_input(sequences, next(iter(stack.weights[0][0].values())))
         state = self._initial_state(sequences, hx, form)
         outputs, final = choose(self.backend, stack, sequences).run(stack, sequences, state)
         final = tuple(form.state_out(s) for s in final)
@@ -70,8 +70,8 @@ class _Layer(nn.Module):
         weights = tuple(tuple(self.layer_weights(n, d) for d in directions) for n in range(self.num_layers))
         return Stack(self.cell, weights, self.dropout if self.training else 0.0)
 
-    def _check_input(self, sequences: Sequences) -> None:
-        x, weight = sequences.x, next(iter(self.layer_weights(0, 0).values()))
+    def _check_input(self, sequences: Sequences, weight: Tensor) -> None:
+        x = sequences.x
         if x.dtype != weight.dtype and not torch._C._is_any_autocast_enabled():
             raise ValueError(
                 f"input has dtype {x.dtype}, the weights have {weight.dtype}: "

@@ -1,16 +1,14 @@
 """What a kernel is asked to do: run a stack of recurrent layers over time."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
 from bptt.cells import Cell, State, Weights
 
 
-@dataclass(frozen=True)
-class Stack:
+class Stack(NamedTuple):
     """Recurrent layers, one on top of the other, each in one or two directions.
 
     Attributes:
@@ -24,8 +22,7 @@ class Stack:
     dropout: float = 0.0
 
 
-@dataclass(frozen=True)
-class Sequences:
+class Sequences(NamedTuple):
     """The input of a stack, time first.
 
     Attributes:

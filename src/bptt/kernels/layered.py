@@ -27,9 +27,12 @@ class LayerKernel(Kernel):
 
     @abstractmethod
     def forward(
-        self, cell: PointwiseCell, walk: Walk, x: Tensor, state: State, weights: Weights
+        self, cell: PointwiseCell, walk: Walk, x: Tensor, state: State, weights: Weights, keep: bool
     ) -> tuple[Tensor, State, Saved]:
-        """Rows x [N, D] and the initial state [B, ·] → outputs [N, H or P], the final state, what backward needs."""
+        """Rows x [N, D] and the initial state [B, ·] → outputs [N, H or P], the final state, what backward needs.
+
+        Unless `keep`, nobody will ask for a gradient.
+        """
 
     @abstractmethod
     def backward(
@@ -51,14 +54,15 @@ class LayerKernel(Kernel):
 
     def run(self, stack: Stack, sequences: Sequences, state: State) -> tuple[Tensor, State]:
         """Layer by layer, direction by direction; under autocast too in the number format of the weights."""
-        with torch.autocast(sequences.x.device.type, enabled=False):
+        device = sequences.x.device.type
+        if not torch.is_autocast_enabled(device):
+            return self._run(stack, sequences, state)
+        with torch.autocast(device, enabled=False):
             return self._run(stack, sequences, state)
 
     def _run(self, stack: Stack, sequences: Sequences, state: State) -> tuple[Tensor, State]:
         rows = sequences.x if sequences.batch_sizes is not None else sequences.x.flatten(0, 1)
-        walks = [
-            Walk.over(sequences, reverse) for reverse in ((False, True) if len(stack.weights[0]) == 2 else (False,))
-        ]
+        walks = [Walk.over(sequences, reverse=bool(direction)) for direction in range(len(stack.weights[0]))]
         finals: list[State] = []
         for depth, directions in enumerate(stack.weights):
             outputs = []
@@ -70,7 +74,9 @@ class LayerKernel(Kernel):
             rows = torch.cat(outputs, dim=-1) if len(outputs) > 1 else outputs[0]
             if depth < len(stack.weights) - 1:
                 rows = F.dropout(rows, stack.dropout, training=stack.dropout > 0)
-        y = rows if sequences.batch_sizes is not None else rows.unflatten(0, sequences.x.shape[:2])
+        y = rows if sequences.batch_sizes is not None else rows.view(*sequences.x.shape[:2], -1)
+        if len(finals) == 1:
+            return y, tuple(component.unsqueeze(0) for component in finals[0])
         return y, tuple(torch.stack(component) for component in zip(*finals, strict=True))
 
     def layer(self, cell: Cell, walk: Walk, x: Tensor, state: State, weights: Weights) -> tuple[Tensor, State]:
@@ -82,7 +88,10 @@ class LayerKernel(Kernel):
         # torch.func cannot see through the Function below.
         if not isinstance(cell, PointwiseCell) or torch._C._are_functorch_transforms_active():
             return plain_layer(cell, walk, x, state, weights)
-        outputs, *final = _Layer.apply(self, cell, walk, tuple(weights), x, *state, *weights.values())
+        tensors = (x, *state, *weights.values())
+        if not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
+            return self.forward(cell, walk, x, state, weights, keep=False)[:2]
+        outputs, *final = _Layer.apply(self, cell, walk, tuple(weights), *tensors)
         return outputs, tuple(final)
 
 
@@ -102,7 +111,7 @@ class _Layer(torch.autograd.Function):
         ctx: Any, kernel: LayerKernel, cell: PointwiseCell, walk: Walk, names: tuple[str, ...], *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         x, state, weights = _parts(cell, names, tensors)
-        outputs, final, saved = kernel.forward(cell, walk, x, state, weights)
+        outputs, final, saved = kernel.forward(cell, walk, x, state, weights, keep=True)
         ctx.kernel, ctx.cell, ctx.walk, ctx.names = kernel, cell, walk, names
         ctx.save_for_backward(*tensors, *saved)
         return outputs, *final

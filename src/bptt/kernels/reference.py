@@ -35,7 +35,7 @@ class Reference(LayerKernel):
         return None
 
     def forward(
-        self, cell: PointwiseCell, walk: Walk, x: Tensor, state: State, weights: Weights
+        self, cell: PointwiseCell, walk: Walk, x: Tensor, state: State, weights: Weights, keep: bool
     ) -> tuple[Tensor, State, Saved]:
         """The plain loop; what is kept is zx and the state before each row."""
         zx = cell.net_input(x, weights["weight_ih"], weights.get("bias_ih"))  # N,G,H

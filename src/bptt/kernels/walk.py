@@ -5,8 +5,9 @@ sizes[t]. So padding costs nothing and needs no mask: a sequence that has ended 
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import accumulate
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -21,31 +22,37 @@ class Walk:
     """The order in which one direction visits the rows.
 
     Attributes:
-        spans: the rows of each step, in order of time.
+        length: T, how many steps there are.
+        batch: B, the rows of the first step.
+        offsets: int64 [T+1] on the CPU: the rows of step t are offsets[t] .. offsets[t+1]; None: every step has B.
         reverse: from the last step to the first.
         cut: bool [N]: rows whose state is zeroed before they are computed; None where none is.
     """
 
-    spans: tuple[slice, ...]
+    length: int
+    batch: int
+    offsets: Tensor | None = None
     reverse: bool = False
     cut: Tensor | None = None
 
     @staticmethod
     def over(sequences: Sequences, reverse: bool) -> "Walk":
         """The walk over `sequences`. Backwards in time, what starts at t+1 must not reach t: the cut moves by a step."""
-        if sequences.batch_sizes is not None:
-            sizes = sequences.batch_sizes.tolist()
+        x, sizes, cut = sequences
+        if sizes is not None:
+            walk = Walk(len(sizes), int(sizes[0]), F.pad(sizes.cumsum(0), (1, 0)), reverse, cut)
         else:
-            sizes = [sequences.x.shape[1]] * sequences.x.shape[0]
-        ends = list(accumulate(sizes, initial=0))
-        spans = tuple(map(slice, ends[:-1], ends[1:]))
-        cut = sequences.reset
-        if cut is not None:
-            cut = cut if sequences.batch_sizes is not None else cut.flatten()
-            if reverse:
-                later = [F.pad(cut[ends[t] : ends[t] + n], (0, m - n)) for t, m, n in _neighbours(sizes)]
-                cut = torch.cat([*later, torch.zeros_like(cut[spans[-1]])])
-        return Walk(spans, reverse, cut)
+            walk = Walk(*x.shape[:2], None, reverse, None if cut is None else cut.flatten())
+        if walk.cut is None or not reverse:
+            return walk
+        later = [F.pad(walk.cut[b], (0, (a.stop - a.start) - (b.stop - b.start))) for a, b in pairwise(walk.spans)]
+        return replace(walk, cut=torch.cat([*later, torch.zeros_like(walk.cut[walk.spans[-1]])]))
+
+    @cached_property
+    def spans(self) -> tuple[slice, ...]:
+        """The rows of each step, in order of time."""
+        ends = [self.batch * t for t in range(self.length + 1)] if self.offsets is None else self.offsets.tolist()
+        return tuple(map(slice, ends[:-1], ends[1:]))
 
     def steps(self) -> Iterator[tuple[int, slice, int]]:
         """(t, rows of t, how many), in the order of the walk."""
@@ -56,7 +63,7 @@ class Walk:
 
     def backwards(self) -> "Walk":
         """The same walk from its end to its beginning: the way of the gradient."""
-        return Walk(self.spans, not self.reverse, self.cut)
+        return replace(self, reverse=not self.reverse)
 
     def zero_cut(self, state: State, rows: slice) -> State:
         """`state` with zeros in the rows that are cut. `where`, not a product: 0 · inf would let a NaN across."""
@@ -64,12 +71,6 @@ class Walk:
             return state
         cut = self.cut[rows].unsqueeze(-1)
         return tuple(torch.where(cut, torch.zeros_like(s), s) for s in state)
-
-
-def _neighbours(sizes: list[int]) -> Iterator[tuple[int, int, int]]:
-    """(t + 1, sizes[t], sizes[t+1]) for each step but the last."""
-    for t in range(len(sizes) - 1):
-        yield t + 1, sizes[t], sizes[t + 1]
 
 
 def loop(walk: Walk, state: State, advance: Callable[[int, State], State]) -> tuple[Tensor, State]:

@@ -1,12 +1,13 @@
-// The C interface: chooses the instruction set once, and splits the batch over torch's threads.
+// The C interface; it chooses the instruction set once.
 #include "problem.h"
 #include <cstring>
 #include <cstdlib>
+#include <new>
 
 namespace bptt {
-typedef void (*Run)(const bptt_problem&, int64_t, int64_t, bool);
-#define BPTT_DECLARE(isa) namespace isa { Run find_run(const bptt_problem&); int lanes(bool); }
-struct Isa { const char* name; bool supported; Run (*find_run)(const bptt_problem&); int (*lanes)(bool); };
+typedef void (*Run)(const bptt_problem&, bptt_parallel_for, bool);
+#define BPTT_DECLARE(isa) namespace isa { Run find_run(const bptt_problem&); int64_t units(int64_t, bool); }
+struct Isa { const char* name; bool supported; Run (*find_run)(const bptt_problem&); int64_t (*units)(int64_t, bool); };
 
 BPTT_DECLARE(baseline)
 #ifndef BPTT_BASELINE_ONLY
@@ -23,10 +24,10 @@ static const Isa& isa() {
 #endif
   static const Isa all[] = {
 #ifndef BPTT_BASELINE_ONLY
-      {"avx512", has_avx512, avx512::find_run, avx512::lanes},
-      {"avx2", has_avx2, avx2::find_run, avx2::lanes},
+      {"avx512", has_avx512, avx512::find_run, avx512::units},
+      {"avx2", has_avx2, avx2::find_run, avx2::units},
 #endif
-      {"baseline", true, baseline::find_run, baseline::lanes},
+      {"baseline", true, baseline::find_run, baseline::units},
   };
   static const Isa& chosen = []() -> const Isa& {
     const char* wanted = std::getenv("BPTT_ISA");  // for the tests: a smaller one than the best
@@ -37,22 +38,24 @@ static const Isa& isa() {
   return chosen;
 }
 
-struct Work { const bptt_problem* p; Run run; bool backward; };
 }  // namespace bptt
 
 #define BPTT_EXPORT __attribute__((visibility("default")))
 
 extern "C" {
 BPTT_EXPORT const char* bptt_isa() { return bptt::isa().name; }
-BPTT_EXPORT int64_t bptt_lanes(int64_t is_double) { return bptt::isa().lanes(is_double); }
+// H rounded up to whole registers: the width of `gates` and `candidate`.
+BPTT_EXPORT int64_t bptt_units(int64_t hidden, int64_t is_double) { return bptt::isa().units(hidden, is_double != 0); }
 
+// 0, or why not: 1 no such cell, 2 out of memory.
 BPTT_EXPORT int bptt_run(const bptt_problem* p, int64_t backward, bptt_parallel_for parallel_for) {
   bptt::Run run = bptt::isa().find_run(*p);
   if (!run) return 1;
-  bptt::Work work{p, run, backward != 0};
-  return parallel_for(0, p->threads, 1, [](int64_t a, int64_t b, void* context) {
-    const bptt::Work& w = *static_cast<bptt::Work*>(context);
-    for (int64_t i = a; i < b; ++i) w.run(*w.p, w.p->borders[i], w.p->borders[i + 1], w.backward);
-  }, &work);
+  try {
+    run(*p, parallel_for, backward != 0);
+  } catch (const std::bad_alloc&) {
+    return 2;
+  }
+  return 0;
 }
 }

@@ -3,8 +3,9 @@
 //   kGates   G
 //   kApart   how many of the last gates need zx and zh apart (the GRU's candidate); the others enter as the sum z = zx + zh
 //   kStates  1 (h) or 2 (h, c)
-//   forward  z[G] -> h, c; what the backward needs of z is left in z, and in `extra`
-//   backward what forward left, dh, dc -> dz[G] (by zx), dz_apart (by zh, where apart), dh_direct, dc (by c before)
+//   forward  z[G] (where apart: zx; `extra` is zh) -> h, c; what the backward needs is left in z
+//   backward what forward left, dh, dc -> dz[G] (by zx), dz_apart (by zh, where apart), dh_direct (where apart),
+//            dc (by c before); a cell with two states gives h once more, for the gradient of a projection
 #pragma once
 #include "simd.h"
 
@@ -19,7 +20,7 @@ template <class S> struct Step {  // one register of hidden units at one step of
 template <class S, int kind> struct Elman {  // kind 0 tanh, 1 ReLU, 2 sigmoid
   using V = Vec<S>;
   static constexpr int kGates = 1, kApart = 0, kStates = 1;
-  static void forward(V (&z)[1], V, Step<S>& s) {
+  static void forward(V (&z)[1], Step<S>& s) {
     if (kind == 0) s.h = tanh(z[0]);
     if (kind == 1) s.h = z[0] < splat(S(0)) ? V{} : z[0];
     if (kind == 2) s.h = sigmoid(z[0]);
@@ -28,18 +29,16 @@ template <class S, int kind> struct Elman {  // kind 0 tanh, 1 ReLU, 2 sigmoid
     if (kind == 0) z[0] = s.dh * (1 - s.h * s.h);
     if (kind == 1) z[0] = s.h <= splat(S(0)) ? V{} : s.dh;
     if (kind == 2) z[0] = s.dh * s.h * (1 - s.h);
-    s.dh_direct = V{};
   }
 };
 
 template <class S> struct Gru {  // r, z, n
   using V = Vec<S>;
   static constexpr int kGates = 3, kApart = 1, kStates = 1;
-  static void forward(V (&z)[3], V zx_n, Step<S>& s) {
+  static void forward(V (&z)[3], Step<S>& s) {
     z[0] = sigmoid(z[0]);
     z[1] = sigmoid(z[1]);
-    s.extra = z[2];  // zh_n
-    z[2] = tanh(zx_n + z[0] * s.extra);
+    z[2] = tanh(z[2] + z[0] * s.extra);
     s.h = (1 - z[1]) * z[2] + z[1] * s.h_before;
   }
   static void backward(V (&z)[3], Step<S>& s) {
@@ -55,7 +54,7 @@ template <class S> struct Gru {  // r, z, n
 template <class S> struct Lstm {  // i, f, g, o
   using V = Vec<S>;
   static constexpr int kGates = 4, kApart = 0, kStates = 2;
-  static void forward(V (&z)[4], V, Step<S>& s) {
+  static void forward(V (&z)[4], Step<S>& s) {
     z[0] = sigmoid(z[0]);
     z[1] = sigmoid(z[1]);
     z[2] = tanh(z[2]);
@@ -70,8 +69,8 @@ template <class S> struct Lstm {  // i, f, g, o
     z[1] = dc * s.c_before * f * (1 - f);
     z[2] = dc * i * (1 - g * g);
     z[3] = s.dh * tanh_c * o * (1 - o);
+    s.h = o * tanh_c;
     s.dc = dc * f;
-    s.dh_direct = V{};
   }
 };
 

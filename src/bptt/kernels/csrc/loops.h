@@ -1,214 +1,495 @@
-// The loop over time: each thread runs its rows of the batch through all steps, with no barrier.
+// A layer over time, forward and backward.
+//
+// Work is divided into groups of sequences, and a group's units among the members of a team, who meet once a step. By blocks
+// of steps, so that what one part leaves the next still finds in the cache:
+//
+//   forward    zx of the block's rows, one product; then step by step zh, added to it, and the pointwise function
+//   backward   step by step dz, and dh = dz W_hh; then for the block's rows the products that give dW_ih, dW_hh, db and dx
 #pragma once
+#include <algorithm>
+#include <vector>
 #include "cells.h"
-#include "problem.h"
+#include "memory.h"
+#include "product.h"
+#include "team.h"
 
 namespace bptt { namespace BPTT_ISA {
 
-constexpr int kTileRows = kRegisters == 32 ? 6 : 3;   // 6 x 4 accumulators of 32 registers, 3 x 4 of 16
-inline int64_t tile_rows(int64_t rows) {               // even tiles: 8 rows are 4 + 4, not 6 + 2
-  int64_t tiles = (rows + kTileRows - 1) / kTileRows;
-  return (rows + tiles - 1) / tiles;
-}
+constexpr int64_t kCache = 1 << 20;   // bytes of a second-level cache
+constexpr int64_t kMeeting = 1000;    // cycles of a step from which on it is worth to share it
+constexpr int64_t kWaking = 15000;    // cycles of work for which it is worth to wake a thread
 
-// acc[m][n] += sum_k a[m][k] * w[k][n]; with few accumulators two sets of them hide the latency of the multiply-add.
-template <class S, int M, int N>
-inline void multiply(const S* const (&a)[M], const S* w, int64_t K, Vec<S> (&acc)[M][N]) {
-  constexpr int L = kLanes<S>, sets = M * N <= 8 ? 2 : 1;
-  Vec<S> second[M][N] = {};
-  int64_t k = 0;
-  if (sets == 2)
-    for (; k + 2 <= K; k += 2, w += 2 * N * L)
-      for (int m = 0; m < M; ++m)
-        for (int n = 0; n < N; ++n) {
-          acc[m][n] += a[m][k] * load(w + n * L);
-          second[m][n] += a[m][k + 1] * load(w + (N + n) * L);
-        }
-  for (; k < K; ++k, w += N * L) {
-    Vec<S> row[N];
-    for (int n = 0; n < N; ++n) row[n] = load(w + n * L);
-    for (int m = 0; m < M; ++m)
-      for (int n = 0; n < N; ++n) acc[m][n] += a[m][k] * row[n];
+template <class S, class C> class Layer {
+ public:
+  Layer(const bptt_problem& problem, bptt_parallel_for pool)
+      : p(problem), pool_(pool), H(p.hidden), U(whole<S>(H)), P(p.projected ? p.projected : H), D(p.inputs),
+        N(offset(p.steps)), team_(team_size()), groups_(std::min(p.threads / team_, p.batch)), units_(U, team_), outputs_(P, team_),
+        zeros_(zeros_size()) {
+    std::fill_n(zeros_.data, zeros_size(), S(0));
+    divide_rows();
+    products_ = divide_gates();
   }
-  if (sets == 2)
-    for (int m = 0; m < M; ++m)
-      for (int n = 0; n < N; ++n) acc[m][n] += second[m][n];
-}
 
-template <class S, class C> struct Loops {
+  void forward() {
+    expect(p.h, N * P * sizeof(S));
+    expect(p.c, p.c ? N * H * sizeof(S) : 0);
+    expect(p.gates, p.gates ? N * G * U * sizeof(S) : 0);
+    expect(p.candidate, p.candidate ? N * U * sizeof(S) : 0);
+    Buffer<S> w_ih(G * Packed<S>::size(D, H)), w_hh(G * Packed<S>::size(P, H)), w_hr(p.projected ? Packed<S>::size(H, P) : 0);
+    Buffer<S> bias(G * U), apart(U), raw(p.projected ? p.batch * U : 0);
+    const int64_t most = std::max(p.batch, block_rows(sizeof(S) * G * U));
+    const int64_t width = (G + C::kApart) * U;  // of a row of working memory, where the gates are not kept
+    Buffer<S> working(p.gates ? 0 : p.threads * most * width);
+    add_biases(bias, apart);
+    const int64_t packers = threads_for(G * H * (D + P) / 4);
+    parallel(pool_, packers, [&](int64_t begin, int64_t end) {  // the panels in turn
+      for (const Gates& some : products_)
+        for (int64_t j = 0, i = 0; j < some.count * U; j += some.wide, ++i)
+          if (i % packers >= begin && i % packers < end) {
+            weight(w_ih, some, D).pack_transposed(j, D, rows_of(p.w_ih, some, D));
+            weight(w_hh, some, P).pack_transposed(j, P, rows_of(p.w_hh, some, P));
+          }
+      if (p.projected && begin == 0)
+        for (int64_t j = 0; j < P; j += outputs_.wide)
+          projection(w_hr).pack_transposed(j, H, [&](int64_t o) -> typename Packed<S>::Source {
+            return {pointer(p.w_hr) + o * H, int(std::min<int64_t>(L, std::max<int64_t>(0, P - o)))};
+          });
+    });
+    const bool joined = p.batch >= 4 * groups_ && int64_t(sizeof(S)) * G * U * (D + P) / team_ <= kCache / 4;
+    teams([&](const Part& part) {
+      std::vector<int64_t> rows;
+      for (int64_t i = 0; i < p.steps;) {
+        rows.clear();
+        const int64_t start = i;
+        do {
+          const int64_t t = step_at(i);
+          for (int64_t r = part.first; r < part.end(t); ++r) rows.push_back(offset(t) + r);
+        } while (++i < p.steps && int64_t(rows.size()) + part.last - part.first <= most);
+        auto x_row = [&](int64_t k) { return pointer(p.x) + rows[k] * D; };
+        auto z_row = [&](int64_t k) { return p.gates ? gates(rows[k]) : working + (part.id * most + k) * width; };
+        auto zh_row = [&](int64_t k) { return p.gates ? candidate(rows[k]) : z_row(k) + G * U; };
+        if (!joined)
+          for (const Gates& some : products_)
+            product(rows.size(), some.begin(part), some.end(part), [&](int64_t) { return bias + some.first * U; },
+                    [&](int64_t k) { return z_row(k) + some.first * U; }, times(x_row, weight(w_ih, some, D)));
+        for (int64_t s = start, done = 0; s < i; ++s) {
+          const int64_t t = step_at(s), count = part.end(t) - part.first;
+          if (count <= 0) continue;
+          auto h_before = [&](int64_t k) { return before(t, part.first + k, p.h0, p.h, P); };
+          for (const Gates& some : products_) {
+            const Packed<S> from_x = weight(w_ih, some, D), from_h = weight(w_hh, some, P);
+            const int64_t first = some.begin(part), last = some.end(part);
+            auto x_of = [&](int64_t k) { return x_row(done + k); };
+            auto z_of = [&](int64_t k) { return z_row(done + k) + some.first * U; };
+            auto zh_of = [&](int64_t k) { return zh_row(done + k); };
+            auto bias_of = [&](int64_t) { return bias + some.first * U; };
+            const bool is_apart = some.first >= G - C::kApart;
+            if (joined && !is_apart) product(count, first, last, bias_of, z_of, times(x_of, from_x), times(h_before, from_h));
+            if (joined && is_apart) product(count, first, last, bias_of, z_of, times(x_of, from_x));
+            if (!joined && !is_apart) product(count, first, last, z_of, z_of, times(h_before, from_h));
+            if (is_apart) product(count, first, last, [&](int64_t) { return apart.data; }, zh_of, times(h_before, from_h));
+          }
+          for (int64_t k = 0; k < count; ++k)
+            forward_pointwise(t, part.first + k, z_row(done + k), zh_row(done + k), part, p.projected ? raw + (part.first + k) * U : nullptr);
+          if (p.projected) {
+            part.meet();
+            product(count, part.output, part.output_end, Zero{zeros_}, [&](int64_t k) { return h(rows[done + k]); },
+                    times([&](int64_t k) { return raw + (part.first + k) * U; }, projection(w_hr)));
+          }
+          part.meet();
+          done += count;
+        }
+      }
+      for (int64_t r = part.first; r < part.last; ++r) copy_last(r, part);
+    });
+  }
+
+  void backward() {
+    const int64_t most = std::max(p.batch, block_rows(sizeof(S) * G * U));
+    Buffer<S> w_hh(Packed<S>::size(G * U, P)), w_ih(p.d_x ? Packed<S>::size(G * U, D) : 0);
+    Buffer<S> w_hr(p.projected ? Packed<S>::size(P, H) : 0);
+    Block block(*this, most);
+    const Packed<S> back{w_hh, G * U, P, outputs_.wide}, to_x{w_ih, G * U, D, Panels<S>(D, 1).wide};
+    const Packed<S> to_raw{w_hr, P, H, units_.wide};
+    auto gate_row = [&](const void* matrix, int64_t width) {
+      return [=](int64_t k) { return k % U < H ? pointer(matrix) + (k / U * H + k % U) * width : zeros_.data; };
+    };
+    const int64_t packers = threads_for(G * H * (P + (p.d_x ? D : 0)) / 4);
+    parallel(pool_, packers, [&](int64_t begin, int64_t end) {
+      const int64_t first = G * U * begin / packers, last = G * U * end / packers;
+      for (int64_t j = 0; j < P; j += back.wide) back.pack_rows(j, first, last, gate_row(p.w_hh, P));
+      if (p.d_x)
+        for (int64_t j = 0; j < D; j += to_x.wide) to_x.pack_rows(j, first, last, gate_row(p.w_ih, D));
+      if (p.projected && begin == 0)
+        for (int64_t j = 0; j < U; j += to_raw.wide)
+          to_raw.pack_rows(j, 0, P, [&](int64_t k) { return pointer(p.w_hr) + k * H; });
+    });
+    for (int64_t r = 0; r < p.batch; ++r) {
+      copy_state(block.dh + r * whole<S>(P), p.d_h_last, r, P);
+      if (C::kStates == 2) copy_state(block.dc + r * U, p.d_c_last, r, H);
+    }
+    for (int64_t i = p.steps; i > 0;) {
+      const int64_t last = i;
+      block.rows = 0;
+      do {
+        const int64_t t = step_at(--i);
+        block.rows += size(t);
+      } while (i > 0 && block.rows + size(step_at(i - 1)) <= most);
+      block.first_row = offset(std::min(step_at(i), step_at(last - 1)));
+      teams([&](const Part& part) {
+        for (int64_t s = last - 1; s >= i; --s) backward_step(step_at(s), part, block, back, to_raw);
+      });
+      weight_gradients(block, to_x);
+      block.is_first = false;
+    }
+    for (int64_t r = 0; r < p.batch; ++r) {
+      std::copy_n(block.dh + r * whole<S>(P), P, static_cast<S*>(p.d_h0) + r * P);
+      if (C::kStates == 2) std::copy_n(block.dc + r * U, H, static_cast<S*>(p.d_c0) + r * H);
+    }
+  }
+
+ private:
   static constexpr int L = kLanes<S>, G = C::kGates;
-  static constexpr int U = G == 1 ? 4 : 1;  // registers of units at a time, so that there are enough accumulators
-  static constexpr int N = U * G;
   const bptt_problem& p;
-  const int64_t H;
+  const bptt_parallel_for pool_;
+  const int64_t H, U, P, D, N, team_, groups_;
+  const Panels<S> units_, outputs_;
+  std::vector<int64_t> borders_;  // of the groups' rows
+  Buffer<S> zeros_;
 
-  explicit Loops(const bptt_problem& problem) : p(problem), H(problem.hidden) {}
+  // What one thread does in a loop over time: rows [first, last) of the batch, some of the units and of the outputs.
+  struct Part {
+    const Layer& layer;
+    Team& team;
+    int member, member_end;
+    int64_t id, first, last, unit, unit_end, output, output_end;
+    mutable int64_t meetings = 0;
+    int64_t end(int64_t t) const { return std::min(last, layer.size(t)); }
+    void meet() const {
+      if (layer.team_ > 1) team.meet(member, member_end, ++meetings);
+    }
+  };
 
-  int64_t size(int64_t t) const { return p.offsets[t + 1] - p.offsets[t]; }
-  int64_t previous(int64_t t) const { return p.reverse ? t + 1 : t - 1; }
+  // Gates whose zx, and zh, are one product: all that are not apart, but each alone where a team shares their units.
+  struct Gates {
+    int first, count;
+    int64_t wide, units;
+    int64_t begin(const Part& part) const { return count > 1 ? 0 : part.unit; }
+    int64_t end(const Part& part) const { return count > 1 ? count * units : part.unit_end; }
+  };
+  std::vector<Gates> products_;
+
+  // A block of steps of the backward, row by row, and the gradient of the state that goes from block to block.
+  struct Block {
+    Buffer<S> dz, dz_hidden_apart, dh, dc, dh_projected, raw, d_raw;
+    std::vector<const S*> h_before;
+    int64_t rows = 0, first_row = 0;
+    bool is_first = true;  // its weight gradients begin the sums
+    Block(const Layer& l, int64_t most)
+        : dz(most * G * l.U), dz_hidden_apart(C::kApart ? most * G * l.U : 0), dh(l.p.batch * whole<S>(l.P)),
+          dc(C::kStates == 2 ? l.p.batch * l.U : 0), dh_projected(l.p.projected ? most * whole<S>(l.P) : 0),
+          raw(l.p.projected ? most * l.U : 0), d_raw(l.p.projected ? l.p.batch * l.U : 0), h_before(most) {}
+    S* dz_hidden() const { return C::kApart ? dz_hidden_apart.data : dz.data; }
+  };
+
+  struct Zero {
+    const S* zeros;
+    const S* operator()(int64_t) const { return zeros; }
+  };
+  static const S* pointer(const void* q) { return static_cast<const S*>(q); }
+  int64_t zeros_size() const { return std::max({whole<S>(P), U, whole<S>(D), int64_t(kTileVectors * L)}); }
+  int64_t offset(int64_t t) const { return p.offsets ? p.offsets[t] : t * p.batch; }
+  int64_t size(int64_t t) const { return offset(t + 1) - offset(t); }
+  int64_t step_at(int64_t i) const { return p.reverse ? p.steps - 1 - i : i; }
+  S* gates(int64_t row) const { return static_cast<S*>(p.gates) + row * G * U; }
+  S* candidate(int64_t row) const { return static_cast<S*>(p.candidate) + row * U; }
+  S* h(int64_t row) const { return static_cast<S*>(p.h) + row * P; }
+  S* c(int64_t row) const { return static_cast<S*>(p.c) + row * H; }
+
+  std::vector<Gates> divide_gates() const {
+    std::vector<Gates> all;
+    const int together = G - C::kApart, step = team_ > 1 ? 1 : together;
+    for (int g = 0; g < together; g += step) all.push_back({g, step, step > 1 ? Panels<S>(step * U, 1).wide : units_.wide, U});
+    if (C::kApart) all.push_back({together, 1, units_.wide, U});
+    return all;
+  }
+  Packed<S> weight(S* data, const Gates& some, int64_t K) const {
+    return {data + some.first * Packed<S>::size(K, U), K, some.count * U, some.wide};
+  }
+  auto rows_of(const void* matrix, const Gates& some, int64_t width) const {
+    return [=](int64_t column) -> typename Packed<S>::Source {
+      const int64_t unit = column % U;
+      return {pointer(matrix) + ((some.first + column / U) * H + unit) * width, int(std::min<int64_t>(L, H - unit))};
+    };
+  }
+  Packed<S> projection(S* data) const { return {data, H, P, outputs_.wide}; }
 
   // The state before row r of step t, in one of its buffers.
-  const S* before(int64_t t, int64_t r, const void* initial, const void* all) const {
-    if (p.cut && p.cut[p.offsets[t] + r]) return static_cast<const S*>(p.zeros);
-    int64_t s = previous(t);
-    if (s < 0 || s >= p.steps || r >= size(s)) return static_cast<const S*>(initial) + r * H;
-    return static_cast<const S*>(all) + (p.offsets[s] + r) * H;
+  const S* before(int64_t t, int64_t r, const void* initial, const void* all, int64_t width) const {
+    if (p.cut && p.cut[offset(t) + r]) return zeros_;
+    const int64_t s = p.reverse ? t + 1 : t - 1;
+    if (s < 0 || s >= p.steps || r >= size(s)) return pointer(initial) + r * width;
+    return pointer(all) + (offset(s) + r) * width;
   }
 
-  template <int M> void forward_tile(int64_t t, int64_t r) const {
-    const S *h_before[M], *c_before[M];
-    for (int m = 0; m < M; ++m) {
-      h_before[m] = before(t, r + m, p.h0, p.h);
-      c_before[m] = C::kStates == 2 ? before(t, r + m, p.c0, p.c) : nullptr;
+  // ---- Division of the work
+
+  // Cycles of one core for one step's recurrent product, about.
+  int64_t step_cycles() const { return std::max<int64_t>(1, N / p.steps) * G * U * whole<S>(P) / L; }
+  // Threads that are worth waking for that many cycles.
+  int64_t threads_for(int64_t cycles) const { return std::max<int64_t>(1, std::min(p.threads, cycles / kWaking)); }
+
+  // Members of a team: as few as give each group enough sequences for full tiles and each member weights that fit its cache;
+  // one where a step is shorter than what meeting costs.
+  int64_t team_size() const {
+    const int64_t bytes = int64_t(sizeof(S)) * G * U * P;
+    for (int64_t team = 1; team < p.threads; ++team)
+      if (p.threads % team == 0 && p.batch * team >= p.threads * kTileRows && bytes / team <= kCache / 4) return team;
+    return step_cycles() < kMeeting ? 1 : std::min(p.threads, U / L);
+  }
+
+  void divide_rows() {
+    std::vector<int64_t> lengths(p.batch);
+    for (int64_t t = 0; t < p.steps; ++t) ++lengths[size(t) - 1];
+    int64_t done = 0;
+    for (int64_t r = p.batch - 2; r >= 0; --r) lengths[r] += lengths[r + 1];
+    borders_.push_back(0);
+    for (int64_t r = 0; r < p.batch; ++r) {
+      while (done * groups_ >= N * int64_t(borders_.size()) && int64_t(borders_.size()) < groups_) borders_.push_back(r);
+      done += lengths[r];
     }
-    const int64_t row = p.offsets[t] + r;
-    S* z = static_cast<S*>(p.z) + row * G * H;
-    for (int64_t j = 0; j < H; j += U * L) {
-      Vec<S> acc[M][N];
-      for (int u = 0; u < U; ++u) {
-        int64_t unit = j + u * L;
-        int n = unit >= H ? 0 : unit + L <= H ? L : int(H - unit);
-        for (int m = 0; m < M; ++m)
-          for (int g = 0; g < G; ++g)
-            acc[m][u * G + g] = g >= G - C::kApart
-                                    ? (p.bias_apart ? load(static_cast<const S*>(p.bias_apart) + unit, n) : Vec<S>{})
-                                    : load(z + (m * G + g) * H + unit, n);
+    borders_.resize(groups_ + 1, p.batch);
+    borders_[groups_] = p.batch;
+  }
+
+  template <class F> void teams(F work) {
+    const bool alone = p.steps * step_cycles() < 2 * kWaking;
+    std::vector<std::unique_ptr<Team>> all;
+    for (int64_t g = 0; g < groups_; ++g) all.emplace_back(new Team(int(team_)));
+    auto run = [&](int64_t begin, int64_t end) {
+      // A thread that got several numbers (nested calls, fewer threads than wanted) plays all these members at once.
+      for (int64_t g = begin / team_; g * team_ < end && g < groups_; ++g) {
+        const int64_t member = std::max(begin - g * team_, int64_t(0)), member_end = std::min(end - g * team_, team_);
+        work(Part{*this, *all[g], int(member), int(member_end), g * team_ + member, borders_[g], borders_[g + 1],
+                  units_.begin(member), units_.begin(member_end), outputs_.begin(member), outputs_.begin(member_end)});
       }
-      multiply<S, M, N>(h_before, static_cast<const S*>(p.weight) + j * G * H, H, acc);
-      for (int u = 0; u < U; ++u) {
-        int64_t unit = j + u * L;
-        if (unit >= H) break;
-        int n = unit + L <= H ? L : int(H - unit);
-        for (int m = 0; m < M; ++m) finish(acc[m], u, z + m * G * H, row + m, unit, n, h_before[m], c_before[m]);
+    };
+    if (alone) run(0, groups_ * team_);
+    else parallel(pool_, groups_ * team_, run);
+  }
+
+  int64_t block_rows(int64_t bytes_per_row) const { return std::max<int64_t>(kTileRows, kCache / bytes_per_row); }
+
+  // ---- Forward
+
+  // b_ih + b_hh with each gate filled up to U; where zh stays apart its b_hh does too.
+  void add_biases(S* bias, S* apart) const {
+    std::fill_n(bias, G * U, S(0));
+    std::fill_n(apart, U, S(0));
+    if (!p.b_ih) return;
+    for (int g = 0; g < G; ++g)
+      for (int64_t j = 0; j < H; ++j) {
+        const bool is_apart = g >= G - C::kApart;
+        bias[g * U + j] = pointer(p.b_ih)[g * H + j] + (is_apart ? S(0) : pointer(p.b_hh)[g * H + j]);
+        if (is_apart) apart[j] = pointer(p.b_hh)[g * H + j];
       }
-    }
   }
 
-  void finish(Vec<S> (&acc)[N], int u, S* z, int64_t row, int64_t unit, int n, const S* h_before, const S* c_before) const {
-    Vec<S> gates[G];
-    for (int g = 0; g < G; ++g) gates[g] = acc[u * G + g];
-    Step<S> s;
-    s.h_before = load(h_before + unit, n);
-    if (C::kStates == 2) s.c_before = load(c_before + unit, n);
-    C::forward(gates, C::kApart ? load(z + (G - 1) * H + unit, n) : Vec<S>{}, s);
-    if (G > 1)
-      for (int g = 0; g < G; ++g) store(z + g * H + unit, gates[g], n);
-    if (C::kApart) store(static_cast<S*>(p.extra) + row * H + unit, s.extra, n);
-    if (C::kStates == 2) store(static_cast<S*>(p.c) + row * H + unit, s.c, n);
-    store(static_cast<S*>(p.h) + row * H + unit, s.h, n);
-  }
-
-  void forward(int64_t first, int64_t last) const {
-    for (int64_t i = 0; i < p.steps; ++i) {
-      int64_t t = p.reverse ? p.steps - 1 - i : i;
-      tiles(first, last < size(t) ? last : size(t), [&](auto M, int64_t r) { this->template forward_tile<M.value>(t, r); });
-    }
-  }
-
-  void backward_pointwise(int64_t t, int64_t r) const {
-    const int64_t row = p.offsets[t] + r, in_block = row - p.offsets[p.first];
-    const S* h_before = before(t, r, p.h0, p.h);
-    const S* c_before = C::kStates == 2 ? before(t, r, p.c0, p.c) : nullptr;
-    const S* z = static_cast<const S*>(p.z) + row * G * H;
-    S *dz = static_cast<S*>(p.dz) + in_block * G * H, *dz_hidden = static_cast<S*>(p.dz_hidden) + in_block * G * H;
-    S *dh = static_cast<S*>(p.dh) + r * H, *dc = static_cast<S*>(p.dc) + r * H;
-    for (int64_t j = 0; j < H; j += L) {
-      int n = j + L <= H ? L : int(H - j);
-      Vec<S> gates[G];
-      if (G > 1)
-        for (int g = 0; g < G; ++g) gates[g] = load(z + g * H + j, n);
-      Step<S> s;
+  void forward_pointwise(int64_t t, int64_t r, S* z, const S* zh, const Part& part, S* raw) const {
+    const int64_t row = offset(t) + r;
+    const S* h_before = p.projected ? zeros_ : before(t, r, p.h0, p.h, P);
+    const S* c_before = C::kStates == 2 ? before(t, r, p.c0, p.c, H) : nullptr;
+    for (int64_t j = part.unit; j < part.unit_end; j += L) {
+      const int n = j + L <= H ? L : int(H - j);
+      Vec<S> gate[G];
+      for (int g = 0; g < G; ++g) gate[g] = load(z + g * U + j);
+      Step<S> s{};
       s.h_before = load(h_before + j, n);
-      s.h = load(static_cast<const S*>(p.h) + row * H + j, n);
-      s.dh = load(dh + j, n) + load(static_cast<const S*>(p.d_outputs) + row * H + j, n);
+      if (C::kStates == 2) s.c_before = load(c_before + j, n);
+      if (C::kApart) s.extra = load(zh + j);
+      C::forward(gate, s);
+      if (p.gates)
+        for (int g = 0; g < G; ++g) store(z + g * U + j, gate[g]);
+      if (C::kStates == 2) store(c(row) + j, s.c, n);
+      if (raw) store(raw + j, s.h);
+      else store(h(row) + j, s.h, n);
+    }
+  }
+
+  // The state after the sequence's last step.
+  void copy_last(int64_t r, const Part& part) const {
+    int64_t t = p.reverse ? 0 : p.steps - 1;
+    while (size(t) <= r) --t;
+    const int64_t row = offset(t) + r;
+    std::copy(h(row) + part.output, h(row) + part.output_end, static_cast<S*>(p.h_last) + r * P + part.output);
+    if (C::kStates == 2)
+      std::copy(c(row) + part.unit, c(row) + std::min(part.unit_end, H), static_cast<S*>(p.c_last) + r * H + part.unit);
+  }
+
+  // ---- Backward
+
+  static void copy_state(S* to, const void* from, int64_t r, int64_t width) {
+    std::fill_n(to, whole<S>(width), S(0));
+    if (from) std::copy_n(pointer(from) + r * width, width, to);
+  }
+
+  void backward_step(int64_t t, const Part& part, Block& block, const Packed<S>& back, const Packed<S>& to_raw) const {
+    const int64_t count = part.end(t) - part.first;
+    const int64_t start = offset(t) - block.first_row + part.first;  // of our rows, in the block
+    const int64_t Pw = whole<S>(P);
+    if (p.projected) {
+      for (int64_t k = 0; k < count; ++k)
+        for (int64_t j = part.output; j < part.output_end; ++j)
+          block.dh_projected[(start + k) * Pw + j] =
+              block.dh[(part.first + k) * Pw + j] + (p.d_h ? pointer(p.d_h)[(block.first_row + start + k) * P + j] : S(0));
+      part.meet();
+      product(count, part.unit, part.unit_end, Zero{zeros_}, [&](int64_t k) { return block.d_raw + (part.first + k) * U; },
+              times([&](int64_t k) { return block.dh_projected + (start + k) * Pw; }, to_raw.filled_up()));
+    }
+    for (int64_t k = 0; k < count; ++k) backward_pointwise(t, part.first + k, start + k, part, block);
+    part.meet();
+    auto dh = [&](int64_t k) { return block.dh + (part.first + k) * Pw; };
+    auto direct = [&](int64_t k) -> const S* { return C::kApart ? dh(k) : zeros_.data; };
+    product(count, part.output, part.output_end, direct, dh,
+            times([&](int64_t k) { return block.dz_hidden() + (start + k) * G * U; }, back));
+    if (!p.cut) return;
+    for (int64_t r = part.first; r < part.first + count; ++r)
+      if (p.cut[offset(t) + r]) {
+        std::fill(block.dh + r * Pw + part.output, block.dh + r * Pw + part.output_end, S(0));
+        if (C::kStates == 2) std::fill(block.dc + r * U + part.unit, block.dc + r * U + part.unit_end, S(0));
+      }
+  }
+
+  void backward_pointwise(int64_t t, int64_t r, int64_t in_block, const Part& part, Block& block) const {
+    const int64_t row = offset(t) + r;
+    const S* h_before = before(t, r, p.h0, p.h, P);
+    const S* c_before = C::kStates == 2 ? before(t, r, p.c0, p.c, H) : nullptr;
+    const S* from_above = p.projected || !p.d_h ? nullptr : pointer(p.d_h) + row * P;
+    S *dz = block.dz + in_block * G * U, *dz_hidden = block.dz_hidden() + in_block * G * U;
+    S *dh = p.projected ? block.d_raw + r * U : block.dh + r * U, *dc = block.dc + r * U;
+    if (part.member == 0) block.h_before[in_block] = h_before;
+    for (int64_t j = part.unit; j < part.unit_end; j += L) {
+      const int n = j + L <= H ? L : int(H - j);
+      Vec<S> gate[G];
+      if (G > 1)
+        for (int g = 0; g < G; ++g) gate[g] = load(gates(row) + g * U + j);
+      Step<S> s{};
+      s.dh = load(dh + j);
+      if (from_above) s.dh += load(from_above + j, n);
+      if (!p.projected) {
+        s.h = load(h(row) + j, n);
+        s.h_before = load(h_before + j, n);
+      }
       if (C::kStates == 2) {
         s.c_before = load(c_before + j, n);
-        s.c = load(static_cast<const S*>(p.c) + row * H + j, n);
-        s.dc = load(dc + j, n);
+        s.c = load(c(row) + j, n);
+        s.dc = load(dc + j);
       }
-      if (C::kApart) s.extra = load(static_cast<const S*>(p.extra) + row * H + j, n);
-      C::backward(gates, s);
-      for (int g = 0; g < G; ++g) store(dz + g * H + j, gates[g], n);
+      if (C::kApart) s.extra = load(candidate(row) + j);
+      C::backward(gate, s);
+      for (int g = 0; g < G; ++g) store(dz + g * U + j, gate[g]);
       if (C::kApart) {
-        for (int g = 0; g < G - 1; ++g) store(dz_hidden + g * H + j, gates[g], n);
-        store(dz_hidden + (G - 1) * H + j, s.dz_apart, n);
+        for (int g = 0; g < G - 1; ++g) store(dz_hidden + g * U + j, gate[g]);
+        store(dz_hidden + (G - 1) * U + j, s.dz_apart);
+        store(dh + j, s.dh_direct);
       }
-      store(dh + j, s.dh_direct, n);
-      if (C::kStates == 2) store(dc + j, s.dc, n);
-      store(static_cast<S*>(p.before) + in_block * H + j, s.h_before, n);
+      if (C::kStates == 2) store(dc + j, s.dc);
+      if (p.projected) store(block.raw + in_block * U + j, s.h);
     }
   }
 
-  // dh[r..] += dz_hidden W_hh, for M rows
-  template <int M> void backward_tile(int64_t t, int64_t r) const {
-    constexpr int W = 4;
-    const S* dz[M];
-    const int64_t in_block = p.offsets[t] + r - p.offsets[p.first];
-    for (int m = 0; m < M; ++m) dz[m] = static_cast<const S*>(p.dz_hidden) + (in_block + m) * G * H;
-    S* dh = static_cast<S*>(p.dh) + r * H;
-    for (int64_t j = 0; j < H; j += W * L) {
-      Vec<S> acc[M][W];
-      int n[W];
-      for (int u = 0; u < W; ++u) {
-        int64_t unit = j + u * L;
-        n[u] = unit >= H ? 0 : unit + L <= H ? L : int(H - unit);
-        for (int m = 0; m < M; ++m) acc[m][u] = C::kApart ? load(dh + m * H + unit, n[u]) : Vec<S>{};
+  // ---- Gradients of the weights and inputs, from the dz of a block's rows
+
+  void weight_gradients(Block& block, const Packed<S>& to_x) const {
+    const int64_t R = block.rows, rows = G * H;
+    const int64_t threads = threads_for(R * G * U * (D + P + (p.d_x ? D : 0)) / L);
+    const int64_t each = (rows + threads * kTileRows - 1) / (threads * kTileRows) * kTileRows;
+    parallel(pool_, threads, [&](int64_t begin, int64_t end) {
+      const int64_t first = std::min(begin * each, rows), last = std::min(end * each, rows);
+      auto column = [&](int64_t q) { return q / H * U + q % H; };  // of row q of the weights, in dz
+      Buffer<S> left(R * (last - first)), panel(Packed<S>::size(R, kTileVectors * L));
+      auto x_row = [&](int64_t n) { return pointer(p.x) + (block.first_row + n) * D; };
+      auto h_row = [&](int64_t n) { return block.h_before[n]; };
+      interleave(block.dz, G * U, R, first, last, column, left);
+      outer(left, block, first, last, panel, x_row, D, p.d_w_ih);
+      if (p.d_b_ih) sum_rows(block.dz, block, first, last, column, p.d_b_ih);
+      if (C::kApart) interleave(block.dz_hidden(), G * U, R, first, last, column, left);
+      outer(left, block, first, last, panel, h_row, P, p.d_w_hh);
+      if (p.d_b_hh) sum_rows(block.dz_hidden(), block, first, last, column, p.d_b_hh);
+      if (p.d_x) {
+        const int64_t n = R * begin / threads;
+        product(R * end / threads - n, 0, D, Zero{zeros_},
+                [&](int64_t k) { return static_cast<S*>(p.d_x) + (block.first_row + n + k) * D; },
+                times([&](int64_t k) { return block.dz + (n + k) * G * U; }, to_x));
       }
-      multiply<S, M, W>(dz, static_cast<const S*>(p.weight) + j * G * H, G * H, acc);
-      for (int u = 0; u < W; ++u)
-        for (int m = 0; m < M; ++m) store(dh + m * H + j + u * L, acc[m][u], n[u]);
-    }
-  }
-
-  void zero_cut_rows(int64_t t, int64_t first, int64_t last) const {
-    for (int64_t r = first; r < last; ++r)
-      if (p.cut[p.offsets[t] + r]) {
-        std::memset(static_cast<S*>(p.dh) + r * H, 0, H * sizeof(S));
-        if (C::kStates == 2) std::memset(static_cast<S*>(p.dc) + r * H, 0, H * sizeof(S));
+      if (p.projected && begin == 0) {
+        Buffer<S> projected(R * P);
+        interleave(block.dh_projected, whole<S>(P), R, 0, P, [](int64_t q) { return q; }, projected);
+        outer(projected, block, 0, P, panel, [&](int64_t n) { return block.raw + n * U; }, H, p.d_w_hr);
       }
+    });
   }
 
-  void backward(int64_t first, int64_t last) const {
-    for (int64_t i = 0; i < p.last - p.first; ++i) {
-      int64_t t = p.reverse ? p.first + i : p.last - 1 - i;
-      int64_t end = last < size(t) ? last : size(t);
-      for (int64_t r = first; r < end; ++r) backward_pointwise(t, r);
-      tiles(first, end, [&](auto M, int64_t r) { this->template backward_tile<M.value>(t, r); });
-      if (p.cut) zero_cut_rows(t, first, end);
+  // Columns column(q) of rows `stride` apart, for q in [first, last): tile by tile [R][rows of the tile].
+  template <class F>
+  static void interleave(const S* from, int64_t stride, int64_t R, int64_t first, int64_t last, F column, S* to) {
+    tiles(last - first, [&](int64_t q, int m) {
+      S* tile = to + q * R;
+      const S* start[kTileRows];
+      for (int i = 0; i < m; ++i) start[i] = from + column(first + q + i);
+      if (m == kTileRows && start[m - 1] == start[0] + m - 1)
+        for (int64_t n = 0; n < R; ++n) std::memcpy(tile + n * kTileRows, start[0] + n * stride, sizeof(S) * kTileRows);
+      else
+        for (int64_t n = 0; n < R; ++n)
+          for (int i = 0; i < m; ++i) tile[n * m + i] = start[i][n * stride];
+    });
+  }
+
+  // to[q][f] (+)= sum_n left[n][q] features(n)[f] for rows q in [first, last) of a weight of that width.
+  template <class F>
+  void outer(const S* left, const Block& block, int64_t first, int64_t last, S* buffer, F features, int64_t width,
+             void* to) const {
+    if (!to) return;
+    const int64_t R = block.rows;
+    for (int64_t f = 0; f < width; f += kTileVectors * L) {
+      const int64_t wide = std::min<int64_t>(width - f, kTileVectors * L);
+      const Packed<S> panel{buffer, R, wide, kTileVectors * L};
+      panel.pack_rows(0, 0, R, [&](int64_t n) { return features(n) + f; });
+      const int vectors = panel.vectors(0), n = int(wide - (vectors - 1) * L);
+      tiles(last - first, [&](int64_t q, int m) {
+        const S* row[1] = {left + q * R};
+        const Term<S> term{row, R, buffer};
+        const S* start[kTileRows];
+        S* target[kTileRows];
+        for (int i = 0; i < m; ++i) {
+          target[i] = static_cast<S*>(to) + (first + q + i) * width + f;
+          start[i] = block.is_first ? zeros_ : target[i];
+        }
+        multiply_for<S, Left::interleaved>(m, vectors)(&term, 1, start, target, n);
+      });
     }
   }
 
-  // work(M, r) over rows [first, last) in even tiles of at most kTileRows
-  template <class F> static void tiles(int64_t first, int64_t last, F work) {
-    if (first >= last) return;
-    const int64_t tile = tile_rows(last - first);
-    for (int64_t r = first; r < last;) {
-      int64_t m = last - r < tile ? last - r : tile;
-      with_rows(m, [&](auto M) { work(M, r); });
-      r += m;
-    }
-  }
-  template <int M> struct Rows { static constexpr int value = M; };
-  template <class F> static void with_rows(int64_t m, F f) {
-    switch (m) {
-      case 1: return f(Rows<1>{});
-      case 2: return f(Rows<2>{});
-      case 3: return f(Rows<3>{});
-#if defined(__AVX512F__)
-      case 4: return f(Rows<4>{});
-      case 5: return f(Rows<5>{});
-      case 6: return f(Rows<6>{});
-#endif
+  template <class F>
+  void sum_rows(const S* dz, const Block& block, int64_t first, int64_t last, F column, void* to) const {
+    for (int64_t q = first; q < last;) {
+      const int64_t left = std::min(last - q, H - q % H);  // up to the end of the gate
+      const int n = int(std::min<int64_t>(left, L));
+      S* target = static_cast<S*>(to) + q;
+      Vec<S> sum = block.is_first ? Vec<S>{} : load(target, n);
+      for (int64_t i = 0; i < block.rows; ++i) sum += load(dz + i * G * U + column(q), n);
+      store(target, sum, n);
+      q += n;
     }
   }
 };
 
-// One entry for each (cell, number format): rows [first, last) of the batch; backward or forward.
-typedef void (*Run)(const bptt_problem&, int64_t first, int64_t last, bool backward);
-template <class S, class C> void run(const bptt_problem& p, int64_t first, int64_t last, bool backward) {
-  Loops<S, C> loops(p);
-  if (backward) loops.backward(first, last);
-  else loops.forward(first, last);
+// One entry for each (cell, number format).
+typedef void (*Run)(const bptt_problem&, bptt_parallel_for, bool backward);
+template <class S, class C> void run(const bptt_problem& p, bptt_parallel_for pool, bool backward) {
+  Layer<S, C> layer(p, pool);
+  if (backward) layer.backward();
+  else layer.forward();
 }
 template <class S> Run find(int64_t cell) {
   switch (cell) {

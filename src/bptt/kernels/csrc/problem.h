@@ -1,32 +1,34 @@
-// What the loops are given. Plain C, so that Python's ctypes can fill it in. Rows: see src/bptt/kernels/reference.py.
+// What the core is given: one layer in one direction, float or double. Plain C, so that Python's ctypes can fill it in.
 #pragma once
 #include <cstdint>
 
 extern "C" {
 typedef int (*bptt_parallel_for)(int64_t begin, int64_t end, int64_t grain, void (*work)(int64_t, int64_t, void*), void*);
 
+// Rows: a padded batch [T, B, .] and a packed one are both N rows, step after step (src/bptt/kernels/walk.py). All tensors
+// are contiguous. P is the size of h: that of the projection, or H. U is H rounded up to whole registers (bptt_units).
 typedef struct {
   int64_t cell;            // 0 tanh, 1 ReLU, 2 sigmoid, 3 GRU, 4 LSTM
   int64_t is_double;       // 0 float, 1 double
-  int64_t hidden;          // H
-  int64_t steps;           // T
-  int64_t batch;           // B, rows of the initial state
+  int64_t steps, batch;    // T, B
+  int64_t inputs, hidden;  // D, H
+  int64_t projected;       // size of the projection, or 0
   int64_t reverse;         // 1: from the last step to the first
   int64_t threads;
-  int64_t first, last;     // backward: the block of steps [first, last)
-  const int64_t* offsets;  // T+1      rows of step t are offsets[t] .. offsets[t+1]
-  const int64_t* borders;  // threads+1  batch rows of each thread
-  const uint8_t* cut;      // N        1 where the state before this row is zero; or null
-  const void* zeros;       // H        that state
-  const void *h0, *c0;     // B,H      initial state
-  void* z;                 // N,G,H    zx, with b_hh where it enters as a sum; forward leaves here what backward needs
-  void* extra;             // N,H      (GRU) zh of the candidate
-  void *h, *c;             // N,H      state after each row
-  const void* weight;      // packed by cpu.py
-  const void* bias_apart;  // H        (GRU) b_hh of the candidate, or null
-  const void* d_outputs;   // N,H
-  void *dh, *dc;           // B,H      gradient of the state, carried from block to block
-  void *dz, *dz_hidden;    // rows of the block,G,H  by zx and by zh (one buffer where they are the same)
-  void* before;            // rows of the block,H    h before each row
+  const int64_t* offsets;  // T+1   rows of step t are offsets[t] .. offsets[t+1]; null: B in every step
+  const uint8_t* cut;      // N     1 where the state before this row is zero; or null
+  const void* x;           // N,D
+  const void *w_ih, *w_hh, *b_ih, *b_hh, *w_hr;  // as torch.nn has them; biases and projection may be null
+  const void *h0, *c0;     // B,P  B,H
+  void* h;                 // N,P   the outputs
+  void* c;                 // N,H   (LSTM)
+  void* gates;             // N,G,U what backward needs of the gates; null where there is one gate, or no backward to come
+  void* candidate;         // N,U   (GRU) W_hn h + b_hn
+  void *h_last, *c_last;   // B,P  B,H
+  // backward
+  const void *d_h, *d_h_last, *d_c_last;          // null: zero
+  void *d_x;                                      // N,D   null: not wanted
+  void *d_h0, *d_c0;                              // B,P  B,H
+  void *d_w_ih, *d_w_hh, *d_b_ih, *d_b_hh, *d_w_hr;
 } bptt_problem;
 }

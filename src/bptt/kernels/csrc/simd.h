@@ -3,6 +3,9 @@
 #include <cstdint>
 #include <cstring>
 #include <initializer_list>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 #if defined(__AVX512F__)
 #define BPTT_ISA avx512
@@ -25,10 +28,12 @@ constexpr int kBytes = 16, kRegisters = 16;
 template <class S> struct Register;
 template <> struct Register<float> {
   typedef float V __attribute__((vector_size(kBytes)));
+  typedef float Anywhere __attribute__((vector_size(kBytes), aligned(4), may_alias));
   typedef int32_t I __attribute__((vector_size(kBytes)));
 };
 template <> struct Register<double> {
   typedef double V __attribute__((vector_size(kBytes)));
+  typedef double Anywhere __attribute__((vector_size(kBytes), aligned(8), may_alias));
   typedef int64_t I __attribute__((vector_size(kBytes)));
 };
 template <class S> using Vec = typename Register<S>::V;
@@ -36,38 +41,94 @@ template <class S> constexpr int kLanes = kBytes / sizeof(S);
 
 template <class S> inline Vec<S> splat(S x) { return Vec<S>{} + x; }
 
-// The first n numbers at p (zeros after them); n = kLanes is the common case and costs one instruction.
-template <class S> inline Vec<S> load(const S* p, int n = kLanes<S>) {
-  Vec<S> v{};
-  if (__builtin_expect(n == kLanes<S>, 1)) std::memcpy(&v, p, sizeof v);
-  else std::memcpy(&v, p, n * sizeof(S));
-  return v;
+template <class S> inline Vec<S> load(const S* p) {
+  return *reinterpret_cast<const typename Register<S>::Anywhere*>(p);
 }
-template <class S> inline void store(S* p, Vec<S> v, int n = kLanes<S>) {
-  if (__builtin_expect(n == kLanes<S>, 1)) std::memcpy(p, &v, sizeof v);
-  else std::memcpy(p, &v, n * sizeof(S));
+template <class S> inline void store(S* p, Vec<S> v) { *reinterpret_cast<typename Register<S>::Anywhere*>(p) = v; }
+
+// The first n numbers at p, and zeros after them; what lies behind them in memory is not touched.
+template <class S> inline Vec<S> load(const S* p, int n) {
+  if (__builtin_expect(n == kLanes<S>, 1)) return load(p);
+#if defined(__AVX512F__)
+  if constexpr (sizeof(S) == 4) return (Vec<S>)_mm512_maskz_loadu_ps((1u << n) - 1, p);
+  else return (Vec<S>)_mm512_maskz_loadu_pd((1u << n) - 1, p);
+#else
+  Vec<S> v{};
+  std::memcpy(&v, p, n * sizeof(S));
+  return v;
+#endif
+}
+template <class S> inline void store(S* p, Vec<S> v, int n) {
+  if (__builtin_expect(n == kLanes<S>, 1)) return store(p, v);
+#if defined(__AVX512F__)
+  if constexpr (sizeof(S) == 4) _mm512_mask_storeu_ps(p, (1u << n) - 1, (__m512)v);
+  else _mm512_mask_storeu_pd(p, (1u << n) - 1, (__m512d)v);
+#else
+  std::memcpy(p, &v, n * sizeof(S));
+#endif
 }
 
-// exp x = 2^n e^r with |r| <= ln 2 / 2 and a Taylor polynomial for e^r. The argument is clamped to where the result is a
-// normal number; a NaN passes through. Rounding to n by adding and subtracting a number whose last bit is worth 1.
+// result[j] = number index[j] of a followed by b.
+template <class S> inline Vec<S> shuffle(Vec<S> a, Vec<S> b, typename Register<S>::I index) {
+#ifdef __clang__
+  Vec<S> result;
+  for (int j = 0; j < kLanes<S>; ++j) result[j] = index[j] < kLanes<S> ? a[index[j]] : b[index[j] - kLanes<S>];
+  return result;
+#else
+  return __builtin_shuffle(a, b, index);
+#endif
+}
+
+// L registers of L numbers, as a matrix, transposed: halves change places, then quarters, and so on.
+template <class S> inline void transpose(Vec<S> (&rows)[kLanes<S>]) {
+  constexpr int L = kLanes<S>;
+  typedef typename Register<S>::I I;
+  for (int half = L / 2; half; half /= 2) {
+    I low, high;
+    for (int j = 0; j < L; ++j) low[j] = j & half ? L + j - half : j, high[j] = j & half ? L + j : j + half;
+    for (int i = 0; i < L; ++i)
+      if (!(i & half)) {
+        Vec<S> a = rows[i], b = rows[i + half];
+        rows[i] = shuffle<S>(a, b, low);
+        rows[i + half] = shuffle<S>(a, b, high);
+      }
+  }
+}
+
+// The larger, the smaller of x and a constant; a NaN in x stays.
+#if defined(__AVX512F__)
+inline Vec<float> at_least(Vec<float> x, float c) { return (Vec<float>)_mm512_max_ps((__m512)splat(c), (__m512)x); }
+inline Vec<float> at_most(Vec<float> x, float c) { return (Vec<float>)_mm512_min_ps((__m512)splat(c), (__m512)x); }
+#else
+inline Vec<float> at_least(Vec<float> x, float c) { return x < splat(c) ? splat(c) : x; }
+inline Vec<float> at_most(Vec<float> x, float c) { return x > splat(c) ? splat(c) : x; }
+#endif
+inline Vec<double> at_least(Vec<double> x, double c) { return x < splat(c) ? splat(c) : x; }
+inline Vec<double> at_most(Vec<double> x, double c) { return x > splat(c) ? splat(c) : x; }
+
+// exp x = 2^n e^r with |r| <= ln 2 / 2 and a polynomial for e^r (float: least squares in the relative error, 3e-9; double:
+// Taylor's). The argument is clamped to where the result is a normal number; a NaN passes through. Rounding to n by adding and
+// subtracting a number whose last bit is worth 1.
 inline Vec<float> exp(Vec<float> x) {
-  x = x < splat(-87.f) ? splat(-87.f) : x;
-  x = x > splat(87.f) ? splat(87.f) : x;
+  x = at_most(at_least(x, -87.f), 87.f);
   Vec<float> shifted = x * 1.44269504088896341f + 12582912.f, n = shifted - 12582912.f;
   Vec<float> r = x - n * 0.693145751953125f;
   r -= n * 1.428606820309417e-06f;
-  Vec<float> p = splat(1.f / 5040);
-  for (float c : {1.f / 720, 1.f / 120, 1.f / 24, 1.f / 6, .5f, 1.f, 1.f}) p = p * r + c;
+  Vec<float> p = splat(0.00138145976f);
+  for (float c : {0.00836871658f, 0.0416683890f, 0.166665211f, 0.499999940f, 1.f, 1.f}) p = p * r + c;
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
   Register<float>::I bits;
   std::memcpy(&bits, &shifted, sizeof bits);
   bits = (bits << 23) + (127 << 23);
   Vec<float> scale;
   std::memcpy(&scale, &bits, sizeof bits);
   return p * scale;
+#endif
 }
 inline Vec<double> exp(Vec<double> x) {
-  x = x < splat(-708.) ? splat(-708.) : x;
-  x = x > splat(708.) ? splat(708.) : x;
+  x = at_most(at_least(x, -708.), 708.);
   Vec<double> shifted = x * 1.4426950408889634 + 6755399441055744., n = shifted - 6755399441055744.;
   Vec<double> r = x - n * 6.93147180369123816490e-01;
   r -= n * 1.90821492927058770002e-10;
@@ -85,13 +146,14 @@ inline Vec<double> exp(Vec<double> x) {
 
 template <class V> inline V sigmoid(V x) { return 1 / (1 + exp(-x)); }
 
-// tanh x = 1 - 2 / (e^2x + 1) far from 0; near 0, where that cancels, an odd polynomial (float: least squares in the
-// relative error, 5e-9 on |x| <= 0.625) or (e^2x - 1) / (e^2x + 1) with the difference from its own series (double).
+// float: x P(x^2) / Q(x^2) up to 8.5, where tanh is 1 in this format (least squares in the relative error, 1.2e-8). double:
+// 1 - 2 / (e^2x + 1) far from 0; near 0, where that cancels, (e^2x - 1) / (e^2x + 1) with the difference from its own series.
 inline Vec<float> tanh(Vec<float> x) {
-  Vec<float> a = x < splat(0.f) ? -x : x, far = 1 - 2 / (exp(a + a) + 1), q = x * x;
-  Vec<float> p = splat(-0.00571704f);
-  for (float c : {0.02065058f, -0.0537435f, 0.13331491f, -0.33333284f}) p = p * q + c;
-  return a < splat(0.625f) ? p * q * x + x : (x < splat(0.f) ? -far : far);
+  x = at_most(at_least(x, -8.5f), 8.5f);
+  Vec<float> q = x * x, above = splat(1.42690251e-8f), below = splat(8.14504233e-7f);
+  for (float c : {2.12509040e-5f, 0.00353401876f, 0.134132400f, 1.f}) above = above * q + c;
+  for (float c : {0.000334885117f, 0.0260227211f, 0.467465639f, 1.f}) below = below * q + c;
+  return at_most(at_least(x * above / below, -1.f), 1.f);
 }
 inline Vec<double> tanh(Vec<double> x) {
   Vec<double> a = x < splat(0.) ? -x : x, far = 1 - 2 / (exp(a + a) + 1), y = x + x;

@@ -1,0 +1,173 @@
+// Matrix products whose right-hand side is packed once into panels: the one form of product that everything here uses.
+#pragma once
+#include <tuple>
+#include <utility>
+#include "simd.h"
+
+namespace bptt { namespace BPTT_ISA {
+
+constexpr int kTileRows = kRegisters == 32 ? 6 : 3, kTileVectors = 4;  // 24 (or 12) accumulators; 4 + 1 for the operands
+
+template <class S> inline int64_t whole(int64_t n) { return (n + kLanes<S> - 1) / kLanes<S> * kLanes<S>; }
+
+// How columns are divided into panels of at most kTileVectors registers, and those evenly among the members of a team.
+template <class S> struct Panels {
+  int64_t columns, wide, each;  // all columns, those of a panel, those of a member
+  Panels(int64_t columns, int64_t members) : columns(columns) {
+    const int64_t registers = (whole<S>(columns) / kLanes<S> + members - 1) / members;
+    const int64_t count = (registers + kTileVectors - 1) / kTileVectors;
+    wide = (registers + count - 1) / count * kLanes<S>;
+    each = wide * count;
+  }
+  int64_t begin(int64_t member) const { return member * each < columns ? member * each : columns; }
+};
+
+// A matrix [K, columns], panel by panel [K][registers][lanes], filled up with zeros.
+template <class S> struct Packed {
+  S* data;
+  int64_t K, columns, wide;
+
+  static int64_t size(int64_t K, int64_t columns) { return K * whole<S>(columns); }
+  Packed filled_up() const { return {data, K, whole<S>(columns), wide}; }  // a product with it has its columns of zeros too
+  const S* panel(int64_t column) const { return data + column * K; }
+  int vectors(int64_t column) const {
+    return int((columns - column >= wide ? wide : whole<S>(columns - column)) / kLanes<S>);
+  }
+
+  // The rows k of the panel that begins at `column`: from(k) points to that row's numbers, `column` the first of them.
+  template <class F> void pack_rows(int64_t column, int64_t first, int64_t last, F from) const {
+    const int64_t left = columns - column, width = vectors(column) * kLanes<S>, real = left < width ? left : width;
+    S* to = data + column * K + first * width;
+    for (int64_t k = first; k < last; ++k, to += width) {
+      const S* row = from(k) + column;
+      int64_t j = 0;
+      for (; j + kLanes<S> <= real; j += kLanes<S>) store(to + j, load(row + j));
+      if (j < width) store(to + j, load(row + j, int(real - j)));
+    }
+  }
+  // The panel that begins at `column`, from the transposed matrix [columns, K] that has its rows in groups: the column j and
+  // those of the same register are the rows at from(j).row of `stride` numbers each, the first from(j).count of which exist.
+  struct Source { const S* row; int count; };
+  template <class F> void pack_transposed(int64_t column, int64_t stride, F from) const {
+    constexpr int L = kLanes<S>;
+    const int64_t width = vectors(column) * L;
+    for (int64_t j = 0; j < width; j += L) {
+      const Source source = from(column + j);
+      S* to = data + column * K + j;
+      int64_t k = 0;
+      for (; source.count == L && k + L <= K; k += L) {
+        Vec<S> block[L];
+        for (int i = 0; i < L; ++i) block[i] = load(source.row + i * stride + k);
+        transpose<S>(block);
+        for (int i = 0; i < L; ++i) store(to + (k + i) * width, block[i]);
+      }
+      for (; k < K; ++k)
+        for (int i = 0; i < L; ++i) to[k * width + i] = i < source.count ? source.row[i * stride + k] : S(0);
+    }
+  }
+};
+
+// Left-hand sides: M rows anywhere in memory, or interleaved, [K][M], and then row[0] is where they begin.
+enum class Left { rows, interleaved };
+
+// One of the products that a tile adds up: its rows and a panel of [K] rows.
+template <class S> struct Term {
+  const S* const* row;
+  int64_t K;
+  const S* panel;
+};
+
+// to[m] = from[m] + sum over the terms of row[m] . panel, for M rows and N registers of columns, the last of which has `n`
+// numbers.
+//
+// Sum i belongs to set i / (M N), row i / N % M and register i % N; several sets hide the latency of few multiply-adds. Fold
+// expressions, not loops, since only so the compiler keeps all sums in registers from the first load to the last store.
+template <class S, int M, int N, int sets, Left left, int... i, int... j>
+inline void multiply(const Term<S>* terms, int count, const S* const* from, S* const* to, int n,
+                     std::integer_sequence<int, i...>, std::integer_sequence<int, j...>) {
+  constexpr int L = kLanes<S>, all = M * N, step = left == Left::rows ? 1 : M;
+  S* result[M];
+  for (int m = 0; m < M; ++m) result[m] = to[m];
+  Vec<S> sum[sets * all];
+  ((sum[i] = i >= all ? Vec<S>{} : i % N < N - 1 ? load(from[i / N % M] + i % N * L) : load(from[i / N % M] + i % N * L, n)),
+   ...);
+  for (const Term<S>* term = terms; term < terms + count; ++term) {
+    const S *a[M], *panel = term->panel;
+    for (int m = 0; m < M; ++m) a[m] = left == Left::rows ? term->row[m] : term->row[0] + m;
+    const int64_t K = term->K;
+    int64_t k = 0;
+    for (; k + sets <= K; k += sets, panel += sets * N * L) {
+      const Vec<S> w[] = {load(panel + j * L)...};
+      ((sum[i] += a[i / N % M][(k + i / all) * step] * w[i / all * N + i % N]), ...);
+    }
+    if (sets > 1)
+      for (; k < K; ++k, panel += N * L)
+        ((i < all ? void(sum[i] += a[i / N % M][k * step] * load(panel + i % N * L)) : void()), ...);
+  }
+  ((i >= all ? void(sum[i % all] += sum[i]) : void()), ...);
+  ((i >= all         ? void()
+    : i % N < N - 1 ? store(result[i / N % M] + i % N * L, sum[i])
+                    : store(result[i / N % M] + i % N * L, sum[i], n)),
+   ...);
+}
+template <class S, int M, int N, Left left>
+void multiply(const Term<S>* terms, int count, const S* const* from, S* const* to, int n) {
+  constexpr int sets = M * N >= 8 ? 1 : M * N >= 4 ? 2 : 4;
+  multiply<S, M, N, sets, left>(terms, count, from, to, n, std::make_integer_sequence<int, sets * M * N>(),
+                                std::make_integer_sequence<int, sets * N>());
+}
+
+// multiply<S, M, N, left> for M and N known only when it runs.
+template <class S> using Multiply = void (*)(const Term<S>*, int, const S* const*, S* const*, int);
+template <class S, Left left, int... i> Multiply<S> multiply_for(int m, int n, std::integer_sequence<int, i...>) {
+  static constexpr Multiply<S> all[] = {multiply<S, i / kTileVectors + 1, i % kTileVectors + 1, left>...};
+  return all[(m - 1) * kTileVectors + n - 1];
+}
+template <class S, Left left> Multiply<S> multiply_for(int m, int n) {
+  return multiply_for<S, left>(m, n, std::make_integer_sequence<int, kTileRows * kTileVectors>());
+}
+
+// Even parts of at most kTileRows: work(begin, rows).
+template <class F> inline void tiles(int64_t rows, F work) {
+  const int64_t count = (rows + kTileRows - 1) / kTileRows;
+  for (int64_t i = 0, begin = 0; i < count; ++i) {
+    const int64_t end = rows * (i + 1) / count;
+    work(begin, int(end - begin));
+    begin = end;
+  }
+}
+
+// A left-hand side and the weight that it is multiplied with: row(r) points to row r of the former.
+template <class S, class Row> struct Factors {
+  Row row;
+  const Packed<S>& weight;
+};
+template <class S, class Row> Factors<S, Row> times(Row row, const Packed<S>& weight) { return {row, weight}; }
+
+// to(r)[j] = from(r)[j] + sum over the factors of sum_k row(r)[k] weight[k][j], for `rows` rows and columns j in [first, last),
+// where `first` begins a panel. All weights have the same panels. from(r) and to(r) point to column 0.
+template <class S, class From, class To, class... Row>
+void product(int64_t rows, int64_t first, int64_t last, From from, To to, Factors<S, Row>... factors) {
+  constexpr int L = kLanes<S>, count = sizeof...(Row);
+  const Packed<S>& w = std::get<0>(std::tie(factors...)).weight;
+  for (int64_t column = first; column < last; column += w.wide) {
+    const int vectors = w.vectors(column);
+    const int64_t left = w.columns - column;
+    const int n = left >= vectors * L ? L : int(left - (vectors - 1) * L);
+    tiles(rows, [&](int64_t r, int m) {
+      const S *row[count][kTileRows], *start[kTileRows];
+      S* target[kTileRows];
+      for (int i = 0; i < m; ++i) {
+        int f = 0;
+        ((row[f++][i] = factors.row(r + i)), ...);
+        start[i] = from(r + i) + column;
+        target[i] = to(r + i) + column;
+      }
+      int f = -1;
+      const Term<S> terms[count] = {(++f, Term<S>{row[f], factors.weight.K, factors.weight.panel(column)})...};
+      multiply_for<S, Left::rows>(m, vectors)(terms, count, start, target, n);
+    });
+  }
+}
+
+}}  // namespace bptt::BPTT_ISA
