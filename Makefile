@@ -17,8 +17,9 @@ lint: .venv/tools
 
 # Benchmarks need the machine for themselves; the figures go to benchmarks/RESULTS.md by hand, with the machine's name.
 bench: .venv/installed
+	$(PIP) --editable '.[bench]'
 	.venv/bin/python benchmarks/loop_overhead.py
-	.venv/bin/python benchmarks/layers.py
+	.venv/bin/python benchmarks/speed.py grid packed float64 bidirectional autocast memory first threads
 
 # The law tests again, with many more random inputs.
 fuzz: .venv/tools

@@ -18,15 +18,8 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SOURCE = Path("src/bptt/kernels/csrc")
 LIBRARY = SOURCE / "libbptt.so"  # not beside the modules, among which Python would count it
-FLAGS = [
-    "-O3",
-    "-std=c++17",
-    "-fPIC",
-    "-ffp-contract=fast",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-fvisibility=hidden",
-]
+LANGUAGE = ["-std=c++17", "-fPIC", "-Wno-psabi", "-fvisibility=hidden"]
+FLAGS = ["-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 AVX2 = ["-mavx2", "-mfma"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mprefer-vector-width=512"]
 
@@ -45,6 +38,15 @@ class NativeCore(BuildHookInterface):  # type: ignore[type-arg]
 
 
 def _build(root: Path) -> bool:
+    new = root / LIBRARY.with_suffix(".new")
+    if not compile_core(root / SOURCE, new, FLAGS):
+        return False
+    new.replace(root / LIBRARY)  # a process that has the old one open keeps it
+    return True
+
+
+def compile_core(source: Path, library: Path, flags: list[str]) -> bool:
+    """One object file a set of instructions, and the library of them all; False, and a word on stderr, if that fails."""
     compiler = os.environ.get("CXX") or next((c for c in ("g++", "clang++") if shutil.which(c)), None)
     if compiler is None or sys.platform != "linux":
         print("bptt: no C++ compiler found: bptt will run on torch's own operators", file=sys.stderr)
@@ -55,15 +57,13 @@ def _build(root: Path) -> bool:
     with tempfile.TemporaryDirectory() as scratch:
         objects = [str(Path(scratch) / f"{i}.o") for i in range(len(variants))]
         commands = [
-            [compiler, *FLAGS, *flags, "-c", str(root / SOURCE / f"{name}.cpp"), "-o", target]
-            for (name, flags), target in zip(variants, objects, strict=True)
+            [compiler, *LANGUAGE, *flags, *instructions, "-c", str(source / f"{name}.cpp"), "-o", target]
+            for (name, instructions), target in zip(variants, objects, strict=True)
         ]
         try:
             with ThreadPoolExecutor() as pool:
                 list(pool.map(_run, commands))
-            new = root / LIBRARY.with_suffix(".new")
-            _run([compiler, "-shared", *objects, "-o", str(new)])
-            new.replace(root / LIBRARY)  # a process that has the old one open keeps it
+            _run([compiler, *flags, "-shared", *objects, "-o", str(library)])
         except (OSError, subprocess.CalledProcessError) as error:
             print(
                 f"bptt: the native core could not be built ({error}): bptt will run on torch's operators",

@@ -1,7 +1,7 @@
 """The frameworks that speed.py compares, each served from a process of its own: torch.nn, bptt, JAX's lax.scan under jit.
 
 A case is a dictionary: cell, batch, hidden, steps, and optionally dtype ("float32"), layers (1), bidirectional, autocast,
-lengths (steps of each sequence: the batch is packed). Every framework draws the same inputs and weights from the case.
+lengths (steps of each sequence: the batch is packed), threads (2). Every framework draws the same inputs and weights.
 """
 
 import resource
@@ -45,14 +45,18 @@ def torch_step(case, library):
     """The training step of torch.nn's or bptt's layer, as a function without arguments that returns the gradients."""
     import torch
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(case.get("threads", 2))
     if library == "bptt":
         import bptt as layers
     else:
         layers = torch.nn
     x, d_outputs, weights = (torch.from_numpy(a) if isinstance(a, np.ndarray) else a for a in drawn(case))
     made = getattr(layers, case["cell"])(
-        case["hidden"], case["hidden"], case.get("layers", 1), bidirectional=case.get("bidirectional", False), dtype=x.dtype
+        case["hidden"],
+        case["hidden"],
+        case.get("layers", 1),
+        bidirectional=case.get("bidirectional", False),
+        dtype=x.dtype,
     )
     parameters = list(made.parameters())
     with torch.no_grad():
@@ -115,7 +119,7 @@ def jax_step(case):
 
 
 def serve(pipe, framework):
-    """Answer requests until the pipe closes: ("case", case), ("time", seconds), ("rate",), ("memory",)."""
+    """Answer requests until the pipe closes: ("case", case), ("time", seconds), ("first", case), ("rate",), ("memory",)."""
     step = None
     while True:
         try:
@@ -130,6 +134,13 @@ def serve(pipe, framework):
             step()  # caches and the pools of threads are warm again after the others' turn
             taken, end = [], time.perf_counter() + arguments[0]
             while not taken or time.perf_counter() < end:
+                start = time.perf_counter()
+                step()
+                taken.append(time.perf_counter() - start)
+            pipe.send(taken)
+        elif request == "first":
+            step, taken = torch_step(arguments[0], framework), []
+            for _ in range(20):
                 start = time.perf_counter()
                 step()
                 taken.append(time.perf_counter() - start)

@@ -2,10 +2,10 @@
 
     .venv/bin/python benchmarks/speed.py [SECTION ...] [--cells RNN GRU LSTM] [--seconds 0.3] [--rounds 5]
 
-Sections: grid (the default), packed, float64, bidirectional, autocast, memory. The grid is B {1, 16, 64} x H {32 .. 512},
-D = H, T 256, float32, 2 threads, gradients to the weights and biases; the ratio is to the faster peer; the share is that of
-the matrix-product limit, 2·B·T·G·H·(2D+3H) operations at the rate of a large product, measured at every point. Medians of
-interleaved runs. No speed-up is printed where gradients differ from torch's.
+Sections: grid (the default), packed, float64, bidirectional, autocast, memory, first, threads.
+The grid is B {1, 16, 64} x H {32 .. 512}, D = H, T 256, float32, 2 threads, gradients to the weights and biases; the ratio
+is to the faster peer; the share is that of the matrix-product limit, 2·B·T·G·H·(2D+3H) operations at the rate of a large
+product, measured at every point. Medians of interleaved runs. No speed-up is printed where gradients differ from torch's.
 """
 
 import argparse
@@ -32,10 +32,12 @@ class Peer:
         theirs.close()
 
     def ask(self, *request):
+        """Its answer to a request (peers.serve)."""
         self.pipe.send(request)
         return self.pipe.recv()
 
     def stop(self):
+        """End the process."""
         self.pipe.close()
         self.process.join()
 
@@ -89,7 +91,9 @@ def grid(options):
                 )
         if ratios:
             at_large = f", share of the limit at B >= 16, H >= 128: {geometric_mean(shares):.0%}" if shares else ""
-            print(f"{cell}: geometric mean {geometric_mean(ratios):.2f}x, least {min(ratios):.2f}x{at_large}", flush=True)
+            print(
+                f"{cell}: geometric mean {geometric_mean(ratios):.2f}x, least {min(ratios):.2f}x{at_large}", flush=True
+            )
     for peer in peers:
         peer.stop()
 
@@ -120,14 +124,15 @@ def packed(options):
         lengths = [math.ceil(500 * (0.1 + 0.9 * (i + 0.5) / 32)) for i in reversed(range(32))]
         lengths[0] = 500
         against_torch(options, [("packed", case | {"lengths": lengths})])
-        alone = [Peer("torch"), Peer("bptt")]
-        ragged = compare(alone, case | {"lengths": lengths}, options.seconds, options.rounds)
-        padded = compare(alone, case, options.seconds, options.rounds)
-        share = sum(lengths) / (32 * 500)
-        excess = ragged[0]["bptt"] / (padded[0]["bptt"] * share)
-        print(f"own packed time / (own padded time x share of real steps {share:.2f}): {excess:.2f}")
-        for peer in alone:
-            peer.stop()
+        peer, share = Peer("bptt"), sum(lengths) / (32 * 500)
+        times = {"packed": [], "padded": []}
+        for _ in range(options.rounds):
+            for name, taken in times.items():
+                peer.ask("case", case | ({"lengths": lengths} if name == "packed" else {}))
+                taken += peer.ask("time", options.seconds / options.rounds)
+        excess = median(times["packed"]) / (median(times["padded"]) * share)
+        print(f"own packed time / (own padded time x share of real steps {share:.2f}): {excess:.2f}", flush=True)
+        peer.stop()
 
 
 def float64(options):
@@ -164,10 +169,40 @@ def memory(options):
                 peaks[name] = (peer.ask("memory") - before) / 1e6
                 peer.stop()
             ratio = peaks["bptt"] / peaks["torch"]
-            print(f"{describe(case)}  torch {peaks['torch']:7.1f} MB  bptt {peaks['bptt']:7.1f} MB  {ratio:.2f}", flush=True)
+            print(
+                f"{describe(case)}  torch {peaks['torch']:7.1f} MB  bptt {peaks['bptt']:7.1f} MB  {ratio:.2f}",
+                flush=True,
+            )
 
 
-SECTIONS = {f.__name__: f for f in (grid, packed, float64, bidirectional, autocast, memory)}
+def first(options):
+    """The first call of a fresh process above the later ones."""
+    for cell in options.cells:
+        for name in ("torch", "bptt"):
+            peer = Peer(name)
+            taken = peer.ask("first", {"cell": cell, "batch": 16, "hidden": 64, "steps": STEPS})
+            print(
+                f"{cell:5} {name:6} first call {1e3 * taken[0]:6.1f} ms, later ones {1e3 * median(taken[1:]):6.1f} ms",
+                flush=True,
+            )
+            peer.stop()
+
+
+def threads(options):
+    """Twice as many threads as cores, against as many: the time of a step may not collapse."""
+    for cell in options.cells:
+        for batch, hidden in ((1, 256), (16, 128), (64, 256)):
+            case, found = {"cell": cell, "batch": batch, "hidden": hidden, "steps": STEPS}, {}
+            for count in (2, 4):
+                peers = [Peer("torch"), Peer("bptt")]
+                found[count] = compare(peers, case | {"threads": count}, options.seconds, options.rounds)[0]
+                for peer in peers:
+                    peer.stop()
+            ratios = "  ".join(f"{name} {found[4][name] / found[2][name]:.2f}" for name in found[2])
+            print(f"{describe(case)}  4 threads / 2 threads on 2 cores: {ratios}", flush=True)
+
+
+SECTIONS = {f.__name__: f for f in (grid, packed, float64, bidirectional, autocast, memory, first, threads)}
 
 
 if __name__ == "__main__":

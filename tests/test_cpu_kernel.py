@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from bptt.kernels import Sequences
 from bptt.kernels.cpu import Cpu, library
 from bptt.kernels.reference import Reference
 from bptt.kernels.walk import Walk
-from tests.cases import BY_HAND, seeds
+from tests.cases import BY_HAND, POINTWISE, seeds
 
 SIZES = st.tuples(
     st.integers(1, 12), st.integers(1, 19), st.integers(1, 9), st.sampled_from([1, 2, 7, 8, 16, 17, 31, 64, 97])
@@ -34,17 +35,21 @@ def _gradients(kernel, cell, walk, x, state, weights, seed):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
 @pytest.mark.parametrize("form", ["padded", "packed"])
 @pytest.mark.parametrize("name", BY_HAND)
-@given(seed=seeds, size=SIZES, reverse=st.booleans(), bias=st.booleans(), with_reset=st.booleans())
-def test_it_is_the_reference(name, form, dtype, seed, size, reverse, bias, with_reset):
+@given(
+    seed=seeds, size=SIZES, reverse=st.booleans(), bias=st.booleans(), with_reset=st.booleans(), share=st.floats(0, 1)
+)
+def test_it_is_the_reference(name, form, dtype, seed, size, reverse, bias, with_reset, share):
     torch.manual_seed(seed)
     steps, batch, inputs, hidden = size
-    made = bptt.Recurrent(BY_HAND[name], inputs, hidden, bias=bias, dtype=torch.float64)
+    projected = int(share * (hidden - 1)) if name == "lstm" else 0
+    made = bptt.Recurrent(BY_HAND[name], inputs, hidden, bias=bias, proj_size=projected, dtype=torch.float64)
     sizes = torch.full((steps,), batch)
     if form == "packed":
         sizes = torch.randint(1, batch + 1, (steps,)).sort(descending=True).values
     x = torch.randn(int(sizes.sum()), inputs, dtype=torch.float64)
     walk = Walk.over(Sequences(x, sizes, torch.rand(len(x)) < 0.2 if with_reset else None), reverse)
-    state = tuple(torch.randn(int(sizes[0]), hidden, dtype=torch.float64) for _ in made.cell.states)
+    widths = [projected or hidden, hidden][: len(made.cell.states)]
+    state = tuple(torch.randn(int(sizes[0]), width, dtype=torch.float64) for width in widths)
 
     def run(kernel, dtype):
         made.to(dtype)
@@ -133,11 +138,95 @@ def test_derivatives_that_bypass_autograd_never_come_out_as_zero():
 
 def test_what_it_refuses():
     for made, x, reason in (
-        (bptt.LSTM(2, 4, proj_size=1, backend="cpu"), torch.randn(3, 1, 2), "no projection"),
+        (bptt.Recurrent(POINTWISE["leaky"], 2, 4, backend="cpu"), torch.randn(3, 1, 2), "the native core has no"),
         (bptt.GRU(2, 4, backend="cpu", dtype=torch.bfloat16), torch.randn(3, 1, 2, dtype=torch.bfloat16), "bfloat16"),
     ):
         with pytest.raises(RuntimeError, match=reason):
             made(x)
+
+
+class _Gradients(torch.utils.data.Dataset):
+    """Item i is a training step's gradients, computed where the item is asked for."""
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, i):
+        torch.manual_seed(i)
+        made = bptt.LSTM(40, 100, backend="cpu")
+        y, _ = made(torch.randn(30, 5, 40))
+        return torch.cat([g.flatten() for g in torch.autograd.grad(y.square().sum(), list(made.parameters()))])
+
+
+def test_several_python_threads_at_once():
+    torch.set_num_threads(2)
+    items = _Gradients()
+    want = [items[i] for i in range(len(items))]
+    barrier, found = threading.Barrier(4), {}
+
+    def work(first):
+        barrier.wait()
+        for i in [*range(first, len(items)), *range(first)]:
+            # Seeds are one for all threads: each makes its layer under a lock, and computes outside it.
+            with lock:
+                torch.manual_seed(i)
+                made = bptt.LSTM(40, 100, backend="cpu")
+                x = torch.randn(30, 5, 40)
+            y, _ = made(x)
+            gradients = torch.autograd.grad(y.square().sum(), list(made.parameters()))
+            found[first, i] = torch.cat([g.flatten() for g in gradients])
+
+    lock = threading.Lock()
+    threads = [threading.Thread(target=work, args=(first,)) for first in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4 * len(items)
+    assert all(torch.equal(gradient, want[i]) for (_, i), gradient in found.items())
+
+
+def test_after_fork_in_the_workers_of_a_data_loader():
+    torch.set_num_threads(2)
+    items = _Gradients()
+    want = [items[i] for i in range(len(items))]  # the parent's threads are running when it forks
+    loader = torch.utils.data.DataLoader(items, batch_size=None, num_workers=2, multiprocessing_context="fork")
+    for gradient, wanted in zip(loader, want, strict=True):
+        torch.testing.assert_close(gradient, wanted)
+
+
+@pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
+def test_more_threads_than_cores_and_large_layers(name):
+    """Sizes at which a team shares the units, at which it does not, and more threads than the machine has cores."""
+    for batch, hidden in ((1, 300), (3, 129), (40, 64)):
+        made = getattr(bptt, name)(24, hidden)
+        x, results = torch.randn(6, batch, 24), []
+        for threads, backend in ((1, "reference"), (1, "cpu"), (2, "cpu"), (5, "cpu")):
+            torch.set_num_threads(threads)
+            made.backend = backend
+            y, _ = made(x)
+            results.append([y.detach(), *torch.autograd.grad(y.square().sum(), list(made.parameters()))])
+        for result in results[1:]:
+            for got, want in zip(result, results[0], strict=True):
+                assert (got - want).norm() <= 1e-5 * want.norm()
+    torch.set_num_threads(2)
+
+
+def test_a_step_without_gradient_keeps_nothing_and_gives_the_same():
+    for name in ("RNN", "GRU", "LSTM"):
+        made = getattr(bptt, name)(5, 37, backend="cpu")
+        x = torch.randn(300, 2, 5)
+        with torch.no_grad():
+            y, _ = made(x)
+        assert torch.equal(y, made(x)[0])
+        assert not y.requires_grad
+
+
+def test_export():
+    for name in ("RNN", "GRU", "LSTM"):
+        made, x = getattr(bptt, name)(3, 4).eval(), torch.randn(5, 2, 3)
+        program = torch.export.export(made, (x,))
+        torch.testing.assert_close(program.module()(x)[0], made(x)[0])
 
 
 _IN_A_PROCESS = """

@@ -42,7 +42,7 @@ class Walk:
         if sizes is not None:
             walk = Walk(len(sizes), int(sizes[0]), F.pad(sizes.cumsum(0), (1, 0)), reverse, cut)
         else:
-            walk = Walk(*x.shape[:2], None, reverse, None if cut is None else cut.flatten())
+            walk = Walk(x.shape[0], x.shape[1], None, reverse, None if cut is None else cut.flatten())
         if walk.cut is None or not reverse:
             return walk
         later = [F.pad(walk.cut[b], (0, (a.stop - a.start) - (b.stop - b.start))) for a, b in pairwise(walk.spans)]

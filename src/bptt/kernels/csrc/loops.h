@@ -56,8 +56,10 @@ template <class S, class C> class Layer {
           });
     });
     const bool joined = p.batch >= 4 * groups_ && int64_t(sizeof(S)) * G * U * (D + P) / team_ <= kCache / 4;
+    std::vector<std::vector<int64_t>> rows_of(p.threads);  // of a block; room for them all, since a team must not fail
+    for (auto& rows : rows_of) rows.reserve(most);
     teams([&](const Part& part) {
-      std::vector<int64_t> rows;
+      std::vector<int64_t>& rows = rows_of[part.id];
       for (int64_t i = 0; i < p.steps;) {
         rows.clear();
         const int64_t start = i;
@@ -243,7 +245,8 @@ template <class S, class C> class Layer {
   // one where a step is shorter than what meeting costs.
   int64_t team_size() const {
     const int64_t bytes = int64_t(sizeof(S)) * G * U * P;
-    for (int64_t team = 1; team < p.threads; ++team)
+    const bool even = N == p.steps * p.batch;  // else groups would have steps with few sequences
+    for (int64_t team = 1; team < p.threads && even; ++team)
       if (p.threads % team == 0 && p.batch * team >= p.threads * kTileRows && bytes / team <= kCache / 4) return team;
     return step_cycles() < kMeeting ? 1 : std::min(p.threads, U / L);
   }

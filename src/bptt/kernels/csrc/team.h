@@ -3,6 +3,7 @@
 #include <atomic>
 #include <chrono>
 #include <memory>
+#include <new>
 #include <thread>
 #include "problem.h"
 #if defined(__x86_64__)
@@ -39,10 +40,12 @@ class Team {
   std::unique_ptr<Mark[]> marks_;
 };
 
-// work(begin, end) over parts of [0, count), at most one part a thread and all at the same time.
+// work(begin, end) over parts of [0, count), at most one part a thread and all at the same time. What it may throw is
+// bad_alloc alone; torch makes a number of it.
 template <class F> void parallel(bptt_parallel_for torch, int64_t count, F work) {
   if (count <= 1) return work(int64_t(0), count);
-  torch(0, count, 1, [](int64_t begin, int64_t end, void* context) { (*static_cast<F*>(context))(begin, end); }, &work);
+  auto call = [](int64_t begin, int64_t end, void* context) { (*static_cast<F*>(context))(begin, end); };
+  if (torch(0, count, 1, call, &work)) throw std::bad_alloc();
 }
 
 }  // namespace bptt
