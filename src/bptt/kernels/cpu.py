@@ -17,13 +17,17 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.nn import functional as F
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from bptt.cells import GRU, LSTM, Cell, Elman, PointwiseCell, State, Weights
 from bptt.kernels.base import Sequences, Stack
 from bptt.kernels.layered import Gradients, LayerKernel, Saved
 from bptt.kernels.walk import Walk
 
+NOT_BUILT = "the native core was not built: install a C++ compiler, then bptt once more"
+_CORE = Path(__file__).with_name("csrc") / "libbptt.so"
 _NUMBERS: dict[Cell, int] = {Elman("tanh"): 0, Elman("relu"): 1, Elman("sigmoid"): 2, GRU(): 3, LSTM(): 4}
 _BLOCK_BYTES = 2**20  # of d_z in one block of the backward: about a second-level cache
 _REGISTERS_BACKWARD = 4  # registers of units that the backward's product computes at a time (loops.h)
@@ -51,8 +55,10 @@ class Cpu(LayerKernel):
             return "torch.func and forward-mode derivatives go through torch's own operators"
         if torch.compiler.is_compiling():
             return "torch.compile goes through torch's own operators"
+        if torch.jit.is_tracing() or is_in_torch_dispatch_mode() or type(x) not in (Tensor, Parameter):
+            return "tracing, fake tensors and subclasses of Tensor go through torch's own operators"
         if library() is None:
-            return "the native core was not built: install a C++ compiler, then bptt once more"
+            return "the native core does not fit this torch" if _CORE.exists() else NOT_BUILT
         return None
 
     def forward(
@@ -239,11 +245,10 @@ class _Native(NamedTuple):
 @functools.cache
 def library() -> _Native | None:
     """The native core, loaded on first use; None if it was not built, or this torch has no `torch_parallel_for`."""
-    path = Path(__file__).with_name("csrc") / "libbptt.so"
-    if not path.exists():
+    if not _CORE.exists():
         return None
     try:
-        core = ctypes.CDLL(str(path))
+        core = ctypes.CDLL(str(_CORE))
         torch_cpu = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
         parallel_for = ctypes.cast(torch_cpu.torch_parallel_for, ctypes.c_void_p)
     except (OSError, AttributeError):
