@@ -55,7 +55,11 @@ class Cpu(LayerKernel):
             return "torch.func and forward-mode derivatives go through torch's own operators"
         if torch.compiler.is_compiling():
             return "torch.compile goes through torch's own operators"
-        if torch.jit.is_tracing() or is_in_torch_dispatch_mode() or type(x) not in (Tensor, Parameter):
+        if (
+            torch._C._get_tracing_state() is not None
+            or is_in_torch_dispatch_mode()
+            or type(x) not in (Tensor, Parameter)
+        ):
             return "tracing, fake tensors and subclasses of Tensor go through torch's own operators"
         if library() is None:
             return "the native core does not fit this torch" if _CORE.exists() else NOT_BUILT
