@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from bptt import network as network
     from bptt.cells import Cell as Cell
     from bptt.cells import PointwiseCell as PointwiseCell
+    from bptt.fusing import fuse as fuse
+    from bptt.fusing import unfuse as unfuse
     from bptt.gradient import Exact as Exact
     from bptt.gradient import Result as Result
     from bptt.gradient import Strategy as Strategy
@@ -33,6 +35,8 @@ _HOMES = {
     "GRU": "bptt.layers",
     "LSTM": "bptt.layers",
     "Recurrent": "bptt.layers",
+    "fuse": "bptt.fusing",
+    "unfuse": "bptt.fusing",
     "Network": "bptt.network",
     "backward": "bptt.gradient",
     "Exact": "bptt.gradient",

@@ -1,7 +1,8 @@
-"""The command line: `bptt train` and `bptt predict`, made from the dataclasses of `bptt.options`.
+"""The command line: `bptt train`, `bptt predict` and `bptt bench`, made from the dataclasses of `bptt.options`.
 
-Exit codes: 0 done; 1 the loss became infinite or not a number; 2 something given cannot be used; 130 and 143 stopped by
-Ctrl-C and SIGTERM. torch is imported only when there is work for it: help and mistakes are answered at once.
+Exit codes: 0 done; 1 the loss became infinite or not a number, or bench found wrong gradients; 2 something given cannot be
+used; 130 and 143 stopped by Ctrl-C and SIGTERM. torch is imported only when there is work for it: help and mistakes are
+answered at once.
 """
 
 import contextlib
@@ -18,10 +19,10 @@ from typing import Annotated, Any, Union, get_args
 
 import bptt
 from bptt.errors import InputError
-from bptt.options import TASKS, PredictOptions, TrainOptions
+from bptt.options import TASKS, BenchOptions, PredictOptions, TrainOptions
 
 HELP = f"""\
-usage: bptt [-h] [--version] {{train,predict}} ...
+usage: bptt [-h] [--version] {{train,predict,bench}} ...
 
 Train recurrent networks by backpropagation through time, and use them.
 
@@ -34,11 +35,13 @@ Train recurrent networks by backpropagation through time, and use them.
   bptt train {{adding,copy}} --length 100                two problems that need a long memory
   bptt train --resume RUN                              go on where a run stopped
   bptt predict RUN                                     use a run: continue a text, forecast, label
+  bptt bench                                           torch.nn against bptt on this machine; a minute
 
   torchrun --nproc-per-node N -m bptt train …          train in N processes
 
 options:
-  -h, --help     show this help; also `bptt train --help`, `bptt train TASK --help`, `bptt predict --help`
+  -h, --help     show this help; also `bptt train --help`, `bptt train TASK --help`, `bptt predict --help`,
+                 `bptt bench --help`
   --version      show the version ({bptt.__version__})
 """
 
@@ -82,8 +85,9 @@ def _fail(message: str, code: int = 2) -> int:
 def _command(arguments: list[str]) -> int:
     # OpenMP's threads wait for each other by spinning, and come almost to a halt when another process wants a core: on 2
     # cores the demo then went 5 times slower. Spinning briefly loses nothing when alone. To be set before torch is loaded.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    commands: dict[str, Callable[[list[str]], int]] = {"train": _train, "predict": _predict}
+    if arguments[:1] != ["bench"]:  # which measures torch as it is in the user's own programs
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    commands: dict[str, Callable[[list[str]], int]] = {"train": _train, "predict": _predict, "bench": _bench}
     if not arguments or arguments[0] in ("-h", "--help"):
         print(HELP, end="")
         return 0 if arguments else 2
@@ -91,7 +95,9 @@ def _command(arguments: list[str]) -> int:
         print(f"bptt {bptt.__version__}")
         return 0
     if arguments[0] not in commands:
-        raise InputError(f"unknown command {arguments[0]!r}: give train or predict; `bptt --help` shows examples")
+        raise InputError(
+            f"unknown command {arguments[0]!r}: give train, predict or bench; `bptt --help` shows examples"
+        )
     return commands[arguments[0]](arguments[1:])
 
 
@@ -293,3 +299,13 @@ def _predict(arguments: list[str]) -> int:
 
     predict(parsed.run, options)
     return 0
+
+
+# bench -------------------------------------------------------------------------------------------------------------
+
+
+def _bench(arguments: list[str]) -> int:
+    parsed = _parse(_with_plain_help(BenchOptions), "bptt bench", arguments)
+    from bptt import bench
+
+    return bench.run(BenchOptions(**_values(parsed, BenchOptions)))

@@ -1,4 +1,4 @@
-"""The options of `bptt train`, one dataclass a task: the command line, the run folder's config and the program share them.
+"""The options of the commands, of `bptt train` one dataclass a task: command line, run folder and program share them.
 
 This module imports neither torch nor numpy: `bptt --help` must answer at once.
 """
@@ -210,3 +210,27 @@ class PredictOptions:
     """Seed of the drawing."""
     device: str = "cpu"
     """Where to compute."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """One training step of torch.nn's layers against bptt's, on this machine and at your sizes."""
+
+    cell: tuple[Literal["rnn", "gru", "lstm"], ...] = ("rnn", "gru", "lstm")
+    """The recurrent cells."""
+    batch: tuple[int, ...] = (1, 16, 64)
+    """Batch sizes B."""
+    hidden: tuple[int, ...] = (32, 128, 256)
+    """Hidden units H."""
+    inputs: int | None = None
+    """Inputs D. Default: as many as hidden units."""
+    steps: int = 256
+    """Steps T of each sequence."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Number format."""
+    threads: int | None = None
+    """Threads for both. Default: torch's own choice."""
+    seconds: float = 1.0
+    """Seconds to spend on each point; where a step is slow, more: each side runs at least three times."""
+    picture: Path = Path("bench.png")
+    """PNG file to draw the ratios in; written anew."""

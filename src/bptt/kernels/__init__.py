@@ -1,6 +1,6 @@
 """The loop over time, in several kernels that compute the same."""
 
 from bptt.kernels.base import Kernel, Sequences, Stack
-from bptt.kernels.choose import BACKENDS, choose
+from bptt.kernels.choose import BACKENDS, choose, fallback
 
-__all__ = ["BACKENDS", "Kernel", "Sequences", "Stack", "choose"]
+__all__ = ["BACKENDS", "Kernel", "Sequences", "Stack", "choose", "fallback"]

@@ -1,8 +1,11 @@
 """Which kernel runs, or why not."""
 
+import functools
+import warnings
+
 from bptt.kernels.aten import Aten
 from bptt.kernels.base import Kernel, Sequences, Stack
-from bptt.kernels.cpu import Cpu
+from bptt.kernels.cpu import NOT_BUILT, Cpu
 from bptt.kernels.reference import Reference
 
 _FASTEST_FIRST: tuple[Kernel, ...] = (Cpu(), Aten(), Reference())
@@ -22,4 +25,26 @@ def choose(backend: str, stack: Stack, sequences: Sequences) -> Kernel:
             return kernel
         if backend != "auto":
             raise RuntimeError(f"backend='{backend}' cannot run this layer: {reason}: pass backend='auto'")
+        if reason == NOT_BUILT:
+            _say_that_it_was_not_built()
     raise AssertionError("the reference kernel refuses nothing")
+
+
+def fallback(stack: Stack, sequences: Sequences) -> str | None:
+    """None if the fastest kernel would run it; else which one would, and why not a faster one."""
+    reasons: list[str] = []
+    for kernel in _FASTEST_FIRST:
+        reason = kernel.refusal(stack, sequences)
+        if reason is None:
+            return f"backend {kernel.name} ({'; '.join(reasons)})" if reasons else None
+        reasons.append(f"{kernel.name}: {reason}")
+    raise AssertionError("the reference kernel refuses nothing")
+
+
+@functools.cache
+def _say_that_it_was_not_built() -> None:
+    warnings.warn(
+        "bptt runs on torch's own operators (backend aten), since its native core was not built: "
+        "install a C++ compiler and reinstall bptt for the fused kernels",
+        stacklevel=2,
+    )

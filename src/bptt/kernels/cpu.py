@@ -11,12 +11,17 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from bptt.cells import GRU, LSTM, Cell, Elman, PointwiseCell, State, Weights
 from bptt.kernels.base import Sequences, Stack
 from bptt.kernels.layered import Gradients, LayerKernel, Saved
 from bptt.kernels.walk import Walk
 
+NOT_BUILT = "the native core was not built: install a C++ compiler, then bptt once more"
+# BPTT_CORE: another build of it, for the tests
+_CORE = Path(os.environ.get("BPTT_CORE", Path(__file__).with_name("csrc") / "libbptt.so"))
 _CELLS: dict[Cell, tuple[int, int]] = {  # number, gates
     Elman("tanh"): (0, 1), Elman("relu"): (1, 1), Elman("sigmoid"): (2, 1), GRU(): (3, 3), LSTM(): (4, 4),
 }  # fmt: skip
@@ -31,9 +36,9 @@ class Cpu(LayerKernel):
     name = "cpu"
 
     def refusal(self, stack: Stack, sequences: Sequences) -> str | None:
-        """Other cells, devices and number formats, projections, and kinds of derivatives that bypass autograd."""
+        """Other cells, devices and number formats, and kinds of derivatives that bypass autograd."""
         x = sequences.x
-        if stack.cell not in _CELLS:
+        if not isinstance(stack.cell, Elman | GRU | LSTM) or stack.cell not in _CELLS:
             return f"the native core has no {stack.cell}"
         if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or not x.numel():
             return f"it runs float32 and float64 on the CPU, not {x.numel()} numbers of {x.dtype} on {x.device}"
@@ -45,8 +50,14 @@ class Cpu(LayerKernel):
             return "torch.func and forward-mode derivatives go through torch's own operators"
         if torch.compiler.is_compiling():
             return "torch.compile goes through torch's own operators"
+        if (
+            torch._C._get_tracing_state() is not None
+            or is_in_torch_dispatch_mode()
+            or type(x) not in (Tensor, Parameter)
+        ):
+            return "tracing, fake tensors and subclasses of Tensor go through torch's own operators"
         if library() is None:
-            return "the native core was not built: install a C++ compiler, then bptt once more"
+            return "the native core does not fit this torch" if _CORE.exists() else NOT_BUILT
         return None
 
     def forward(
@@ -152,12 +163,10 @@ class Native(NamedTuple):
 @functools.cache
 def library() -> Native | None:
     """The native core, loaded on first use; None if it was not built, or this torch has no `torch_parallel_for`."""
-    # BPTT_CORE: another build of it, for the tests
-    path = Path(os.environ.get("BPTT_CORE", Path(__file__).with_name("csrc") / "libbptt.so"))
-    if not path.exists():
+    if not _CORE.exists():
         return None
     try:
-        core = ctypes.CDLL(str(path))
+        core = ctypes.CDLL(str(_CORE))
         torch_cpu = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
         parallel_for = ctypes.cast(torch_cpu.torch_parallel_for, ctypes.c_void_p)
     except (OSError, AttributeError):
