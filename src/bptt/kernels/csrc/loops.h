@@ -23,8 +23,8 @@ template <class S, class C> class Layer {
  public:
   Layer(const bptt_problem& problem, bptt_parallel_for pool)
       : p(problem), pool_(pool), H(p.hidden), U(whole<S>(H)), P(p.projected ? p.projected : H), D(p.inputs),
-        N(offset(p.steps)), team_(team_size()), groups_(std::min(p.threads / team_, p.batch)), units_(U, team_), outputs_(P, team_),
-        zeros_(zeros_size()) {
+        N(offset(p.steps)), team_(team_size()), groups_(std::min(p.threads / team_, p.batch)), units_(U, team_),
+        outputs_(P, team_), zeros_(zeros_size()) {
     std::fill_n(zeros_.data, zeros_size(), S(0));
     divide_rows();
     products_ = divide_gates();
@@ -35,72 +35,21 @@ template <class S, class C> class Layer {
     expect(p.c, p.c ? N * H * sizeof(S) : 0);
     expect(p.gates, p.gates ? N * G * U * sizeof(S) : 0);
     expect(p.candidate, p.candidate ? N * U * sizeof(S) : 0);
-    Buffer<S> w_ih(G * Packed<S>::size(D, H)), w_hh(G * Packed<S>::size(P, H)), w_hr(p.projected ? Packed<S>::size(H, P) : 0);
-    Buffer<S> bias(G * U), apart(U), raw(p.projected ? p.batch * U : 0);
+    const Operands operands(*this);
     const int64_t most = std::max(p.batch, block_rows(sizeof(S) * G * U));
-    const int64_t width = (G + C::kApart) * U;  // of a row of working memory, where the gates are not kept
-    Buffer<S> working(p.gates ? 0 : p.threads * most * width);
-    add_biases(bias, apart);
-    const int64_t packers = threads_for(G * H * (D + P) / 4);
-    parallel(pool_, packers, [&](int64_t begin, int64_t end) {  // the panels in turn
-      for (const Gates& some : products_)
-        for (int64_t j = 0, i = 0; j < some.count * U; j += some.wide, ++i)
-          if (i % packers >= begin && i % packers < end) {
-            weight(w_ih, some, D).pack_transposed(j, D, rows_of(p.w_ih, some, D));
-            weight(w_hh, some, P).pack_transposed(j, P, rows_of(p.w_hh, some, P));
-          }
-      if (p.projected && begin == 0)
-        for (int64_t j = 0; j < P; j += outputs_.wide)
-          projection(w_hr).pack_transposed(j, H, [&](int64_t o) -> typename Packed<S>::Source {
-            return {pointer(p.w_hr) + o * H, int(std::min<int64_t>(L, std::max<int64_t>(0, P - o)))};
-          });
-    });
-    const bool joined = p.batch >= 4 * groups_ && int64_t(sizeof(S)) * G * U * (D + P) / team_ <= kCache / 4;
-    std::vector<std::vector<int64_t>> rows_of(p.threads);  // of a block; room for them all, since a team must not fail
-    for (auto& rows : rows_of) rows.reserve(most);
+    Buffer<S> working(p.gates ? 0 : p.threads * most * (G + C::kApart) * U), raw(p.projected ? p.batch * U : 0);
+    std::vector<std::vector<int64_t>> indices(p.threads);  // room for all before the loops, where a team must not fail
+    for (auto& index : indices) index.reserve(most);
     teams([&](const Part& part) {
-      std::vector<int64_t>& rows = rows_of[part.id];
+      Rows rows{*this, indices[part.id], working + part.id * most * (G + C::kApart) * U};
       for (int64_t i = 0; i < p.steps;) {
-        rows.clear();
         const int64_t start = i;
+        rows.index.clear();
         do {
-          const int64_t t = step_at(i);
-          for (int64_t r = part.first; r < part.end(t); ++r) rows.push_back(offset(t) + r);
-        } while (++i < p.steps && int64_t(rows.size()) + part.last - part.first <= most);
-        auto x_row = [&](int64_t k) { return pointer(p.x) + rows[k] * D; };
-        auto z_row = [&](int64_t k) { return p.gates ? gates(rows[k]) : working + (part.id * most + k) * width; };
-        auto zh_row = [&](int64_t k) { return p.gates ? candidate(rows[k]) : z_row(k) + G * U; };
-        if (!joined)
-          for (const Gates& some : products_)
-            product(rows.size(), some.begin(part), some.end(part), [&](int64_t) { return bias + some.first * U; },
-                    [&](int64_t k) { return z_row(k) + some.first * U; }, times(x_row, weight(w_ih, some, D)));
-        for (int64_t s = start, done = 0; s < i; ++s) {
-          const int64_t t = step_at(s), count = part.end(t) - part.first;
-          if (count <= 0) continue;
-          auto h_before = [&](int64_t k) { return before(t, part.first + k, p.h0, p.h, P); };
-          for (const Gates& some : products_) {
-            const Packed<S> from_x = weight(w_ih, some, D), from_h = weight(w_hh, some, P);
-            const int64_t first = some.begin(part), last = some.end(part);
-            auto x_of = [&](int64_t k) { return x_row(done + k); };
-            auto z_of = [&](int64_t k) { return z_row(done + k) + some.first * U; };
-            auto zh_of = [&](int64_t k) { return zh_row(done + k); };
-            auto bias_of = [&](int64_t) { return bias + some.first * U; };
-            const bool is_apart = some.first >= G - C::kApart;
-            if (joined && !is_apart) product(count, first, last, bias_of, z_of, times(x_of, from_x), times(h_before, from_h));
-            if (joined && is_apart) product(count, first, last, bias_of, z_of, times(x_of, from_x));
-            if (!joined && !is_apart) product(count, first, last, z_of, z_of, times(h_before, from_h));
-            if (is_apart) product(count, first, last, [&](int64_t) { return apart.data; }, zh_of, times(h_before, from_h));
-          }
-          for (int64_t k = 0; k < count; ++k)
-            forward_pointwise(t, part.first + k, z_row(done + k), zh_row(done + k), part, p.projected ? raw + (part.first + k) * U : nullptr);
-          if (p.projected) {
-            part.meet();
-            product(count, part.output, part.output_end, Zero{zeros_}, [&](int64_t k) { return h(rows[done + k]); },
-                    times([&](int64_t k) { return raw + (part.first + k) * U; }, projection(w_hr)));
-          }
-          part.meet();
-          done += count;
-        }
+          for (int64_t r = part.first, t = step_at(i); r < part.end(t); ++r) rows.index.push_back(offset(t) + r);
+        } while (++i < p.steps && int64_t(rows.index.size()) + part.last - part.first <= most);
+        if (!operands.joined) project(rows, part, operands);
+        for (int64_t s = start, done = 0; s < i; ++s) done += forward_step(step_at(s), rows, done, part, operands, raw);
       }
       for (int64_t r = part.first; r < part.last; ++r) copy_last(r, part);
     });
@@ -285,7 +234,36 @@ template <class S, class C> class Layer {
 
   // ---- Forward
 
-  // b_ih + b_hh with each gate filled up to U; where zh stays apart its b_hh does too.
+  // The weights as the products want them, and b_ih + b_hh with each gate filled up to U; where zh stays apart its b_hh does.
+  struct Operands {
+    Buffer<S> w_ih, w_hh, w_hr, bias, apart;
+    const bool joined;  // zx and zh in one product, step by step: where all weights fit a cache and tiles are full
+    explicit Operands(const Layer& l)
+        : w_ih(G * Packed<S>::size(l.D, l.H)), w_hh(G * Packed<S>::size(l.P, l.H)),
+          w_hr(l.p.projected ? Packed<S>::size(l.H, l.P) : 0), bias(G * l.U), apart(l.U),
+          joined(l.p.batch >= 4 * l.groups_ && int64_t(sizeof(S)) * G * l.U * (l.D + l.P) / l.team_ <= kCache / 4) {
+      l.add_biases(bias, apart);
+      l.pack(*this);
+    }
+  };
+
+  void pack(const Operands& to) const {
+    const int64_t packers = threads_for(G * H * (D + P) / 4);
+    parallel(pool_, packers, [&](int64_t begin, int64_t end) {  // the panels in turn
+      for (const Gates& some : products_)
+        for (int64_t j = 0, i = 0; j < some.count * U; j += some.wide, ++i)
+          if (i % packers >= begin && i % packers < end) {
+            weight(to.w_ih, some, D).pack_transposed(j, D, rows_of(p.w_ih, some, D));
+            weight(to.w_hh, some, P).pack_transposed(j, P, rows_of(p.w_hh, some, P));
+          }
+      if (p.projected && begin == 0)
+        for (int64_t j = 0; j < P; j += outputs_.wide)
+          projection(to.w_hr).pack_transposed(j, H, [&](int64_t o) -> typename Packed<S>::Source {
+            return {pointer(p.w_hr) + o * H, int(std::min<int64_t>(L, std::max<int64_t>(0, P - o)))};
+          });
+    });
+  }
+
   void add_biases(S* bias, S* apart) const {
     std::fill_n(bias, G * U, S(0));
     std::fill_n(apart, U, S(0));
@@ -296,6 +274,57 @@ template <class S, class C> class Layer {
         bias[g * U + j] = pointer(p.b_ih)[g * H + j] + (is_apart ? S(0) : pointer(p.b_hh)[g * H + j]);
         if (is_apart) apart[j] = pointer(p.b_hh)[g * H + j];
       }
+  }
+
+  // The rows of a block of steps that one part works on, by their place in the block.
+  struct Rows {
+    const Layer& l;
+    std::vector<int64_t>& index;  // among all rows
+    S* working;                   // in the place of gates and candidate, where these are not kept
+    const S* x(int64_t k) const { return pointer(l.p.x) + index[k] * l.D; }
+    S* h(int64_t k) const { return l.h(index[k]); }
+    S* z(int64_t k) const { return l.p.gates ? l.gates(index[k]) : working + k * (G + C::kApart) * l.U; }
+    S* zh(int64_t k) const { return l.p.gates ? l.candidate(index[k]) : z(k) + G * l.U; }
+  };
+
+  void project(const Rows& rows, const Part& part, const Operands& o) const {
+    for (const Gates& some : products_)
+      product(rows.index.size(), some.begin(part), some.end(part), [&](int64_t) { return o.bias + some.first * U; },
+              [&](int64_t k) { return rows.z(k) + some.first * U; },
+              times([&](int64_t k) { return rows.x(k); }, weight(o.w_ih, some, D)));
+  }
+
+  // Step t, whose rows begin at `done` in the block; how many these are.
+  int64_t forward_step(int64_t t, const Rows& rows, int64_t done, const Part& part, const Operands& o, S* raw) const {
+    const int64_t count = part.end(t) - part.first;
+    if (count <= 0) return 0;
+    for (const Gates& some : products_) {
+      const int64_t first = some.begin(part), last = some.end(part);
+      auto z = [&](int64_t k) { return rows.z(done + k) + some.first * U; };
+      auto bias = [&](int64_t) { return o.bias + some.first * U; };
+      const Packed<S> w_ih = weight(o.w_ih, some, D), w_hh = weight(o.w_hh, some, P);
+      const auto from_x = times([&](int64_t k) { return rows.x(done + k); }, w_ih);
+      const auto from_h = times([&](int64_t k) { return before(t, part.first + k, p.h0, p.h, P); }, w_hh);
+      if (some.first >= G - C::kApart) {
+        if (o.joined) product(count, first, last, bias, z, from_x);
+        product(count, first, last, [&](int64_t) { return o.apart.data; }, [&](int64_t k) { return rows.zh(done + k); }, from_h);
+      } else if (o.joined) {
+        product(count, first, last, bias, z, from_x, from_h);
+      } else {
+        product(count, first, last, z, z, from_h);
+      }
+    }
+    for (int64_t k = 0; k < count; ++k) {
+      const int64_t r = part.first + k;
+      forward_pointwise(t, r, rows.z(done + k), rows.zh(done + k), part, p.projected ? raw + r * U : nullptr);
+    }
+    if (p.projected) {
+      part.meet();
+      product(count, part.output, part.output_end, Zero{zeros_}, [&](int64_t k) { return rows.h(done + k); },
+              times([&](int64_t k) { return raw + (part.first + k) * U; }, projection(o.w_hr)));
+    }
+    part.meet();
+    return count;
   }
 
   void forward_pointwise(int64_t t, int64_t r, S* z, const S* zh, const Part& part, S* raw) const {
