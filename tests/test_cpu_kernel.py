@@ -247,3 +247,25 @@ def test_the_smaller_instruction_sets(isa):
     command = [sys.executable, "-c", _IN_A_PROCESS, isa, __file__]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert result.returncode == 0, result.stdout[-3000:]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
+def test_under_autocast_formats_are_torchs_and_numbers_those_of_float64(name, backend, dtype):
+    theirs, ours = (getattr(library, name)(24, 40, bidirectional=True) for library in (torch.nn, bptt))
+    ours.load_state_dict(theirs.state_dict())
+    ours.backend = backend
+    x = torch.randn(50, 7, 24, dtype=dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (y, final), (wanted, wanted_final) = ours(x), theirs(x)
+    assert y.dtype == wanted.dtype
+    assert torch.utils._pytree.tree_map(lambda s: s.dtype, final) == torch.utils._pytree.tree_map(
+        lambda s: s.dtype, wanted_final
+    )
+    got = [y.double(), *torch.autograd.grad(y.double().square().sum(), list(ours.parameters()))]
+    theirs.double()
+    y, _ = theirs(x.double())
+    want = [y, *torch.autograd.grad(y.square().sum(), list(theirs.parameters()))]
+    for a, b in zip(got, want, strict=True):
+        assert (a - b).norm() <= 2e-2 * b.norm()

@@ -40,12 +40,15 @@ class Cpu(LayerKernel):
         x = sequences.x
         if not isinstance(stack.cell, Elman | GRU | LSTM) or stack.cell not in _CELLS:
             return f"the native core has no {stack.cell}"
-        if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or not x.numel():
-            return f"it runs float32 and float64 on the CPU, not {x.numel()} numbers of {x.dtype} on {x.device}"
-        if torch.is_autocast_enabled("cpu"):
-            return "it knows no autocast"
-        if any(w.dtype != x.dtype or w.device != x.device for weights in stack.weights[0] for w in weights.values()):
+        wanted = next(iter(stack.weights[0][0].values())).dtype if torch.is_autocast_enabled("cpu") else x.dtype
+        if x.device.type != "cpu" or wanted not in (torch.float32, torch.float64) or not x.numel():
+            return f"it runs float32 and float64 on the CPU, not {x.numel()} numbers of {wanted} on {x.device}"
+        if any(w.dtype != wanted or w.device != x.device for weights in stack.weights[0] for w in weights.values()):
             return "the weights are not of the input's number format and device"
+        if wanted != x.dtype and wanted != torch.float32:
+            return "autocast to float64 is torch's"
+        if isinstance(stack.cell, LSTM) and torch.is_autocast_enabled("cpu") and wanted == torch.float32:
+            return "under autocast torch's LSTM runs in bfloat16 throughout, which is faster"
         if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
             return "torch.func and forward-mode derivatives go through torch's own operators"
         if torch.compiler.is_compiling():

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bptt.cells import Cell, PointwiseCell, State, Weights
+from bptt.cells import GRU, Cell, PointwiseCell, State, Weights
 from bptt.kernels.base import Kernel, Sequences, Stack
 from bptt.kernels.walk import Walk, loop
 
@@ -53,12 +53,21 @@ class LayerKernel(Kernel):
         """
 
     def run(self, stack: Stack, sequences: Sequences, state: State) -> tuple[Tensor, State]:
-        """Layer by layer, direction by direction; under autocast too in the number format of the weights."""
-        device = sequences.x.device.type
+        """Layer by layer, direction by direction.
+
+        Under autocast in the number format of the weights, which is the wider one; the results then have the format that
+        torch.nn's have there: autocast's, but for the GRU that of the input.
+        """
+        x, device = sequences.x, sequences.x.device.type
         if not torch.is_autocast_enabled(device):
             return self._run(stack, sequences, state)
+        inside = next(iter(stack.weights[0][0].values())).dtype
+        outside = x.dtype if isinstance(stack.cell, GRU) else torch.get_autocast_dtype(device)
         with torch.autocast(device, enabled=False):
-            return self._run(stack, sequences, state)
+            y, final = self._run(stack, sequences._replace(x=x.to(inside)), tuple(s.to(inside) for s in state))
+        if inside == torch.float64:  # which autocast leaves alone
+            return y, final
+        return y.to(outside), tuple(s.to(outside) for s in final)
 
     def _run(self, stack: Stack, sequences: Sequences, state: State) -> tuple[Tensor, State]:
         rows = sequences.x if sequences.batch_sizes is not None else sequences.x.flatten(0, 1)
