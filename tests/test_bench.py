@@ -18,6 +18,7 @@ RATE = bench.matrix_rate
 
 @pytest.fixture(autouse=True)
 def _here(monkeypatch, tmp_path):
+    torch.set_num_threads(1)  # these sizes are too small to share
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(bench, "matrix_rate", lambda dtype: 1e11)
     monkeypatch.setenv("COLUMNS", "100")
@@ -66,7 +67,7 @@ def test_no_ratio_where_the_gradients_differ(by, monkeypatch, capsys, tmp_path):
 def test_the_allowed_error_is_the_table_s_or_twice_torch_s():
     torch.manual_seed(0)
     layer = nn.LSTM(4, 8)
-    for steps, tolerance in ((16, 1e-5), (300, 1e-4)):
+    for steps, tolerance in ((16, 1e-5), (257, 1e-4)):
         x, d_outputs = torch.randn(steps, 2, 4), torch.randn(steps, 2, 8)
         assert bench._error(layer, layer, x, d_outputs)[1] >= tolerance
     layer.double()

@@ -76,7 +76,7 @@ def run(options: BenchOptions) -> int:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     points: list[Point] = []
-    console, stopped = Console(), False
+    console, stopped = Console(highlight=False), False
     try:
         rate = matrix_rate(getattr(torch, options.dtype))
         console.print(_title(options, rate))
