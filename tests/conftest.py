@@ -2,6 +2,9 @@
 
 import os
 
+# Before torch is loaded: its threads wait by spinning, and beside other processes the tests took many times as long.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
