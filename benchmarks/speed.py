@@ -176,7 +176,7 @@ def memory(options):
 
 
 def first(options):
-    """The first call of a fresh process above the later ones."""
+    """The first call of a process in which torch has run, but no recurrent layer, and the later ones."""
     for cell in options.cells:
         for name in ("torch", "bptt"):
             peer = Peer(name)

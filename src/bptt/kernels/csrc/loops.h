@@ -36,7 +36,7 @@ template <class S, class C> class Layer {
     expect(p.gates, p.gates ? N * G * U * sizeof(S) : 0);
     expect(p.candidate, p.candidate ? N * U * sizeof(S) : 0);
     const Operands operands(*this);
-    const int64_t most = std::max(p.batch, block_rows(sizeof(S) * G * U));
+    const int64_t most = block_rows();
     Buffer<S> working(p.gates ? 0 : p.threads * most * (G + C::kApart) * U), raw(p.projected ? p.batch * U : 0);
     std::vector<std::vector<int64_t>> indices(p.threads);  // room for all before the loops, where a team must not fail
     for (auto& index : indices) index.reserve(most);
@@ -56,7 +56,7 @@ template <class S, class C> class Layer {
   }
 
   void backward() {
-    const int64_t most = std::max(p.batch, block_rows(sizeof(S) * G * U));
+    const int64_t most = block_rows();
     Buffer<S> w_hh(Packed<S>::size(G * U, P)), w_ih(p.d_x ? Packed<S>::size(G * U, D) : 0);
     Buffer<S> w_hr(p.projected ? Packed<S>::size(P, H) : 0);
     Block block(*this, most);
@@ -230,7 +230,8 @@ template <class S, class C> class Layer {
     else parallel(pool_, groups_ * team_, run);
   }
 
-  int64_t block_rows(int64_t bytes_per_row) const { return std::max<int64_t>(kTileRows, kCache / bytes_per_row); }
+  // Rows of a block: at least one step, at most all, and about as many as fit a cache.
+  int64_t block_rows() const { return std::max(p.batch, std::min(N, kCache / int64_t(sizeof(S) * G * U))); }
 
   // ---- Forward
 
