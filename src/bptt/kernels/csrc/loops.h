@@ -355,8 +355,8 @@ template <class S, class C> class Layer {
     while (size(t) <= r) --t;
     const int64_t row = offset(t) + r;
     std::copy(h(row) + part.output, h(row) + part.output_end, static_cast<S*>(p.h_last) + r * P + part.output);
-    if (C::kStates == 2)
-      std::copy(c(row) + part.unit, c(row) + std::min(part.unit_end, H), static_cast<S*>(p.c_last) + r * H + part.unit);
+    const int64_t unit = std::min(part.unit, H), unit_end = std::min(part.unit_end, H);
+    if (C::kStates == 2) std::copy(c(row) + unit, c(row) + unit_end, static_cast<S*>(p.c_last) + r * H + unit);
   }
 
   // ---- Backward
