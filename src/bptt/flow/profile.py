@@ -83,24 +83,18 @@ class LayerFlow:
     traces: list[Trace] = field(default_factory=list)
     passes: int = 0
     _means: dict[str, _Mean] = field(default_factory=dict)
+    _contributions: dict[str, Array] = field(default_factory=dict)
 
     def add(self, traces: list[Trace]) -> None:
         """Take in one watched pass."""
-        self.traces, self.passes = traces, self.passes + 1
+        self.traces, self.passes, self._contributions = traces, self.passes + 1, {}
         for name in ("reach", "saturation", "dead", "non_finite"):
             self.__dict__.pop(name, None)
         for key, values in self._measured().items():
             self._means.setdefault(key, _Mean()).add(values)
 
     def _measured(self) -> dict[str, Array]:
-        rows: dict[str, list[Tensor]] = {}
-        for trace in self.traces:
-            for s, name in enumerate(trace.cell.states):
-                rows.setdefault(f"delta.{name}", []).append(_norms(trace, trace.delta[s]))
-            rows.setdefault("external", []).append(_norms(trace, trace.external))
-            for name, values in trace.norms.items():
-                rows.setdefault(name, []).append(values)
-        return {key: torch.cat(values).double().cpu().numpy() for key, values in rows.items()}
+        return {name: torch.cat([t.norms[name] for t in self.traces]).cpu().numpy() for name in self.traces[0].norms}
 
     @property
     def gates(self) -> tuple[str, ...]:
@@ -121,7 +115,7 @@ class LayerFlow:
     @property
     def delta(self) -> Array:
         """‖∂L/∂h(k)‖ over batch and units [T]; root mean square over the watched passes."""
-        return self._means["delta.h"].value()
+        return self._means[self.cell.states[0]].value()
 
     @property
     def external(self) -> Array:
@@ -130,11 +124,21 @@ class LayerFlow:
 
     def state_delta(self, state: str) -> Array:
         """‖∂L/∂state(k)‖ [T] for a component of the state: "h", for an LSTM also "c"."""
-        return self._means[f"delta.{state}"].value()
+        return self._means[state].value()
 
     def contributions(self, kind: str = "weight_hh") -> Array:
-        """Norm [T, G] of step k's contribution to a gradient, for each gate: "weight_hh", "weight_ih" or "bias"."""
-        return self._means[kind].value()
+        """Norm [T, G] of step k's contribution to a gradient, for each gate: "weight_hh", "weight_ih" or "bias".
+
+        Of the last watched pass, computed when first asked for, at the cost of about one more backward pass.
+        Raises KeyError for any other kind.
+        """
+        if kind not in ("weight_hh", "weight_ih", "bias"):
+            raise KeyError(f"no contributions {kind!r}: choose 'weight_hh', 'weight_ih' or 'bias'")
+        if kind not in self._contributions:
+            with torch.no_grad():
+                found = torch.cat([trace.contribution_norms(kind) for trace in self.traces])
+            self._contributions[kind] = found.numpy()
+        return self._contributions[kind]
 
     def contribution(self, parameter: str, k: int | None = None) -> Tensor:
         """Step k's contribution itself, in the last pass, [the parameter's shape]; the sum over all steps if k is None.
@@ -245,13 +249,6 @@ class LayerFlow:
             "saturation": self.saturation, "dead": self.dead, "units": self.units,
             "non_finite": None if self.non_finite is None else self.non_finite._asdict(),
         }  # fmt: skip
-
-
-def _norms(trace: Trace, rows: Tensor) -> Tensor:
-    """Norm over the rows of each step [T]."""
-    squares = rows.double().square().sum(-1)
-    sizes = torch.tensor(trace.way.sizes, device=rows.device)
-    return torch.segment_reduce(squares, "sum", lengths=sizes).sqrt()
 
 
 def slopes(trace: Trace) -> dict[str, Tensor]:

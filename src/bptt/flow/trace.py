@@ -16,12 +16,12 @@ Source: P. J. Werbos 1990; partial derivatives: `bptt.cells`.
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from bptt.cells import LSTM, Partials, PointwiseCell, State, Weights
+from bptt.cells import LSTM, Elman, Partials, PointwiseCell, State, Weights
+from bptt.flow import closed
 
 _CHUNK = 1 << 19  # numbers of one [rows, G, H] block: so small that it stays in the cache between its passes
 
@@ -114,11 +114,12 @@ class Trace:
         cell, weights: what it computes; the weights are copies, so that a later update of them changes nothing here.
         x: [N, D].
         states: the state after each row, [N, ·] each; before: the state before it.
+        gates: an LSTM's gates [N, 4, H], until `run` has used them.
         external: gradient that arrives at the outputs from outside this layer, [N, H or P].
         d_final: gradient that arrives at the final state, [B, ·] each.
         delta: ∂L/∂state of each row, [N, ·] each, filled by `run`.
         d_start: ∂L/∂initial state, [B, ·] each, filled by `run`.
-        norms: for each step in order of time, filled by `run`: `weight_hh`, `weight_ih`, `bias` [T, G].
+        norms: ‖δ_k‖ for each component of the state, and ‖external_k‖, [T] in order of time, filled by `run`.
         samples: the user's number of each row of the first step; None if they are in the user's order.
     """
 
@@ -128,7 +129,7 @@ class Trace:
     x: Tensor
     states: State
     before: State
-    net: Tensor | None
+    gates: Tensor | None
     external: Tensor
     d_final: State
     delta: State = ()
@@ -148,12 +149,12 @@ class Trace:
         """A trace without its gradients; components of the state that the layer does not put out are run anew."""
         h = way.before(outputs, start[0])
         if len(start) == 1:
-            states, before, net = (outputs,), (h,), None
+            states, before, gates = (outputs,), (h,), None
         elif isinstance(cell, LSTM):
-            states, before, net = _cell_states(weights, way, x, outputs, h, start)
+            states, before, gates = _cell_states(weights, way, x, outputs, h, start)
         else:
-            states, before, net = _run_forward(cell, weights, way, x, start)
-        return Trace(cell, weights, way, x, states, before, net, outputs.new_empty(0), start)
+            states, before, gates = _run_forward(cell, weights, way, x, start)
+        return Trace(cell, weights, way, x, states, before, gates, outputs.new_empty(0), start)
 
     @property
     def width(self) -> int:
@@ -163,9 +164,6 @@ class Trace:
     def inputs(self, rows: slice | Tensor) -> tuple[Tensor, Tensor, State]:
         """zx, zh [n, G, H] and the state before, of some rows."""
         before = tuple(s[rows] for s in self.before)
-        if self.net is not None:
-            net = self.net[rows].unflatten(-1, (self.cell.gates, -1))
-            return net, net.new_zeros(()).expand_as(net), before
         zx = self.cell.net_input(self.x[rows], self.weights["weight_ih"], self.weights.get("bias_ih"))
         zh = self.cell.net_input(before[0], self.weights["weight_hh"], self.weights.get("bias_hh"))
         return zx, zh, before
@@ -176,7 +174,9 @@ class Trace:
 
     def partials(self, rows: slice | Tensor) -> Partials:
         """D of some rows."""
-        return self.cell.partials(*self.inputs(rows), *self.vectors())
+        if isinstance(self.cell, Elman):
+            return closed.elman(self.cell, self.states[0][rows])
+        return closed.partials(self.cell, *self.inputs(rows), self.vectors())
 
     def recomputed(self, rows: slice | Tensor) -> Tensor:
         """The outputs of some rows, one step from the state before them: what the model must have put out."""
@@ -189,18 +189,55 @@ class Trace:
         self.delta = tuple(torch.empty_like(s) for s in self.states)
         carry = tuple(d.clone() for d in self.d_final)
         d_x = torch.empty_like(self.x) if x_wanted else None
-        norms = {n: self.x.new_empty(way.steps, self.cell.gates) for n in ("weight_hh", "weight_ih", "bias")}
+        norms: dict[str, list[Tensor]] = {name: [] for name in (*self.cell.states, "external")}
         for steps in way.chunks(_CHUNK // self.width):
             rows = way.span(steps)
-            partials = self.partials(rows)
-            d_zh = self._walk_back(steps, rows, partials, carry)
-            d_zx = self._through_zx(rows, partials, d_zh)
+            if self.gates is not None:
+                d_zx = self._walk_back_lstm(steps, rows, carry)
+            else:
+                partials = self.partials(rows)
+                d_zh = self._walk_back(steps, rows, partials, carry)
+                d_zx = d_zh if d_x is None else self._through_zx(rows, partials, d_zh)
             if d_x is not None:
                 torch.mm(d_zx.flatten(1), w_ih, out=d_x[rows])
-            self._measure(norms, steps, rows, d_zh, d_zx)
-        self.d_start, self.norms = carry, norms
-        self.net = None  # wide; what is asked for later is computed anew
+            for name, seen in zip(norms, (*self.delta, self.external), strict=True):
+                norms[name].append(self._norm(steps, seen[rows]))
+        self.d_start = carry
+        self.norms = {name: torch.cat(parts) if way.reverse else torch.cat(parts).flip(0) for name, parts in norms.items()}
+        self.gates = None  # wide; what is asked for later is computed anew
         return d_x
+
+    def _norm(self, steps: range, rows: Tensor) -> Tensor:
+        """Norm over each step's rows, in the order of `steps`; in float64, for float32 would underflow at 1e-23."""
+        low, high = min(steps[0], steps[-1]), max(steps[0], steps[-1]) + 1
+        norms = by_step(rows, self.way.sizes[low:high]).flatten(1).double().norm(dim=1)
+        return norms if self.way.reverse else norms.flip(0)
+
+    def _walk_back_lstm(self, steps: range, rows: slice, carry: State) -> Tensor:
+        """As `_walk_back`, with one gradient of c: δc + q ∘ δh; two products of width H less a step."""
+        assert self.gates is not None
+        w_hh, w_hr, way = self.weights["weight_hh"], self.weights.get("weight_hr"), self.way
+        step = closed.lstm(self.gates[rows], self.states[1][rows], self.before[1][rows])
+        d_z = torch.empty_like(step.by)
+        flat = d_z.flatten(1)
+        for t in steps:
+            here = slice(way.starts[t], way.starts[t + 1])
+            local = slice(here.start - rows.start, here.stop - rows.start)
+            h, c = (d[: way.sizes[t]] for d in carry)
+            d_h, d_c = self.delta[0][here], self.delta[1][here]
+            torch.add(h, self.external[here], out=d_h)
+            d_c.copy_(c)
+            raw = d_h if w_hr is None else d_h @ w_hr
+            c.addcmul_(raw, step.q[local])
+            by, out = step.by[local], d_z[local]
+            torch.mul(c.unsqueeze(1), by[:, :3], out=out[:, :3])
+            torch.mul(raw, by[:, 3], out=out[:, 3])
+            c.mul_(step.f[local])
+            torch.mm(flat[local], w_hh, out=h)
+            if way.cut is not None:
+                for d in (h, c):
+                    d.masked_fill_(way.cut[here].unsqueeze(-1), 0)
+        return d_z
 
     def _walk_back(self, steps: range, rows: slice, partials: Partials, carry: State) -> Tensor:
         """d_zh of a chunk [n, G, H]; `carry` goes from the gradient after it to the gradient before it, in place."""
@@ -239,18 +276,21 @@ class Trace:
             return d_zh
         return through(partials.zx, self.raw_delta(rows, tuple(d[rows] for d in self.delta)))
 
-    def _measure(self, norms: dict[str, Tensor], steps: range, rows: slice, d_zh: Tensor, d_zx: Tensor) -> None:
-        low, high = min(steps[0], steps[-1]), max(steps[0], steps[-1]) + 1
-        sizes = self.way.sizes[low:high]
-        zh = by_step(d_zh, sizes)
-        gram = None if _prefer_outer(zh, self.before[0], self.x) else _gram(zh)
-        norms["weight_hh"][low:high] = _outer_norm(zh, gram, by_step(self.before[0][rows], sizes))
-        zx = zh
-        if d_zx is not d_zh:
-            zx = by_step(d_zx, sizes)
-            gram = None if gram is None else _gram(zx)
-        norms["weight_ih"][low:high] = _outer_norm(zx, gram, by_step(self.x[rows], sizes))
-        norms["bias"][low:high] = zx.sum(1).norm(dim=-1)
+    def contribution_norms(self, kind: str) -> Tensor:
+        """Norm of every step's contribution to a gradient, for each gate [T, G]: "weight_hh", "weight_ih" or "bias"."""
+        norms = torch.empty(self.way.steps, self.cell.gates, dtype=torch.float64)
+        v = {"weight_hh": self.before[0], "weight_ih": self.x}.get(kind)
+        for steps in self.way.chunks(_CHUNK // self.width):
+            rows = self.way.span(steps)
+            low, high = min(steps[0], steps[-1]), max(steps[0], steps[-1]) + 1
+            partials, sizes = self.partials(rows), self.way.sizes[low:high]
+            raw = self.raw_delta(rows, tuple(d[rows] for d in self.delta))
+            d_z = by_step(through(partials.zh if kind == "weight_hh" else partials.zx, raw), sizes)
+            scale = d_z.abs().amax((1, 2, 3)).clamp(1e-300 if d_z.dtype == torch.float64 else 1e-37)
+            d_z = d_z / scale[:, None, None, None]  # squares must not underflow
+            found = d_z.sum(1).norm(dim=-1) if v is None else _outer_norm(d_z, by_step(v[rows], sizes))
+            norms[low:high] = (found.double() * scale.double()[:, None]).cpu()
+        return norms
 
     def contribution(self, name: str, k: int | None = None) -> Tensor:
         """Step k's contribution to the gradient of parameter `name`; of all steps together if k is None.
@@ -331,28 +371,18 @@ def by_step(rows: Tensor, sizes: tuple[int, ...]) -> Tensor:
     return padded
 
 
-def _prefer_outer(d: Tensor, *v: Tensor) -> bool:
-    """Whether B rows are so many that the outer products themselves are cheaper than the Gram matrices of their rows."""
-    _, B, G, H = d.shape
-    V = sum(rows.shape[-1] for rows in v)
-    return B * (G * H + V) > G * H * V
-
-
-def _gram(d: Tensor) -> Tensor:
-    """⟨d_b, d_b'⟩ for each step and gate: [steps, B, G, H] → [steps, G, B, B]."""
-    rows = d.transpose(1, 2)
-    return rows @ rows.mT
-
-
-def _outer_norm(d: Tensor, gram: Tensor | None, v: Tensor) -> Tensor:
+def _outer_norm(d: Tensor, v: Tensor) -> Tensor:
     """‖Σ_b d_b ⊗ v_b‖ for each step and gate [steps, G], from d [steps, B, G, H] and v [steps, B, V].
 
-    ‖Σ_b d_b ⊗ v_b‖² = Σ_{b,b'} ⟨d_b, d_b'⟩ ⟨v_b, v_b'⟩: no [G·H, V] matrix is formed.
+    ‖Σ_b d_b ⊗ v_b‖² = Σ_{b,b'} ⟨d_b, d_b'⟩ ⟨v_b, v_b'⟩: two Gram matrices, unless the products themselves are cheaper.
     """
-    if gram is not None:
-        return torch.einsum("tgbc,tbc->tg", gram, v @ v.mT).clamp_min_(0).sqrt_()
-    outer = d.flatten(2).mT @ v  # steps, G·H, V
-    return outer.unflatten(1, d.shape[2:]).flatten(2).norm(dim=-1)
+    _, B, G, H = d.shape
+    V = v.shape[-1]
+    if B * (G * H + V) > G * H * V:
+        outer = d.flatten(2).mT @ v  # steps, G·H, V
+        return outer.unflatten(1, (G, H)).flatten(2).norm(dim=-1)
+    by_gate = d.transpose(1, 2)
+    return torch.einsum("tgbc,tbc->tg", by_gate @ by_gate.mT, v @ v.mT).clamp_min_(0).sqrt_()
 
 
 def _cell_states(
@@ -364,12 +394,13 @@ def _cell_states(
     if "bias_hh" in weights:
         net += weights["bias_hh"]
     H = start[1].shape[-1]
+    gates = net.unflatten(-1, (4, H))
     c, c_before = x.new_empty(len(x), H), x.new_empty(len(x), H)
     state = start[1].clone()
     for steps in list(way.chunks(_CHUNK // (4 * H)))[::-1]:
         rows = way.span(steps)
-        i, f, g, _ = net[rows].unflatten(-1, (4, H)).unbind(1)
-        new, f = torch.sigmoid(i).mul_(torch.tanh(g)), torch.sigmoid(f)
+        i, f, g, _ = closed.lstm_gates_(gates[rows]).unbind(1)
+        new = i * g
         for t in reversed(steps):
             here, n = slice(way.starts[t], way.starts[t + 1]), way.sizes[t]
             local = slice(here.start - rows.start, here.stop - rows.start)
@@ -378,7 +409,7 @@ def _cell_states(
             c_before[here] = state[:n]
             torch.addcmul(new[local], f[local], state[:n], out=c[here])
             state[:n] = c[here]
-    return (outputs, c), (h, c_before), net
+    return (outputs, c), (h, c_before), gates
 
 
 def _run_forward(
@@ -406,8 +437,3 @@ def _run_forward(
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return x @ weight.T if bias is None else torch.addmm(bias, x, weight.T)
-
-
-def uniform(sizes: tuple[int, ...]) -> bool:
-    """Whether every step has the same rows."""
-    return all(a == b for a, b in pairwise(sizes))
