@@ -132,14 +132,15 @@ def _of_layer(layer: LayerFlow, cuts: list[Cut], clip: float | None) -> Iterator
         return
     if "state" in kinds:
         yield _cut(layer)
-    if layer.dead >= max(1, DEAD_SHARE * layer.units):
+    dead = layer.dead >= max(1, DEAD_SHARE * layer.units)
+    if dead:
         yield _dead(layer)
     saturated = layer.saturation.get(_CANDIDATE.get(type(layer.cell), ""), 0.0)
     if saturated > SATURATED_SHARE:
         yield _saturated(layer, saturated)
     if layer.growth >= EXPLODED:
         yield _exploding(layer, clip)
-    elif layer.lags >= FEW_LAGS and layer.horizon < VANISHED * layer.lags:
+    elif not dead and layer.lags >= FEW_LAGS and layer.horizon < VANISHED * layer.lags:
         yield _vanishing(layer, saturated > SATURATED_SHARE)
     if "truncation" in kinds and layer.reach.at_start >= CUT_GAIN and not layer.direction:
         yield _too_short(layer)
@@ -250,10 +251,10 @@ def _exploding(layer: LayerFlow, clip: float | None) -> Finding:
     peak = max(range(len(layer.reach.gain)), key=layer.reach.gain.__getitem__)
     text = f"A loss step's gradient grows {layer.growth:.2g}-fold on its way back, most at lag {peak}."
     remedies = [_restart(layer, "growth", gain=0.5 if not isinstance(layer.cell, Elman) else 1.0)]
-    if clip is not None and math.isfinite(clip):
-        remedies.append(
-            Remedy("clip the gradient", {"max_norm": clip}, "norm", f"torch.nn.utils.clip_grad_norm_(model.parameters(), {clip:.3g})")
-        )
+    if clip is not None and math.isfinite(clip) and math.isfinite(layer.growth):
+        value = clip / layer.growth  # the norm that it would have had without the growth
+        code = f"torch.nn.utils.clip_grad_norm_(model.parameters(), {value:.3g})"
+        remedies.append(Remedy("clip the gradient", {"max_norm": value}, "loss after an update", code))
     return Finding(layer.name, "exploding", _flow_evidence(layer) | {"at_lag": peak}, text, tuple(remedies))
 
 
@@ -264,10 +265,12 @@ def _vanishing(layer: LayerFlow, saturated: bool) -> Finding:
     )
     remedies = [_remember(layer)] if isinstance(layer.cell, (GRU, LSTM)) else [_restart(layer, "horizon")]
     if not isinstance(layer.cell, (GRU, LSTM)):
-        remedies.append(Remedy("gating", {}, "horizon", "a GRU or LSTM in its place, which carry a gradient through their gates"))
+        bias = math.log(max(3, layer.lags) - 1)
+        code = f"an LSTM in its place, which carries a gradient through its gates, with forget-gate bias {bias:.2f}"
+        remedies.append(Remedy("gating", {"bias": bias}, "horizon", code))
     evidence = _flow_evidence(layer)
-    if saturated:
-        remedies = list(_saturated(layer, 1.0).remedies) + remedies
+    if saturated:  # as long as the slopes are 0, neither start nor gate bias helps (measured)
+        remedies = list(_saturated(layer, 1.0).remedies)
     return Finding(layer.name, "vanishing", evidence, text, tuple(remedies))
 
 
