@@ -101,8 +101,8 @@ def vanishing(kind, H, T, every_step):
 def exploding(kind, H, T, every_step):
     """ρ = 10^(4/T), so that a gradient grows 10⁴-fold over T steps.
 
-    Rectified: W_hh = ρ I. Gated: every gate at 1/2 and states so small that all is linear, c_t = (1/2 + w/4) c_{t-1} with the
-    candidate's block w I (the GRU's h the same).
+    Rectified: W_hh = ρ I. Gated: every gate at 1/2 and states so small that all is linear, c_t = (1/2 + w/4) c_{t-1} with
+    the candidate's block w I (the GRU's h the same).
     """
     rho = 10 ** (4 / T)
     if kind == "RNN":

@@ -1,8 +1,8 @@
 """One call of a recurrent module: what the hooks keep of it, and the traces that follow from that.
 
-Kept are references: the input, the initial state, the outputs, and the gradients that arrive at them from outside. From these
-each layer of a stack is taken up again. The top layer's states are its outputs; the outputs of the layers below are run anew,
-without a graph, and a dropout between layers draws the same masks again from the generator's state at the call.
+Kept are references: the input, the initial state, the outputs, and the gradients that arrive at them from outside. From
+these each layer of a stack is taken up again. The top layer's states are its outputs; the layers below are run anew, without
+a graph, and a dropout between layers draws the same masks again from the generator's state at the call.
 """
 
 from collections.abc import Callable, Iterator
@@ -90,7 +90,7 @@ class Call:
         return call
 
     def _catcher(self, place: int) -> Callable[[Tensor], None]:
-        def catch(grad: Tensor) -> None:
+        def catch(grad: Tensor | None) -> None:
             if grad is None:
                 return
             had = self.grads.get(place)
@@ -127,7 +127,8 @@ class _Anew:
         for name, tensor, version in call.kept:
             if tensor._version != version:
                 raise Unseen(f"the {name} was changed in place after the call: clone it before changing it")
-        self.call, self.module, self.cell = call, call.module, call.cell
+        self.call, self.cell = call, call.cell
+        self.module: Any = call.module
         packed = call.x if isinstance(call.x, PackedSequence) else None
         self.packed = packed
         self.unbatched = packed is None and call.x.dim() == 2
@@ -213,12 +214,12 @@ class _Anew:
         return outputs if self.packed is not None else outputs.flatten(0, 1)
 
     def _dropout(self) -> float:
-        return float(self.module.dropout) if self.module.training else 0.0  # type: ignore[arg-type]
+        return float(self.module.dropout) if self.module.training else 0.0
 
     def _weights(self, layer: int, direction: int) -> Weights:
         """Copies of one layer's parameters, so that what is asked for later does not see a later update."""
         end = f"_l{layer}{'_reverse' if direction else ''}"
-        shapes = self.cell.shapes(1, self.module.hidden_size, bool(self.module.bias), self.module.proj_size)  # type: ignore[arg-type]
+        shapes = self.cell.shapes(1, self.module.hidden_size, bool(self.module.bias), self.module.proj_size)
         return {name: self._wide(getattr(self.module, name + end).detach()).clone() for name in shapes}
 
     def _wide(self, tensor: Tensor) -> Tensor:
@@ -238,7 +239,10 @@ class _Anew:
     def _states(self, given: State) -> list[State]:
         """A state for each layer and direction, forward before reverse, in the order of the rows; zeros if not given."""
         n = self.module.num_layers * self.directions
-        widths = [self.module.proj_size or self.module.hidden_size, *[self.module.hidden_size] * (len(self.cell.states) - 1)]
+        widths = [
+            self.module.proj_size or self.module.hidden_size,
+            *[self.module.hidden_size] * (len(self.cell.states) - 1),
+        ]
         if not given:
             B = self.sizes[0]
             return [tuple(self.x.new_zeros(B, width) for width in widths) for _ in range(n)]
@@ -262,7 +266,9 @@ class _Draws:
         if not p:
             return None
         if not self.rng or outputs.device.type != "cpu":
-            raise Unseen("the dropout between its layers cannot be drawn again on this device: set dropout=0 while watching")
+            raise Unseen(
+                "the dropout between its layers cannot be drawn again on this device: set dropout=0 while watching"
+            )
         now = torch.get_rng_state()
         try:
             torch.set_rng_state(self.rng[0])

@@ -113,7 +113,6 @@ def _send_back(
     log_scale, origin = external.new_zeros(K, b), external.new_ones(K, b)
     alive = torch.zeros_like(chosen, dtype=torch.bool)
     squares, counts = external.new_zeros(len(rows)), external.new_zeros(len(rows))
-    columns = torch.arange(b, device=rows.device)
     top = int(chosen.max())
     for high in range(top + 1, 0, -_BLOCK):
         low = max(0, high - _BLOCK)
@@ -121,7 +120,9 @@ def _send_back(
         zx, zh, before = trace.inputs(block)
         partials = trace.cell.partials(zx, zh, before, *trace.vectors())
         diagonals = tuple(d.double().unflatten(0, (high - low, b)) for d in partials.zh)
-        direct = [[None if d is None else d.double().unflatten(0, (high - low, b)) for d in row] for row in partials.direct]
+        direct = [
+            [None if d is None else d.double().unflatten(0, (high - low, b)) for d in row] for row in partials.direct
+        ]
         cut = None if trace.way.cut is None else trace.way.cut[block].unflatten(0, (high - low, b))
         for p in range(high - 1, low - 1, -1):
             i = p - low
@@ -138,18 +139,23 @@ def _send_back(
             lag = (chosen - p)[alive]
             squares.index_add_(0, lag, gain[alive])
             counts.index_add_(0, lag, torch.ones_like(gain[alive]))
-            raw = [delta[0] @ trace.weights["weight_hr"].double(), *delta[1:]] if "weight_hr" in trace.weights else delta
-            delta = _one_step(raw, [d[i] for d in diagonals], [[None if d is None else d[i] for d in row] for row in direct], w_hh)
+            raw = (
+                [delta[0] @ trace.weights["weight_hr"].double(), *delta[1:]] if "weight_hr" in trace.weights else delta
+            )
+            delta = _one_step(
+                raw, [d[i] for d in diagonals], [[None if d is None else d[i] for d in row] for row in direct], w_hh
+            )
             if cut is not None:
                 alive = alive & ~cut[i]
                 delta = [d.masked_fill(cut[i][:, None], 0) for d in delta]
             if p % 16 == 0:
                 delta, log_scale = _rescaled(delta, log_scale)
-    del columns
     arrived = (_squares(delta).log() + 2 * log_scale - origin.log()).clamp(max=690).exp()[alive]
     lags = int((counts > 0).sum())
-    gain = (squares[:lags] / counts[:lags]).sqrt().tolist()
-    return Reach(gain, [int(c) for c in counts[:lags]], float(arrived.mean().sqrt()) if arrived.numel() else 0.0)
+    mean = (squares[:lags] / counts[:lags]).sqrt()
+    return Reach(
+        mean.tolist(), [int(c) for c in counts[:lags]], float(arrived.mean().sqrt()) if arrived.numel() else 0.0
+    )
 
 
 def _squares(delta: Sequence[Tensor]) -> Tensor:
@@ -178,7 +184,7 @@ def _one_step(
     return result
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Link:
     """A layer's traces (one for each direction) and how its input hangs on the layer below.
 

@@ -59,7 +59,8 @@ class _Mean:
         self.counts[: len(values)] += 1
 
     def value(self) -> Array:
-        assert self.squares is not None and self.counts is not None
+        assert self.squares is not None
+        assert self.counts is not None
         counts = self.counts.reshape(-1, *[1] * (self.squares.ndim - 1))
         return np.asarray(np.sqrt(self.squares / counts))
 
@@ -123,7 +124,10 @@ class LayerFlow:
         return self._means["external"].value()
 
     def state_delta(self, state: str) -> Array:
-        """‖∂L/∂state(k)‖ [T] for a component of the state: "h", for an LSTM also "c"."""
+        """‖∂L/∂state(k)‖ [T] for a component of the state: "h", for an LSTM also "c".
+
+        The components are variables of their own: what leaves c(k) through h(k) of the same step counts for h(k) alone.
+        """
         return self._means[state].value()
 
     def contributions(self, kind: str = "weight_hh") -> Array:
@@ -143,7 +147,7 @@ class LayerFlow:
     def contribution(self, parameter: str, k: int | None = None) -> Tensor:
         """Step k's contribution itself, in the last pass, [the parameter's shape]; the sum over all steps if k is None.
 
-        The sum is the parameter's gradient. `parameter` is its short name: weight_hh, weight_ih, bias_hh, bias_ih, weight_hr.
+        The sum is the parameter's gradient. `parameter` is its short name: weight_hh, weight_ih, bias_hh, bias_ih, …
         """
         if k is None:
             return torch.stack([trace.contribution(parameter) for trace in self.traces]).sum(0)

@@ -106,7 +106,7 @@ class Way:
         return slice(self.starts[low], self.starts[high + 1])
 
 
-@dataclass
+@dataclass(eq=False)
 class Trace:
     """One layer in one direction, over one call.
 
@@ -149,7 +149,9 @@ class Trace:
         """A trace without its gradients; components of the state that the layer does not put out are run anew."""
         h = way.before(outputs, start[0])
         if len(start) == 1:
-            states, before, gates = (outputs,), (h,), None
+            states: State = (outputs,)
+            before: State = (h,)
+            gates: Tensor | None = None
         elif isinstance(cell, LSTM):
             states, before, gates = _cell_states(weights, way, x, outputs, h, start)
         else:
@@ -203,7 +205,9 @@ class Trace:
             for name, seen in zip(norms, (*self.delta, self.external), strict=True):
                 norms[name].append(self._norm(steps, seen[rows]))
         self.d_start = carry
-        self.norms = {name: torch.cat(parts) if way.reverse else torch.cat(parts).flip(0) for name, parts in norms.items()}
+        self.norms = {
+            name: torch.cat(parts) if way.reverse else torch.cat(parts).flip(0) for name, parts in norms.items()
+        }
         self.gates = None  # wide; what is asked for later is computed anew
         return d_x
 

@@ -5,10 +5,10 @@ spectral radius < 1 may still amplify a gradient a hundredfold, and one of large
 
 | threshold | value | reason |
 |---|---|---|
-| `FEW_LAGS` | 8 steps | below that, losing two decades is what a gate at 1/2 does anyway, and no fit of a rate is meaningful |
-| `REACHES` (profile.py) | 1 % | below 1/100 of a loss step's own gradient, a lag's part drowns in that of the lags before it |
-| `VANISHED` | 1/4 | the horizon covers less than a quarter of the lags the data has: the other three quarters are not learned |
-| `EXPLODED` | 10 | one decade: a trained gated or orthogonal layer stays within 0.1–3 (measured); clipping hides more |
+| `FEW_LAGS` | 8 steps | a gate at 1/2 loses two decades in 7 steps: fewer lags cannot tell good from bad |
+| `REACHES` (profile.py) | 1 % | of a loss step's gradient: less than that drowns in the lags before it |
+| `VANISHED` | 1/4 | the horizon covers less than a quarter of the lags in the data: the rest is not learned |
+| `EXPLODED` | 10 | one decade; gated and orthogonal layers on the healthy test cases stay below 3 |
 | `SATURATED` (profile.py) | 5 % | of the slope's maximum: |z| > 2.2 for tanh, > 4.4 for the logistic sigmoid |
 | `SATURATED_SHARE` | 1/2 | most of the candidate's units; single units may saturate on purpose, and gates do to remember |
 | `DEAD_SHARE` | 1/4 | a ReLU layer loses a few units as a matter of course; a quarter of its width it does not |
@@ -101,7 +101,9 @@ class Finding:
 
     def to_json(self) -> dict[str, Any]:
         """Numbers, names and sentences."""
-        remedies = [{"name": r.name, "parameters": r.parameters, "measure": r.measure, "code": r.code} for r in self.remedies]
+        remedies = [
+            {"name": r.name, "parameters": r.parameters, "measure": r.measure, "code": r.code} for r in self.remedies
+        ]
         evidence = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in self.evidence.items()}
         return {
             "layer": self.layer, "verdict": self.verdict, "evidence": evidence, "text": self.text, "remedies": remedies,
@@ -155,8 +157,8 @@ def _flow_evidence(layer: LayerFlow) -> Evidence:
 
 def _healthy(layer: LayerFlow) -> Finding:
     text = (
-        f"A loss step's gradient reaches {layer.horizon} of {layer.lags} steps back with at least {REACHES:.0%} of its norm, "
-        f"and grows at most {layer.growth:.2g}-fold."
+        f"A loss step's gradient reaches {layer.horizon} of {layer.lags} steps back with at least {REACHES:.0%} of its "
+        f"norm, and grows at most {layer.growth:.2g}-fold."
     )
     return Finding(layer.name, "healthy", _flow_evidence(layer), text)
 
@@ -166,8 +168,10 @@ def _no_gradient(name: str, cut: Cut) -> Finding:
         text = f"No gradient arrives, although {cut.where} reads the outputs: a detach or no_grad stands between."
         remedy = Remedy("pass the outputs on attached", {}, "external", "remove .detach() before the next layer")
         return Finding(name, "cut", {"arrived": 0.0, "read_by": cut.where}, text, (remedy,))
-    text = "No gradient, or a gradient of exactly 0, arrives at the outputs: the loss does not depend on them, or is cut off."
-    remedy = Remedy("connect the loss", {}, "external", "look for detach, .data, argmax, no_grad between layer and loss")
+    text = "No gradient, or a gradient of exactly 0, arrives at the outputs: the loss is cut off from them."
+    remedy = Remedy(
+        "connect the loss", {}, "external", "look for detach, .data, argmax, no_grad between layer and loss"
+    )
     return Finding(name, "no gradient", {"arrived": 0.0}, text, (remedy,))
 
 
@@ -187,15 +191,21 @@ def _non_finite(layer: LayerFlow) -> Finding:
     at = f"step {found.step}, sample {found.sample}" + (f", gate {found.gate}" if found.gate else "")
     at = f"parameter {found.gate}" if found.what == "weight" else at
     evidence: Evidence = dict(found._asdict())
-    if found.what == "input":
+    if found.what == "input" and layer.layer == 0:
         text = f"The first number that is NaN or infinite is in the input: {at}."
         remedy = Remedy(
             "clean the data", {"step": found.step, "sample": found.sample}, "non_finite",
             "drop or fill what is missing before the model sees it; torch.nan_to_num(x) shows whether that was all",
         )  # fmt: skip
         return Finding(layer.name, "non-finite input", evidence, text, (remedy,))
-    text = f"The first number that is NaN or infinite is in a {found.what}: {at}."
-    remedy = Remedy("a lower learning rate", {"factor": 0.1}, "non_finite", "start again with a tenth of the learning rate, and clip")
+    what = "what the layer below puts out" if found.what == "input" else f"a {found.what}"
+    text = f"The first number that is NaN or infinite is in {what}: {at}."
+    remedy = Remedy(
+        "a lower learning rate",
+        {"factor": 0.1},
+        "non_finite",
+        "start again with a tenth of the learning rate, and clip",
+    )
     return Finding(layer.name, "non-finite", evidence, text, (remedy,))
 
 
@@ -211,7 +221,9 @@ def _dead(layer: LayerFlow) -> Finding:
         w_ih[dead] = torch.randn_like(w_ih[dead]) * w_ih.shape[1] ** -0.5
         w_hh[dead] = torch.eye(w_hh.shape[1], dtype=w_hh.dtype, device=w_hh.device)[dead[: len(w_hh)]] * 0.5
 
-    text = f"{layer.dead} of {layer.units} units are 0 at every step of every sample: no gradient reaches their weights."
+    text = (
+        f"{layer.dead} of {layer.units} units are 0 at every step of every sample: no gradient reaches their weights."
+    )
     redraw = Remedy(
         "draw the dead units anew", {"units": layer.dead, "bias": 0.1}, "dead",
         f"draw the rows of the {layer.dead} dead units anew with bias 0.1, and halve the learning rate", revive,
@@ -276,17 +288,21 @@ def _vanishing(layer: LayerFlow, saturated: bool) -> Finding:
 
 def _too_short(layer: LayerFlow) -> Finding:
     span = layer.traces[-1].way.steps
-    if layer.rate < 0:
-        wanted = math.ceil(math.log10(REACHES) / layer.rate)
-    else:
-        wanted = 4 * span
+    wanted = math.ceil(math.log10(REACHES) / layer.rate) if layer.rate < 0 else 4 * span
     wanted = max(2 * span, min(wanted, 10 * span))
     text = (
-        f"{layer.reach.at_start:.0%} of a loss step's gradient is still there at the start of a chunk of {span} steps, where the "
-        "detached state cuts it off."
+        f"{layer.reach.at_start:.0%} of a loss step's gradient is still there where a chunk of {span} steps begins and "
+        "the detached state cuts it off."
     )
-    remedy = Remedy("a longer truncation", {"k": wanted}, "at_start", f"chunks of {wanted} steps, or bptt.Truncated(k1={span}, k2={wanted})")
-    return Finding(layer.name, "truncation too short", {"at_start": layer.reach.at_start, "chunk_steps": span}, text, (remedy,))
+    remedy = Remedy(
+        "a longer truncation",
+        {"k": wanted},
+        "at_start",
+        f"chunks of {wanted} steps, or bptt.Truncated(k1={span}, k2={wanted})",
+    )
+    return Finding(
+        layer.name, "truncation too short", {"at_start": layer.reach.at_start, "chunk_steps": span}, text, (remedy,)
+    )
 
 
 def _restart(layer: LayerFlow, measure: str, gain: float = 1.0) -> Remedy:
@@ -305,7 +321,8 @@ def _restart(layer: LayerFlow, measure: str, gain: float = 1.0) -> Remedy:
             nn.init.eye_(block) if identity else nn.init.orthogonal_(block)
             block.mul_(gain)
 
-    code = f"torch.nn.init.{'eye_' if identity else 'orthogonal_'}(block) * {gain:.3g} for each gate's block of weight_hh{ends}"
+    init = "eye_" if identity else "orthogonal_"
+    code = f"torch.nn.init.{init}(block) * {gain:.3g} for each gate's block of weight_hh{ends}"
     return Remedy(name, {"gain": gain}, measure, code, draw)
 
 
@@ -326,11 +343,11 @@ def _remember(layer: LayerFlow) -> Remedy:
     lstm = isinstance(layer.cell, LSTM)
 
     def open_gate(module: nn.Module) -> None:
-        H = module.hidden_size
+        H = getattr(module, "weight_hh" + ends).shape[0] // layer.cell.gates
         block = slice(H, 2 * H)
         if hasattr(module, "bias_ih" + ends):
-            getattr(module, "bias_ih" + ends)[block] = bias  # type: ignore[misc]
-            getattr(module, "bias_hh" + ends)[block] = 0.0  # type: ignore[misc]
+            getattr(module, "bias_ih" + ends)[block] = bias
+            getattr(module, "bias_hh" + ends)[block] = 0.0
 
     name = "forget-gate bias" if lstm else "update-gate bias"
     code = f"{'forget' if lstm else 'update'}-gate block of bias_ih{ends} = {bias:.2f}, of bias_hh{ends} = 0"

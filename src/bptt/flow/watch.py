@@ -27,8 +27,8 @@ def watch(model: nn.Module) -> "Flow":
         print(flow.verdict())
 
     Any module that holds torch.nn's or bptt's recurrent layers: stacked, bidirectional, packed, with dropout between
-    layers, batch_first, unbatched, with resets. The gradients that the model gets are the same, bit for bit. The block may hold
-    several calls and updates; the same object may be used in several blocks: profiles are then root mean squares over all.
+    layers, batch_first, unbatched, with resets. The gradients that the model gets are the same, bit for bit. The block may
+    hold several calls and updates, and the same object several blocks: profiles of δ are then root mean squares over all.
     Costs about one more backward pass, and the memory of the states and their gradients.
 
     What cannot be watched is said in a warning, and training goes on; an exception of the block's own code passes through.
@@ -243,8 +243,12 @@ class Flow:
 
     @property
     def first_non_finite(self) -> NonFinite | None:
-        """The first non-finite number of the last pass, the bottom layer's first; None if all are finite."""
-        return next((found for layer in self if (found := layer.non_finite) is not None), None)
+        """The first non-finite number of the last pass, in the order of computing: forward from the bottom layer on, then
+        gradients from the top layer down; None if all are finite.
+        """
+        found = [layer.non_finite for layer in self if layer.non_finite is not None]
+        forward = [place for place in found if place.what != "gradient"]
+        return next(iter(forward or found[::-1]), None)
 
     def clip_value(self, quantile: float = 0.9) -> float | None:
         """A value for torch.nn.utils.clip_grad_norm_: this quantile of the finite gradient norms that were seen.
@@ -300,9 +304,7 @@ def _device(call: Call) -> str:
     return call.kept[0][1].device.type
 
 
-def _add_lost(
-    module: str, stack: list[Link], k: int, exact: dict[str, Tensor], missing: dict[str, Tensor]
-) -> None:
+def _add_lost(module: str, stack: list[Link], k: int, exact: dict[str, Tensor], missing: dict[str, Tensor]) -> None:
     """Add one call's exact gradients and what is lost of them, by the parameters' names."""
     traces = [trace for link in stack for trace in link.traces]
     for trace, gone in zip(traces, lost(stack, k), strict=True):
@@ -337,5 +339,3 @@ def _cuts(calls: list[Call], names: dict[int, str]) -> Iterator[Cut]:
 def _reads_detached(later: Call, earlier: Call) -> bool:
     x, y = later.kept[0][1], earlier.kept[1][1]
     return not later.input_attached and x.data_ptr() == y.data_ptr() and x.shape == y.shape
-
-
