@@ -195,10 +195,13 @@ class Trace:
         for steps in way.chunks(_CHUNK // self.width):
             rows = way.span(steps)
             if self.gates is not None:
-                d_zx = self._walk_back_lstm(steps, rows, carry)
+                step = closed.lstm(self.gates[rows], self.states[1][rows], self.before[1][rows])
+                walk = self._walk_back_lstm_even if self._even else self._walk_back_lstm
+                d_zx = walk(steps, rows, step, carry)
             else:
                 partials = self.partials(rows)
-                d_zh = self._walk_back(steps, rows, partials, carry)
+                even = self._even and len(carry) == 1
+                d_zh = (self._walk_back_even if even else self._walk_back)(steps, rows, partials, carry)
                 d_zx = d_zh if d_x is None else self._through_zx(rows, partials, d_zh)
             if d_x is not None:
                 torch.mm(d_zx.flatten(1), w_ih, out=d_x[rows])
@@ -217,11 +220,65 @@ class Trace:
         norms = by_step(rows, self.way.sizes[low:high]).flatten(1).double().norm(dim=1)
         return norms if self.way.reverse else norms.flip(0)
 
-    def _walk_back_lstm(self, steps: range, rows: slice, carry: State) -> Tensor:
+    @property
+    def _even(self) -> bool:
+        """Whether every step has the same rows and nothing stands between two steps: the loops without special cases."""
+        return self.way.batch == self.way.sizes[-1] and self.way.cut is None and "weight_hr" not in self.weights
+
+    def _by_step(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Views of a chunk's steps, in the order of the gradient."""
+        views = rows.unflatten(0, (-1, self.way.batch)).unbind(0)
+        return views if self.way.reverse else views[::-1]
+
+    def _walk_back_even(self, steps: range, rows: slice, partials: Partials, carry: State) -> Tensor:
+        """As `_walk_back`, for a state of h alone: each product writes δ of the step before, with nothing in between."""
+        w_hh, direct = self.weights["weight_hh"], partials.direct[0][0]
+        d_zh = torch.empty_like(partials.zh[0])
+        h, external = self._by_step(self.delta[0][rows]), self._by_step(self.external[rows])
+        diagonal, out, flat = self._by_step(partials.zh[0]), self._by_step(d_zh), self._by_step(d_zh.flatten(1))
+        kept = None if direct is None else self._by_step(direct)
+        torch.add(carry[0], external[0], out=h[0])
+        last = len(steps) - 1
+        for t in range(len(steps)):
+            torch.mul(h[t].unsqueeze(1), diagonal[t], out=out[t])
+            target = carry[0] if t == last else h[t + 1]
+            arriving = external[t + 1] if t < last else None
+            if kept is not None and arriving is not None:
+                arriving = torch.addcmul(arriving, h[t], kept[t], out=target)
+            elif kept is not None:
+                arriving = torch.mul(h[t], kept[t], out=target)
+            if arriving is None:
+                torch.mm(flat[t], w_hh, out=target)
+            else:
+                torch.addmm(arriving, flat[t], w_hh, out=target)
+        return d_zh
+
+    def _walk_back_lstm_even(self, steps: range, rows: slice, step: closed.LstmStep, carry: State) -> Tensor:
+        """As `_walk_back_lstm`: five operations a step."""
+        w_hh = self.weights["weight_hh"]
+        d_z = torch.empty_like(step.by)
+        h, c = self._by_step(self.delta[0][rows]), self._by_step(self.delta[1][rows])
+        external, q, f = self._by_step(self.external[rows]), self._by_step(step.q), self._by_step(step.f)
+        by, by_o = self._by_step(step.by[:, :3]), self._by_step(step.by[:, 3])
+        out, out_o, flat = self._by_step(d_z[:, :3]), self._by_step(d_z[:, 3]), self._by_step(d_z.flatten(1))
+        total = torch.empty_like(carry[1])
+        wide, last = total.unsqueeze(1), len(steps) - 1
+        torch.add(carry[0], external[0], out=h[0])
+        c[0].copy_(carry[1])
+        for t in range(len(steps)):
+            torch.addcmul(c[t], h[t], q[t], out=total)
+            torch.mul(wide, by[t], out=out[t])
+            torch.mul(h[t], by_o[t], out=out_o[t])
+            torch.mul(total, f[t], out=carry[1] if t == last else c[t + 1])
+            if t < last:
+                torch.addmm(external[t + 1], flat[t], w_hh, out=h[t + 1])
+            else:
+                torch.mm(flat[t], w_hh, out=carry[0])
+        return d_z
+
+    def _walk_back_lstm(self, steps: range, rows: slice, step: closed.LstmStep, carry: State) -> Tensor:
         """As `_walk_back`, with one gradient of c: δc + q ∘ δh; two products of width H less a step."""
-        assert self.gates is not None
         w_hh, w_hr, way = self.weights["weight_hh"], self.weights.get("weight_hr"), self.way
-        step = closed.lstm(self.gates[rows], self.states[1][rows], self.before[1][rows])
         d_z = torch.empty_like(step.by)
         flat = d_z.flatten(1)
         for t in steps:
@@ -399,8 +456,7 @@ def _cell_states(
         net += weights["bias_hh"]
     H = start[1].shape[-1]
     gates = net.unflatten(-1, (4, H))
-    c, c_before = x.new_empty(len(x), H), x.new_empty(len(x), H)
-    state = start[1].clone()
+    c, state = x.new_empty(len(x), H), start[1]
     for steps in list(way.chunks(_CHUNK // (4 * H)))[::-1]:
         rows = way.span(steps)
         i, f, g, _ = closed.lstm_gates_(gates[rows]).unbind(1)
@@ -408,12 +464,12 @@ def _cell_states(
         for t in reversed(steps):
             here, n = slice(way.starts[t], way.starts[t + 1]), way.sizes[t]
             local = slice(here.start - rows.start, here.stop - rows.start)
+            before = state[:n]
             if way.cut is not None:
-                state[:n].masked_fill_(way.cut[here].unsqueeze(-1), 0)
-            c_before[here] = state[:n]
-            torch.addcmul(new[local], f[local], state[:n], out=c[here])
-            state[:n] = c[here]
-    return (outputs, c), (h, c_before), gates
+                before = before.masked_fill(way.cut[here].unsqueeze(-1), 0)
+            after = torch.addcmul(new[local], f[local], before, out=c[here])
+            state = after if n == len(state) else torch.cat([after, state[n:]])
+    return (outputs, c), (h, way.before(c, start[1])), gates
 
 
 def _run_forward(
