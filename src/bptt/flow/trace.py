@@ -450,10 +450,8 @@ def _cell_states(
     weights: Weights, way: Way, x: Tensor, outputs: Tensor, h: Tensor, start: State
 ) -> tuple[State, State, Tensor]:
     """The LSTM's c from the known h: c_t = f ∘ c_{t-1} + i ∘ g is elementwise; and the net input of all gates."""
-    net = _linear(x, weights["weight_ih"], weights.get("bias_ih"))
-    net.addmm_(h, weights["weight_hh"].T)
-    if "bias_hh" in weights:
-        net += weights["bias_hh"]
+    bias = weights["bias_ih"] + weights["bias_hh"] if "bias_ih" in weights else None
+    net = _linear(x, weights["weight_ih"], bias).addmm_(h, weights["weight_hh"].T)
     H = start[1].shape[-1]
     gates = net.unflatten(-1, (4, H))
     c, state = x.new_empty(len(x), H), start[1]
