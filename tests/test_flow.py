@@ -249,6 +249,41 @@ def test_reach_is_the_jacobian_product_along_the_trajectory():
     assert layer.lag_share.sum() == pytest.approx(1)
 
 
+def test_reach_ends_where_a_packed_sequence_or_a_reset_does():
+    model = bptt.GRU(D, H, bidirectional=True, dtype=torch.float64)
+    long, short = torch.randn(T, D, dtype=torch.float64), torch.randn(2, D, dtype=torch.float64)
+    found = []
+    for rows in ([long, short], [long], [short]):
+        with bptt.watch(model) as flow:
+            model(pack_sequence(rows))[1].sum().backward()
+        found.append([flow[name].reach for name in ("gru.l0", "gru.l0_reverse")])
+    for both, one, other in zip(*found, strict=True):
+        assert both.pairs == [2] * len(other.gain) + [1] * (T - len(other.gain))
+        joined = [np.sqrt((a**2 + b**2) / 2) for a, b in zip(one.gain, other.gain, strict=False)]
+        np.testing.assert_allclose(both.gain, [*joined, *one.gain[len(joined) :]], rtol=1e-9)
+    model = bptt.GRU(D, H)
+    reset = torch.zeros(T, 1, dtype=torch.bool)
+    reset[3] = True
+    with bptt.watch(model) as flow:
+        model(torch.randn(T, 1, D), reset=reset)[0][-1].sum().backward()
+    assert flow["gru.l0"].lags == T - 1 - 3
+
+
+def test_half_precision_is_watched_in_float32():
+    for maker in (nn.LSTM, bptt.GRU):
+        model = maker(D, H, 2)
+        with bptt.watch(model) as flow, torch.autocast("cpu", torch.bfloat16):
+            model(torch.randn(T, B, D))[0].float().square().sum().backward()
+        assert len(flow.layers) == 2
+        want = model.weight_hh_l0.grad
+        got = next(iter(flow)).contribution("weight_hh")
+        assert (got - want).norm() <= 3e-2 * want.norm()
+        model.bfloat16().zero_grad()
+        with bptt.watch(model) as flow:
+            model(torch.randn(T, B, D, dtype=torch.bfloat16))[0].float().square().sum().backward()
+        assert len(flow.layers) == 2
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_verdicts_are_right_on_labelled_cases(seed):
     wrong, total, alarms, healthy = [], 0, 0, 0
@@ -365,6 +400,14 @@ def test_a_failure_inside_warns_and_training_goes_on(monkeypatch):
         assert flow.verdict() == []
         assert all(p.grad is not None for p in model.parameters())
         assert _hooks(model) == 0
+
+
+def test_warnings_that_are_errors_stop_nobody(capsys):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with bptt.watch(nn.Linear(2, 2)):
+            pass
+    assert "no recurrent layer" in capsys.readouterr().err
 
 
 def test_one_step_and_all_zero_gradients():

@@ -47,6 +47,7 @@ class Call:
         grads: the gradients that arrived, by place: 0 the outputs, 1 and up the components of the final state.
         passes: numbers of the backward passes that brought them.
         carried: whether the call began with a state that was cut off the graph (detached) and is not 0.
+        tolerance: how far, relative in norm, the outputs may be from what one step from the states gives.
         follows: the earlier call of the same module whose final state it began with, if that lies in this block.
     """
 
@@ -65,6 +66,7 @@ class Call:
     carried: bool = False
     follows: "Call | None" = None
     input_attached: bool = False
+    tolerance: float = 0.1
 
     @staticmethod
     def of(module: nn.Module, cell: Cell, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> "Call":
@@ -81,7 +83,7 @@ class Call:
             tuple(s.detach() for s in last), kwargs.get("reset"), (),
             tuple((name, tensor.detach(), tensor._version) for name, tensor in named),
             carried=bool(given) and not attached and any(bool(s.any()) for s in given),
-            input_attached=_data(x).requires_grad,
+            input_attached=_data(x).requires_grad, tolerance=_tolerance(_data(outputs)),
         )  # fmt: skip
         for place, tensor in enumerate((_data(outputs), *last)):
             if tensor.requires_grad:
@@ -196,8 +198,7 @@ class _Anew:
             seen, made = trace.states[0][rows], trace.recomputed(rows)
             finite = seen.isfinite() & made.isfinite()
             error = (seen - made)[finite].norm() / seen[finite].norm().clamp_min(1e-30)
-            width = self.call.kept[1][1].dtype
-            if finite.any() and float(error) > _TOLERANCE.get(width, 0.1):
+            if finite.any() and float(error) > self.call.tolerance:
                 raise Unseen(
                     f"its outputs could not be reproduced (relative error {float(error):.1e}): its weights were changed "
                     "before the block ended, or cuDNN drew the dropout between its layers; set dropout=0 while watching"
@@ -282,6 +283,12 @@ class _Draws:
 def needs_draws(module: nn.Module) -> bool:
     """Whether a call of it draws dropout masks."""
     return bool(module.training and module.num_layers > 1 and module.dropout > 0)  # type: ignore[operator]
+
+
+def _tolerance(outputs: Tensor) -> float:
+    if torch.is_autocast_enabled(outputs.device.type):
+        return 0.1
+    return _TOLERANCE.get(outputs.dtype, 0.1)
 
 
 def _data(tensor: Any) -> Tensor:

@@ -69,7 +69,7 @@ def reach(trace: Trace) -> Reach:
     chosen = _chosen(torch.where(weight > 0, weight, 0))
     if bool((chosen < 0).all()) or not bool(torch.isfinite(weight).all()):
         return Reach([], [], 0.0)
-    return _send_back(trace, rows, external, last_row, final, chosen)
+    return _send_back(trace, (rows, exists), external, last_row, final, chosen)
 
 
 def _samples(trace: Trace) -> Tensor:
@@ -105,8 +105,14 @@ def _chosen(weight: Tensor) -> Tensor:
 
 
 def _send_back(
-    trace: Trace, rows: Tensor, external: Tensor, last_row: Tensor, final: list[Tensor], chosen: Tensor
+    trace: Trace,
+    places: tuple[Tensor, Tensor],
+    external: Tensor,
+    last_row: Tensor,
+    final: list[Tensor],
+    chosen: Tensor,
 ) -> Reach:
+    rows, exists = places
     K, b = chosen.shape
     w_hh = trace.weights["weight_hh"].double()
     delta = [e.new_zeros(K, b, e.shape[-1]) for e in (external[0], *final[1:])]
@@ -135,6 +141,7 @@ def _send_back(
                 size = _squares(delta)
                 origin = torch.where(starting, size, origin)
                 alive = alive | starting
+            alive = alive & exists[p]
             gain = (_squares(delta).log() + 2 * log_scale - origin.log()).clamp(max=690).exp()
             lag = (chosen - p)[alive]
             squares.index_add_(0, lag, gain[alive])

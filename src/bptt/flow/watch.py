@@ -1,6 +1,7 @@
 """`bptt.watch`: hooks around the user's own forward and backward, and the profile computed when the block ends."""
 
 import functools
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from types import TracebackType
@@ -60,7 +61,7 @@ def _warn(text: str) -> None:
     try:
         warnings.warn(f"bptt.watch {text}", stacklevel=3)
     except Warning:  # the user's filter turns warnings into errors; an observer must not stop a training run
-        print(f"bptt.watch {text}")
+        print(f"bptt.watch {text}", file=sys.stderr)
 
 
 class Flow:
