@@ -5,12 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bptt import cells as cells
+    from bptt import flow as flow
     from bptt import gradient as gradient
     from bptt import kernels as kernels
     from bptt import layers as layers
     from bptt import network as network
     from bptt.cells import Cell as Cell
     from bptt.cells import PointwiseCell as PointwiseCell
+    from bptt.flow import Flow as Flow
+    from bptt.flow import watch as watch
     from bptt.fusing import fuse as fuse
     from bptt.fusing import unfuse as unfuse
     from bptt.gradient import Exact as Exact
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 # Where each public name lives. They are imported on first use, so that `bptt --help` need not wait for torch.
-_MODULES = ("cells", "gradient", "kernels", "layers", "network")
+_MODULES = ("cells", "flow", "gradient", "kernels", "layers", "network")
 _HOMES = {
     "Cell": "bptt.cells",
     "PointwiseCell": "bptt.cells",
@@ -38,6 +41,8 @@ _HOMES = {
     "fuse": "bptt.fusing",
     "unfuse": "bptt.fusing",
     "Network": "bptt.network",
+    "watch": "bptt.flow",
+    "Flow": "bptt.flow",
     "backward": "bptt.gradient",
     "Exact": "bptt.gradient",
     "Truncated": "bptt.gradient",

@@ -1,0 +1,301 @@
+"""One call of a recurrent module: what the hooks keep of it, and the traces that follow from that.
+
+Kept are references: the input, the initial state, the outputs, and the gradients that arrive at them from outside. From
+these each layer of a stack is taken up again. The top layer's states are its outputs; the layers below are run anew, without
+a graph, and a dropout between layers draws the same masks again from the generator's state at the call.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence
+
+from bptt.cells import GRU, LSTM, Cell, Elman, PointwiseCell, State, Weights
+from bptt.flow.lookback import Link
+from bptt.flow.trace import Trace, Way
+from bptt.kernels import Sequences, Stack, choose
+from bptt.layers import Recurrent
+
+_NN_CELLS: dict[str, Cell] = {
+    "RNN_TANH": Elman("tanh"), "RNN_RELU": Elman("relu"), "GRU": GRU(), "LSTM": LSTM(),
+}  # fmt: skip
+_CHECKED = 512  # rows on which the recomputed outputs are compared with the model's
+_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}  # other formats 0.1: the model's own rounding
+
+
+class Unseen(RuntimeError):
+    """A call that cannot be taken up again; the message says why and what to do."""
+
+
+def cell_of(module: nn.Module) -> Cell | None:
+    """The cell that a recurrent module runs; None if it is not one."""
+    cell = getattr(module, "cell", None)
+    if isinstance(module, (Recurrent, nn.RNNBase)) and isinstance(cell, Cell):
+        return cell
+    return _NN_CELLS.get(module.mode) if isinstance(module, nn.RNNBase) else None
+
+
+@dataclass
+class Call:
+    """What is kept of one call. Gradients are added up, should several backward passes reach it.
+
+    Attributes:
+        grads: the gradients that arrived, by place: 0 the outputs, 1 and up the components of the final state.
+        passes: numbers of the backward passes that brought them.
+        carried: whether the call began with a state that was cut off the graph (detached) and is not 0.
+        tolerance: how far, relative in norm, the outputs may be from what one step from the states gives.
+        follows: the earlier call of the same module whose final state it began with, if that lies in this block.
+    """
+
+    module: nn.Module
+    cell: Cell
+    x: Any
+    hx: State
+    outputs: Any
+    final: State
+    reset: Any
+    rng: tuple[Tensor, ...]
+    kept: tuple[tuple[str, Tensor, int], ...]
+    grads: dict[int, Tensor] = field(default_factory=dict)
+    passes: set[int] = field(default_factory=set)
+    differentiable: bool = False
+    carried: bool = False
+    follows: "Call | None" = None
+    input_attached: bool = False
+    tolerance: float = 0.1
+
+    @staticmethod
+    def of(module: nn.Module, cell: Cell, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> "Call":
+        """Keep the references, and ask for the gradients of the results; the graph itself is not kept."""
+        x = args[0] if args else kwargs["input"]
+        hx = args[1] if len(args) > 1 else kwargs.get("hx")
+        given: State = () if hx is None else (hx,) if isinstance(hx, Tensor) else tuple(hx)
+        outputs, final = result
+        last: State = (final,) if isinstance(final, Tensor) else tuple(final)
+        named = [("input", _data(x)), ("output", _data(outputs)), *(("state", s) for s in (*given, *last))]
+        attached = any(s.requires_grad for s in given)
+        call = Call(
+            module, cell, _detached(x), tuple(s.detach() for s in given), _detached(outputs),
+            tuple(s.detach() for s in last), kwargs.get("reset"), (),
+            tuple((name, tensor.detach(), tensor._version) for name, tensor in named),
+            carried=bool(given) and not attached and any(bool(s.any()) for s in given),
+            input_attached=_data(x).requires_grad, tolerance=_tolerance(_data(outputs)),
+        )  # fmt: skip
+        for place, tensor in enumerate((_data(outputs), *last)):
+            if tensor.requires_grad:
+                call.differentiable = True
+                tensor.register_hook(call._catcher(place))
+        return call
+
+    def _catcher(self, place: int) -> Callable[[Tensor], None]:
+        def catch(grad: Tensor | None) -> None:
+            if grad is None:
+                return
+            had = self.grads.get(place)
+            self.grads[place] = grad.detach() if had is None else had + grad.detach()
+            self.passes.add(torch._C._current_graph_task_id())
+
+        return catch
+
+    @property
+    def arrived(self) -> bool:
+        """Whether any gradient has arrived."""
+        return bool(self.grads)
+
+    def begins_with(self, other: "Call") -> bool:
+        """Whether it starts from `other`'s final state."""
+        if not self.hx or len(self.hx) != len(other.final):
+            return False
+        return all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(self.hx, other.final, strict=True))
+
+    def stack(self) -> list[Link]:
+        """The traces of all layers with their δ, bottom first.
+
+        Raises Unseen where they cannot be had.
+        """
+        return list(_Anew(self).links())
+
+
+class _Anew:
+    """The call's layers, taken up again."""
+
+    def __init__(self, call: Call) -> None:
+        if not isinstance(call.cell, PointwiseCell):
+            raise Unseen(f"{call.cell} is no PointwiseCell, so its derivative has no closed form: it is not watched")
+        for name, tensor, version in call.kept:
+            if tensor._version != version:
+                raise Unseen(f"the {name} was changed in place after the call: clone it before changing it")
+        self.call, self.cell = call, call.cell
+        self.module: Any = call.module
+        packed = call.x if isinstance(call.x, PackedSequence) else None
+        self.packed = packed
+        self.unbatched = packed is None and call.x.dim() == 2
+        self.directions = 2 if self.module.bidirectional else 1
+        first = self._weights(0, 0)["weight_hh"]
+        self.dtype = first.dtype
+        x = self._rows(call.x)
+        sizes = [x.shape[1]] * x.shape[0] if packed is None else packed.batch_sizes.tolist()
+        self.x = x.flatten(0, 1) if packed is None else x
+        self.sizes = tuple(int(n) for n in sizes)
+        reset = call.reset
+        self.reset = None if reset is None else self._rows(reset, bool_too=True)
+        flat = None if self.reset is None else self.reset if packed is not None else self.reset.flatten()
+        self.ways = [Way.over(self.sizes, bool(d), flat) for d in range(self.directions)]
+
+    def links(self) -> Iterator[Link]:
+        inputs, masks, traces = self.x, [], []
+        starts = self._states(self.call.hx)
+        depth = self.module.num_layers
+        top = self._rows(self.call.outputs)
+        top = top.flatten(0, 1) if self.packed is None else top
+        draws = _Draws(self.call.rng)
+        for layer in range(depth):
+            last = layer == depth - 1
+            own = [starts[layer * self.directions + d] for d in range(self.directions)]
+            outputs = top if last else self._run(layer, inputs, own)
+            parts = outputs.chunk(self.directions, dim=-1)
+            traces.append([
+                Trace.of(self.cell, self._weights(layer, d), self.ways[d], inputs, parts[d].contiguous(), own[d])
+                for d in range(self.directions)
+            ])  # fmt: skip
+            if last:
+                break
+            masks.append(draws.mask(outputs, self._dropout()))
+            inputs = outputs if masks[-1] is None else outputs * masks[-1]
+        self._check(traces[-1])
+        self._gradients(traces, masks)
+        return (Link(tuple(own), mask) for own, mask in zip(traces, [None, *masks], strict=True))
+
+    def _gradients(self, traces: list[list[Trace]], masks: list[Tensor | None]) -> None:
+        """δ of every layer, the top one first."""
+        call = self.call
+        external = torch.zeros_like(torch.cat([t.states[0] for t in traces[-1]], dim=-1))
+        if 0 in call.grads:
+            rows = self._rows(call.grads[0])
+            external = rows.flatten(0, 1) if self.packed is None else rows
+        finals = self._states(tuple(call.grads.get(n + 1, torch.zeros_like(s)) for n, s in enumerate(call.final)))
+        for layer in reversed(range(len(traces))):
+            d_x = None
+            for d, trace in enumerate(traces[layer]):
+                trace.external = external.chunk(self.directions, dim=-1)[d].contiguous()
+                trace.d_final = finals[layer * self.directions + d]
+                trace.samples = None if self.packed is None else self.packed.sorted_indices
+                found = trace.run(x_wanted=layer > 0)
+                d_x = found if d_x is None or found is None else d_x + found
+            if layer and d_x is not None:
+                mask = masks[layer - 1]
+                external = d_x if mask is None else d_x * mask
+
+    def _check(self, traces: list[Trace]) -> None:
+        """One step from the known state before it must give the output that the model gave."""
+        for trace in traces:
+            n = len(trace.x)
+            rows = torch.linspace(0, n - 1, min(n, _CHECKED), device=trace.x.device).round().long()
+            seen, made = trace.states[0][rows], trace.recomputed(rows)
+            finite = seen.isfinite() & made.isfinite()
+            error = (seen - made)[finite].norm() / seen[finite].norm().clamp_min(1e-30)
+            if finite.any() and float(error) > self.call.tolerance:
+                raise Unseen(
+                    f"its outputs could not be reproduced (relative error {float(error):.1e}): its weights were changed "
+                    "before the block ended, or cuDNN drew the dropout between its layers; set dropout=0 while watching"
+                )
+
+    def _run(self, layer: int, inputs: Tensor, starts: list[State]) -> Tensor:
+        """Outputs of one layer, run anew."""
+        weights = tuple(self._weights(layer, d) for d in range(self.directions))
+        stack = Stack(self.cell, (weights,))
+        batched = inputs if self.packed is not None else inputs.unflatten(0, (len(self.sizes), self.sizes[0]))
+        sequences = Sequences(batched, None if self.packed is None else self.packed.batch_sizes, self.reset)
+        state = tuple(torch.stack(component) for component in zip(*starts, strict=True))
+        outputs = choose("auto", stack, sequences).run(stack, sequences, state)[0]
+        return outputs if self.packed is not None else outputs.flatten(0, 1)
+
+    def _dropout(self) -> float:
+        return float(self.module.dropout) if self.module.training else 0.0
+
+    def _weights(self, layer: int, direction: int) -> Weights:
+        """Copies of one layer's parameters, so that what is asked for later does not see a later update."""
+        end = f"_l{layer}{'_reverse' if direction else ''}"
+        shapes = self.cell.shapes(1, self.module.hidden_size, bool(self.module.bias), self.module.proj_size)
+        return {name: self._wide(getattr(self.module, name + end).detach()).clone() for name in shapes}
+
+    def _wide(self, tensor: Tensor) -> Tensor:
+        """Half-precision models are watched in float32."""
+        return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+    def _rows(self, tensor: Any, bool_too: bool = False) -> Tensor:
+        """Time first, [T, B, ·]; or the rows of a packed sequence."""
+        found: Tensor = tensor.data if isinstance(tensor, PackedSequence) else tensor
+        if self.packed is None:
+            if self.unbatched:
+                found = found.unsqueeze(1)
+            elif self.module.batch_first:
+                found = found.transpose(0, 1)
+        return found if bool_too else found.to(torch.promote_types(self.dtype, torch.float32))
+
+    def _states(self, given: State) -> list[State]:
+        """A state for each layer and direction, forward before reverse, in the order of the rows; zeros if not given."""
+        n = self.module.num_layers * self.directions
+        widths = [
+            self.module.proj_size or self.module.hidden_size,
+            *[self.module.hidden_size] * (len(self.cell.states) - 1),
+        ]
+        if not given:
+            B = self.sizes[0]
+            return [tuple(self.x.new_zeros(B, width) for width in widths) for _ in range(n)]
+        components = []
+        for s in given:
+            s = s.detach().to(self.x.dtype)
+            s = s.unsqueeze(1) if self.unbatched else s
+            if self.packed is not None and self.packed.sorted_indices is not None:
+                s = s.index_select(1, self.packed.sorted_indices)
+            components.append(s)
+        return [tuple(s[i].contiguous() for s in components) for i in range(n)]
+
+
+class _Draws:
+    """The dropout masks between layers, drawn again; the generators are left as they were."""
+
+    def __init__(self, rng: tuple[Tensor, ...]) -> None:
+        self.rng = rng
+
+    def mask(self, outputs: Tensor, p: float) -> Tensor | None:
+        if not p:
+            return None
+        if not self.rng or outputs.device.type != "cpu":
+            raise Unseen(
+                "the dropout between its layers cannot be drawn again on this device: set dropout=0 while watching"
+            )
+        now = torch.get_rng_state()
+        try:
+            torch.set_rng_state(self.rng[0])
+            mask = F.dropout(torch.ones_like(outputs), p, training=True)
+            self.rng = (torch.get_rng_state(),)
+        finally:
+            torch.set_rng_state(now)
+        return mask
+
+
+def needs_draws(module: nn.Module) -> bool:
+    """Whether a call of it draws dropout masks."""
+    return bool(module.training and module.num_layers > 1 and module.dropout > 0)  # type: ignore[operator]
+
+
+def _tolerance(outputs: Tensor) -> float:
+    if torch.is_autocast_enabled(outputs.device.type):
+        return 0.1
+    return _TOLERANCE.get(outputs.dtype, 0.1)
+
+
+def _data(tensor: Any) -> Tensor:
+    return tensor.data if isinstance(tensor, PackedSequence) else tensor
+
+
+def _detached(tensor: Any) -> Any:
+    if isinstance(tensor, PackedSequence):
+        return PackedSequence(tensor.data.detach(), *tensor[1:])
+    return tensor.detach()

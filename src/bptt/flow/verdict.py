@@ -1,0 +1,358 @@
+"""What is wrong with the gradient's way through a layer, on which evidence, and what to change.
+
+Everything is measured on data along the trajectory (`lookback.reach`, `profile`), nothing on W_hh alone: a matrix of
+spectral radius < 1 may still amplify a gradient a hundredfold, and one of largest singular value > 1 may still lose it.
+
+| threshold | value | reason |
+|---|---|---|
+| `FEW_LAGS` | 8 steps | a gate at 1/2 loses two decades in 7 steps: fewer lags cannot tell good from bad |
+| `REACHES` (profile.py) | 1 % | of a loss step's gradient: less than that drowns in the lags before it |
+| `VANISHED` | 1/4 | the horizon covers less than a quarter of the lags in the data: the rest is not learned |
+| `EXPLODED` | 10 | one decade; the healthy ones of tests/flow_cases.py stay below 5 |
+| `SATURATED` (profile.py) | 5 % | of the slope's maximum: |z| > 2.2 for tanh, > 4.4 for the logistic sigmoid |
+| `SATURATED_SHARE` | 1/2 | most of the candidate's units; single units may saturate on purpose, and gates do to remember |
+| `DEAD_SHARE` | 1/4 | a ReLU layer loses a few units as a matter of course; a quarter of its width it does not |
+| `CUT_GAIN` | 10 % | of a loss step's gradient is still there at the chunk's start: truncation throws away more than noise |
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from bptt.cells import GRU, LSTM, Elman
+from bptt.flow.profile import REACHES, LayerFlow, slopes
+
+FEW_LAGS, VANISHED, EXPLODED, SATURATED_SHARE, DEAD_SHARE, CUT_GAIN = 8, 0.25, 10.0, 0.5, 0.25, 0.1
+_CANDIDATE = {Elman: "h", GRU: "n", LSTM: "g"}  # the gate that carries what is new; the others may saturate to remember
+Evidence = dict[str, float | int | str | None]
+
+
+class Cut(NamedTuple):
+    """A place where a tensor went on but its gradient did not come back.
+
+    kind: "state" (within one loss), "truncation" (between two backward passes), "outputs" (the next layer reads them
+    detached), "none" (no gradient arrived, for no reason that can be seen).
+    """
+
+    module: str
+    kind: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """What to change.
+
+    Attributes:
+        name: what is done, in the field's words.
+        parameters: with which numbers.
+        measure: the `LayerFlow` measure (horizon, growth, saturation, dead, …) that it improves.
+        code: the change as a line of code or a sentence.
+    """
+
+    name: str
+    parameters: dict[str, float | int]
+    measure: str
+    code: str
+    _change: Callable[[nn.Module], None] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def applicable(self) -> bool:
+        """Whether `apply` can carry it out: those that change weights; the others are for the user's own code."""
+        return self._change is not None
+
+    def apply(self, module: nn.Module) -> None:
+        """Carry it out on the recurrent module (not the whole model), in place.
+
+        Raises RuntimeError for a remedy that lies in the user's own code; `code` says what to write there.
+        """
+        if self._change is None:
+            raise RuntimeError(f"'{self.name}' is not a change of weights: {self.code}")
+        with torch.no_grad():
+            self._change(module)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence about one layer.
+
+    Attributes:
+        layer: its name in `flow.layers`, or the module's.
+        verdict: healthy, vanishing, exploding, saturated, dead units, cut, no gradient, truncation too short,
+            non-finite input, non-finite.
+        evidence: the numbers that it rests on, by name.
+        text: the sentence.
+        remedies: the first is the one to try first.
+    """
+
+    layer: str
+    verdict: str
+    evidence: Evidence
+    text: str
+    remedies: tuple[Remedy, ...] = ()
+
+    def __str__(self) -> str:
+        advice = "; or ".join(remedy.code for remedy in self.remedies)
+        return f"{self.layer}: {self.verdict}. {self.text}" + (f" Try: {advice}." if advice else "")
+
+    def to_json(self) -> dict[str, Any]:
+        """Numbers, names and sentences."""
+        remedies = [
+            {"name": r.name, "parameters": r.parameters, "measure": r.measure, "code": r.code} for r in self.remedies
+        ]
+        evidence = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in self.evidence.items()}
+        return {
+            "layer": self.layer, "verdict": self.verdict, "evidence": evidence, "text": self.text, "remedies": remedies,
+        }  # fmt: skip
+
+
+def judge(layers: list[LayerFlow], cuts: list[Cut], clip: float | None) -> list[Finding]:
+    """The findings, layer by layer; a layer without any other is healthy."""
+    findings = []
+    for layer in layers:
+        own = [cut for cut in cuts if cut.module == layer.module]
+        found = list(_of_layer(layer, own, clip))
+        findings += found or [_healthy(layer)]
+    seen = {layer.module for layer in layers}
+    for cut in cuts:
+        if cut.module not in seen:
+            findings.append(_no_gradient(cut.module, cut))
+    return findings
+
+
+def _of_layer(layer: LayerFlow, cuts: list[Cut], clip: float | None) -> Iterator[Finding]:
+    if layer.non_finite is not None:
+        yield _non_finite(layer)
+        return
+    kinds = {cut.kind: cut for cut in cuts}
+    if not layer.reach.gain:
+        yield _no_gradient(layer.name, kinds.get("outputs", Cut(layer.module, "none", "")))
+        return
+    if "state" in kinds:
+        yield _cut(layer)
+    dead = layer.dead >= max(1, DEAD_SHARE * layer.units)
+    if dead:
+        yield _dead(layer)
+    saturated = layer.saturation.get(_CANDIDATE.get(type(layer.cell), ""), 0.0)
+    if saturated > SATURATED_SHARE:
+        yield _saturated(layer, saturated)
+    if layer.growth >= EXPLODED:
+        yield _exploding(layer, clip)
+    elif not dead and layer.lags >= FEW_LAGS and layer.horizon < VANISHED * layer.lags:
+        yield _vanishing(layer, saturated > SATURATED_SHARE)
+    if "truncation" in kinds and layer.reach.at_start >= CUT_GAIN and not layer.direction:
+        yield _too_short(layer)
+
+
+def _flow_evidence(layer: LayerFlow) -> Evidence:
+    return {
+        "horizon_steps": layer.horizon, "lags_steps": layer.lags, "largest_gain": layer.growth,
+        "decades_per_step": layer.rate,
+    }  # fmt: skip
+
+
+def _healthy(layer: LayerFlow) -> Finding:
+    text = (
+        f"A loss step's gradient reaches {layer.horizon} of {layer.lags} steps back with at least {REACHES:.0%} of its "
+        f"norm, and grows at most {layer.growth:.2g}-fold."
+    )
+    return Finding(layer.name, "healthy", _flow_evidence(layer), text)
+
+
+def _no_gradient(name: str, cut: Cut) -> Finding:
+    if cut.kind == "outputs":
+        text = f"No gradient arrives, although {cut.where} reads the outputs: a detach or no_grad stands between."
+        remedy = Remedy("pass the outputs on attached", {}, "external", "remove .detach() before the next layer")
+        return Finding(name, "cut", {"arrived": 0.0, "read_by": cut.where}, text, (remedy,))
+    text = "No gradient, or a gradient of exactly 0, arrives at the outputs: the loss is cut off from them."
+    remedy = Remedy(
+        "connect the loss", {}, "external", "look for detach, .data, argmax, no_grad between layer and loss"
+    )
+    return Finding(name, "no gradient", {"arrived": 0.0}, text, (remedy,))
+
+
+def _cut(layer: LayerFlow) -> Finding:
+    text = (
+        f"One loss spans {len(layer.traces)} calls, but the state is detached between them: from step "
+        f"{layer.boundaries[0] if layer.boundaries else 0} on, no gradient crosses to the steps before."
+    )
+    at = layer.boundaries[0] if layer.boundaries else 0
+    remedy = Remedy("keep the state attached", {}, "at_start", "detach the state after loss.backward(), not before")
+    return Finding(layer.name, "cut", {"at_step": at, "arrives_there": layer.reach.at_start}, text, (remedy,))
+
+
+def _non_finite(layer: LayerFlow) -> Finding:
+    found = layer.non_finite
+    assert found is not None
+    at = f"step {found.step}, sample {found.sample}" + (f", gate {found.gate}" if found.gate else "")
+    at = f"parameter {found.gate}" if found.what == "weight" else at
+    evidence: Evidence = dict(found._asdict())
+    if found.what == "input" and layer.layer == 0:
+        text = f"The first number that is NaN or infinite is in the input: {at}."
+        remedy = Remedy(
+            "clean the data", {"step": found.step, "sample": found.sample}, "non_finite",
+            "drop or fill what is missing before the model sees it; torch.nan_to_num(x) shows whether that was all",
+        )  # fmt: skip
+        return Finding(layer.name, "non-finite input", evidence, text, (remedy,))
+    what = "what the layer below puts out" if found.what == "input" else f"a {found.what}"
+    text = f"The first number that is NaN or infinite is in {what}: {at}."
+    remedy = Remedy(
+        "a lower learning rate",
+        {"factor": 0.1},
+        "non_finite",
+        "start again with a tenth of the learning rate, and clip",
+    )
+    return Finding(layer.name, "non-finite", evidence, text, (remedy,))
+
+
+def _dead(layer: LayerFlow) -> Finding:
+    ends = _ends(layer)
+
+    def revive(module: nn.Module) -> None:
+        dead = ~torch.stack([(t.states[0] != 0).any(0) for t in layer.traces]).any(0)
+        for name in ("bias_ih", "bias_hh"):
+            if hasattr(module, name + ends):
+                getattr(module, name + ends)[dead] = 0.1
+        w_ih, w_hh = getattr(module, "weight_ih" + ends), getattr(module, "weight_hh" + ends)
+        w_ih[dead] = torch.randn_like(w_ih[dead]) * w_ih.shape[1] ** -0.5
+        w_hh[dead] = torch.eye(w_hh.shape[1], dtype=w_hh.dtype, device=w_hh.device)[dead[: len(w_hh)]] * 0.5
+
+    text = (
+        f"{layer.dead} of {layer.units} units are 0 at every step of every sample: no gradient reaches their weights."
+    )
+    redraw = Remedy(
+        "draw the dead units anew", {"units": layer.dead, "bias": 0.1}, "dead",
+        f"draw the rows of the {layer.dead} dead units anew with bias 0.1, and halve the learning rate", revive,
+    )  # fmt: skip
+    return Finding(layer.name, "dead units", {"dead": layer.dead, "units": layer.units}, text, (redraw,))
+
+
+def _saturated(layer: LayerFlow, share: float) -> Finding:
+    ends, gate = _ends(layer), _CANDIDATE[type(layer.cell)]
+    factor = _calm(layer)
+
+    def shrink(module: nn.Module) -> None:
+        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+            if hasattr(module, name + ends):
+                getattr(module, name + ends).mul_(factor)
+
+    text = (
+        f"In {share:.0%} of all (unit, step, sample) the slope of '{gate}' is below 5 % of its maximum: hardly any gradient "
+        "passes there."
+    )
+    remedy = Remedy(
+        "smaller net inputs", {"factor": factor}, "saturation",
+        f"standardise the inputs, or multiply the layer's weights by {factor:.2g}", shrink,
+    )  # fmt: skip
+    evidence: Evidence = {f"saturated_{g}": s for g, s in layer.saturation.items()}
+    return Finding(layer.name, "saturated", evidence, text, (remedy,))
+
+
+def _calm(layer: LayerFlow) -> float:
+    """The factor that brings the root mean square of the net inputs to 1, where tanh' is 0.42 or more."""
+    zx, zh, _ = layer.traces[-1].inputs(slice(0, 2048))
+    size = float((zx + zh).square().mean().sqrt())
+    return min(1.0, 1.0 / size) if size > 0 else 1.0
+
+
+def _exploding(layer: LayerFlow, clip: float | None) -> Finding:
+    peak = max(range(len(layer.reach.gain)), key=layer.reach.gain.__getitem__)
+    text = f"A loss step's gradient grows {layer.growth:.2g}-fold on its way back, most at lag {peak}."
+    remedies = [_restart(layer, "growth", gain=0.5 if not isinstance(layer.cell, Elman) else 1.0)]
+    if clip is not None and math.isfinite(clip) and math.isfinite(layer.growth):
+        value = clip / layer.growth  # the norm that it would have had without the growth
+        code = f"torch.nn.utils.clip_grad_norm_(model.parameters(), {value:.3g})"
+        remedies.append(Remedy("clip the gradient", {"max_norm": value}, "loss after an update", code))
+    return Finding(layer.name, "exploding", _flow_evidence(layer) | {"at_lag": peak}, text, tuple(remedies))
+
+
+def _vanishing(layer: LayerFlow, saturated: bool) -> Finding:
+    text = (
+        f"A loss step's gradient has fallen below {REACHES:.0%} of its norm after {layer.horizon} of the {layer.lags} steps "
+        f"that the data has ({layer.rate:.2g} decades a step)."
+    )
+    remedies = [_remember(layer)] if isinstance(layer.cell, (GRU, LSTM)) else [_restart(layer, "horizon")]
+    if not isinstance(layer.cell, (GRU, LSTM)):
+        bias = math.log(max(3, layer.lags) - 1)
+        code = f"an LSTM in its place, which carries a gradient through its gates, with forget-gate bias {bias:.2f}"
+        remedies.append(Remedy("gating", {"bias": bias}, "horizon", code))
+    evidence = _flow_evidence(layer)
+    if saturated:  # as long as the slopes are 0, neither start nor gate bias helps (measured)
+        remedies = list(_saturated(layer, 1.0).remedies)
+    return Finding(layer.name, "vanishing", evidence, text, tuple(remedies))
+
+
+def _too_short(layer: LayerFlow) -> Finding:
+    span = layer.traces[-1].way.steps
+    wanted = math.ceil(math.log10(REACHES) / layer.rate) if layer.rate < 0 else 4 * span
+    wanted = max(2 * span, min(wanted, 10 * span))
+    text = (
+        f"{layer.reach.at_start:.0%} of a loss step's gradient is still there where a chunk of {span} steps begins and "
+        "the detached state cuts it off."
+    )
+    remedy = Remedy(
+        "a longer truncation",
+        {"k": wanted},
+        "at_start",
+        f"chunks of {wanted} steps, or bptt.Truncated(k1={span}, k2={wanted})",
+    )
+    return Finding(
+        layer.name, "truncation too short", {"at_start": layer.reach.at_start, "chunk_steps": span}, text, (remedy,)
+    )
+
+
+def _restart(layer: LayerFlow, measure: str, gain: float = 1.0) -> Remedy:
+    """Orthogonal recurrent weights, scaled so that with the slope seen on the data a step keeps the norm."""
+    ends, cell = _ends(layer), layer.cell
+    name = "orthogonal start"
+    identity = isinstance(cell, Elman) and cell.nonlinearity == "relu"
+    if measure == "horizon":
+        gain = _keeping(layer)
+    if identity:
+        name = "identity start"
+
+    def draw(module: nn.Module) -> None:
+        w_hh: Tensor = getattr(module, "weight_hh" + ends)
+        for block in w_hh.split(w_hh.shape[0] // cell.gates):
+            nn.init.eye_(block) if identity else nn.init.orthogonal_(block)
+            block.mul_(gain)
+
+    init = "eye_" if identity else "orthogonal_"
+    code = f"torch.nn.init.{init}(block) * {gain:.3g} for each gate's block of weight_hh{ends}"
+    return Remedy(name, {"gain": gain}, measure, code, draw)
+
+
+def _keeping(layer: LayerFlow) -> float:
+    """1 / rms slope, at most 4 (the logistic sigmoid's): the gain at which a step keeps the gradient's norm."""
+    found = slopes(layer.traces[-1])
+    if "h" not in found:
+        return 1.0
+    highest = 0.25 if isinstance(layer.cell, Elman) and layer.cell.nonlinearity == "sigmoid" else 1.0
+    rms = float((found["h"] * highest).square().mean().sqrt())
+    return min(4.0, 1.0 / rms) if rms > 0.25 else min(4.0, 1.0 / highest)
+
+
+def _remember(layer: LayerFlow) -> Remedy:
+    """Gates that keep the state over the data's lags: σ(b) = 1 − 1/n  ⟺  b = log(n − 1). C. Tallec, Y. Ollivier 2018."""
+    ends, wanted = _ends(layer), max(3, layer.lags)
+    bias = math.log(wanted - 1)
+    lstm = isinstance(layer.cell, LSTM)
+
+    def open_gate(module: nn.Module) -> None:
+        H = getattr(module, "weight_hh" + ends).shape[0] // layer.cell.gates
+        block = slice(H, 2 * H)
+        if hasattr(module, "bias_ih" + ends):
+            getattr(module, "bias_ih" + ends)[block] = bias
+            getattr(module, "bias_hh" + ends)[block] = 0.0
+
+    name = "forget-gate bias" if lstm else "update-gate bias"
+    code = f"{'forget' if lstm else 'update'}-gate block of bias_ih{ends} = {bias:.2f}, of bias_hh{ends} = 0"
+    return Remedy(name, {"bias": bias}, "horizon", code, open_gate)
+
+
+def _ends(layer: LayerFlow) -> str:
+    return f"_l{layer.layer}{'_reverse' if layer.direction else ''}"

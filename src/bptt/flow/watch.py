@@ -1,0 +1,342 @@
+"""`bptt.watch`: hooks around the user's own forward and backward, and the profile computed when the block ends."""
+
+import functools
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any, ParamSpec
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from bptt.flow.call import Call, Unseen, cell_of, needs_draws
+from bptt.flow.lookback import Link, Truncation, compare, lost
+from bptt.flow.profile import LayerFlow, NonFinite
+from bptt.flow.trace import Trace
+from bptt.flow.verdict import Cut, Finding, judge
+
+P = ParamSpec("P")
+
+
+def watch(model: nn.Module) -> "Flow":
+    """See the gradient travel back through every recurrent layer of `model`, which stays as it is.
+
+        with bptt.watch(model) as flow:
+            criterion(model(x), y).backward()
+        print(flow.verdict())
+
+    Any module that holds torch.nn's or bptt's recurrent layers: stacked, bidirectional, packed, with dropout between
+    layers, batch_first, unbatched, with resets. The gradients that the model gets are the same, bit for bit. The block may
+    hold several calls and updates, and the same object several blocks: profiles of δ are then root mean squares over all.
+    Costs about one more backward pass, and the memory of the states and their gradients.
+
+    What cannot be watched is said in a warning, and training goes on; an exception of the block's own code passes through.
+
+    Raises:
+        TypeError: `model` is no torch.nn.Module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"watch was given a {type(model).__name__}, wanted a torch.nn.Module: pass the model itself")
+    return Flow(model)
+
+
+def _guarded(function: Callable[P, None]) -> Callable[P, None]:
+    """`function`, but whatever goes wrong in it becomes a warning: the user's training goes on."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        if torch.compiler.is_compiling():
+            return
+        try:
+            function(*args, **kwargs)
+        except Exception as error:
+            _warn(f"failed in {function.__name__} and sees nothing of it: {type(error).__name__}: {error}")
+
+    return run
+
+
+def _warn(text: str) -> None:
+    try:
+        warnings.warn(f"bptt.watch {text}", stacklevel=3)
+    except Warning:  # the user's filter turns warnings into errors; an observer must not stop a training run
+        print(f"bptt.watch {text}", file=sys.stderr)
+
+
+class Flow:
+    """What was seen; made by `watch`.
+
+    Attributes:
+        layers: `LayerFlow` by name ("lstm.l0", "lstm.l0_reverse"), in the order of the first call, bottom layer first.
+        norms: norm of the whole model's gradient at each watched update, before any clipping in the block.
+        notes: what could not be watched, and why.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.layers: dict[str, LayerFlow] = {}
+        self.norms: list[float] = []
+        self.notes: list[str] = []
+        self._calls: list[Call] = []
+        self._stacks: dict[str, list[list[Link]]] = {}
+        self._cuts: list[Cut] = []
+        self._handles: list[Any] = []
+        self._rng: dict[int, Tensor] = {}
+        self._squares: dict[int, Tensor] = {}
+        self._called = self._settled = False
+
+    def __enter__(self) -> "Flow":
+        self._called = self._settled = False
+        try:
+            self._hook()
+        except Exception as error:
+            self._unhook()
+            _warn(f"could not begin: {type(error).__name__}: {error}")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._unhook()
+        if kind is None:
+            self._settle()
+            self._say_what_was_missing()
+        self._calls, self._squares = [], {}
+
+    def __getitem__(self, name: str) -> LayerFlow:
+        if name not in self.layers:
+            raise KeyError(f"no layer {name!r} was watched: there are {', '.join(self.layers) or 'none'}")
+        return self.layers[name]
+
+    def __iter__(self) -> Iterator[LayerFlow]:
+        return iter(self.layers.values())
+
+    def __repr__(self) -> str:
+        return "\n".join([*(str(finding) for finding in self.verdict()), *self.notes]) or "nothing was watched"
+
+    def _repr_html_(self) -> str:
+        lines = repr(self).replace("&", "&amp;").replace("<", "&lt;")
+        return f"<pre>{lines}</pre>"
+
+    # What the hooks do.
+
+    def _hook(self) -> None:
+        found = [(name, m, cell) for name, m in self.model.named_modules() if (cell := cell_of(m)) is not None]
+        if hasattr(self.model, "_orig_mod"):
+            self._note("a compiled model runs code that no hook sees: watch the module that torch.compile was given")
+        if not found:
+            self._note("found no recurrent layer (torch.nn.RNN, GRU, LSTM, bptt's, bptt.Recurrent) in the model")
+        if any(isinstance(m, nn.RNNCellBase) for m in self.model.modules()):
+            self._note("does not see torch.nn's single cells (RNNCell, GRUCell, LSTMCell): use the layers")
+        for _, module, cell in found:
+            if needs_draws(module):
+                self._handles.append(module.register_forward_pre_hook(self._before))
+            self._handles.append(module.register_forward_hook(self._after(cell), with_kwargs=True))
+        if found:
+            for parameter in self.model.parameters():
+                if parameter.requires_grad and parameter.is_leaf:
+                    self._handles.append(parameter.register_post_accumulate_grad_hook(self._take_norm))
+            self._handles.append(register_optimizer_step_pre_hook(self._before_update))
+
+    def _unhook(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+            _warn(text)
+
+    def _before(self, module: nn.Module, args: Any) -> None:
+        _guarded(self._keep_generator)(module)
+
+    def _keep_generator(self, module: nn.Module) -> None:
+        self._rng[id(module)] = torch.get_rng_state()
+
+    def _after(self, cell: Any) -> Callable[..., None]:
+        keep = _guarded(self._keep)
+
+        def hook(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+            keep(module, cell, args, kwargs, result)
+
+        return hook
+
+    def _keep(self, module: nn.Module, cell: Any, args: Any, kwargs: Any, result: Any) -> None:
+        self._called = True
+        if not torch.is_grad_enabled():
+            return
+        call = Call.of(module, cell, args, kwargs, result)
+        state = self._rng.get(id(module))
+        call.rng = (state,) if state is not None and needs_draws(module) else ()
+        earlier = next((c for c in reversed(self._calls) if c.module is module), None)
+        if earlier is not None and call.begins_with(earlier):
+            call.follows = earlier
+        self._calls.append(call)
+
+    def _take_norm(self, parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            self._squares[id(parameter)] = parameter.grad.detach().norm()
+
+    def _before_update(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        """The weights are about to change: what rests on them is computed now."""
+        own = {id(p) for p in self.model.parameters()}
+        if any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+            self._settle()
+
+    # What is computed.
+
+    def _settle(self) -> None:
+        """Compute the profile of the calls kept so far, and forget them."""
+        calls, self._calls = self._calls, []
+        squares, self._squares = self._squares, {}
+        if not any(call.arrived for call in calls):
+            return
+        self._settled = True
+        try:
+            with torch.no_grad(), torch.autocast(_device(calls[0]), enabled=False):
+                self._settle_calls(calls)
+                norms = torch.stack([n.double().cpu() for n in squares.values()])
+                self.norms.append(float(norms.norm()))
+        except Exception as error:
+            _warn(f"could not compute the profile: {type(error).__name__}: {error}")
+
+    def _settle_calls(self, calls: list[Call]) -> None:
+        names = {id(module): name for name, module in self.model.named_modules()}
+        of_module: dict[str, list[list[Link]]] = {}
+        self._cuts = list(_cuts(calls, names))
+        for call in calls:
+            name = names[id(call.module)] or type(call.module).__name__.lower()
+            try:
+                of_module.setdefault(name, []).append(call.stack())
+            except Unseen as reason:
+                self._note(f"does not see {name}: {reason}")
+                of_module[name] = []
+        for name, stacks in of_module.items():
+            self._stacks[name] = stacks
+            for depth in range(len(stacks[0]) if stacks else 0):
+                for direction in range(len(stacks[0][depth].traces)):
+                    self._layer(name, depth, direction, [s[depth].traces[direction] for s in stacks])
+
+    def _layer(self, module: str, depth: int, direction: int, traces: list[Trace]) -> None:
+        name = f"{module}.l{depth}{'_reverse' if direction else ''}"
+        if name not in self.layers:
+            self.layers[name] = LayerFlow(name, module, depth, direction, traces[0].cell)
+        self.layers[name].add(traces)
+
+    def _say_what_was_missing(self) -> None:
+        if self._settled or any("no recurrent layer" in note for note in self.notes):
+            return
+        if not self._called:
+            _warn("saw no call of a recurrent layer in the block: run the model inside it, not compiled")
+        else:
+            _warn(
+                "saw no gradient arrive at a recurrent layer: call loss.backward() inside the block, without no_grad, on a "
+                "loss that depends on the layer's outputs"
+            )
+
+    # What the user asks.
+
+    def verdict(self) -> list[Finding]:
+        """One or more findings for each layer and direction, each with its evidence and a remedy (see verdict.py)."""
+        return judge(list(self), self._cuts, self.clip_value())
+
+    @property
+    def first_non_finite(self) -> NonFinite | None:
+        """The first non-finite number of the last pass, in the order of computing: forward from the bottom layer on, then
+        gradients from the top layer down; None if all are finite.
+        """
+        found = [layer.non_finite for layer in self if layer.non_finite is not None]
+        forward = [place for place in found if place.what != "gradient"]
+        return next(iter(forward or found[::-1]), None)
+
+    def clip_value(self, quantile: float = 0.9) -> float | None:
+        """A value for torch.nn.utils.clip_grad_norm_: this quantile of the finite gradient norms that were seen.
+
+        So the usual update passes as it is and the rare large one is shortened (R. Pascanu et al. 2013, section 3.2, take a
+        multiple of the average norm). None if none was seen.
+        """
+        norms = torch.tensor(self.norms, dtype=torch.float64)
+        norms = norms[norms.isfinite()]
+        return float(norms.quantile(quantile)) if len(norms) else None
+
+    def truncation(self, k: int) -> Truncation:
+        """What truncated backpropagation with a lookback of k steps would have lost of the last watched gradient.
+
+        Each loss step sends its gradient back through at most k steps of a module; a loss step is one at whose output, or
+        final state, a gradient arrives from outside the module. Exact wherever what lies between the module and the loss
+        acts on each step alone. With several calls in a pass each counts for itself. A bidirectional layer counts the
+        steps of each direction and layer for itself. k = 0 keeps what does not travel; with k ≥ T − 1 nothing is lost.
+        Costs k + 1 passes over the steps.
+
+        Raises ValueError unless k is a whole number ≥ 0, RuntimeError if nothing was watched.
+        """
+        if not isinstance(k, int) or isinstance(k, bool) or k < 0:
+            raise ValueError(f"truncation: k is {k!r}, wanted a whole number of steps, at least 0")
+        if not self.layers:
+            raise RuntimeError("nothing was watched: run forward and backward inside the block first")
+        exact: dict[str, Tensor] = {}
+        missing: dict[str, Tensor] = {}
+        with torch.no_grad():
+            for module, stacks in self._stacks.items():
+                for stack in stacks:
+                    _add_lost(module, stack, k, exact, missing)
+        return compare(exact, missing, k)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything that was seen, as numbers, lists and names."""
+        return {
+            "layers": [layer.to_json() for layer in self],
+            "norms": self.norms,
+            "clip_value": self.clip_value(),
+            "verdict": [finding.to_json() for finding in self.verdict()],
+            "notes": self.notes,
+        }
+
+    def plot(self) -> Any:
+        """A matplotlib figure: one row for each layer and direction (see plot.py)."""
+        from bptt.flow.plot import draw  # matplotlib takes a second to load
+
+        return draw(list(self))
+
+
+def _device(call: Call) -> str:
+    return call.kept[0][1].device.type
+
+
+def _add_lost(module: str, stack: list[Link], k: int, exact: dict[str, Tensor], missing: dict[str, Tensor]) -> None:
+    """Add one call's exact gradients and what is lost of them, by the parameters' names."""
+    traces = [trace for link in stack for trace in link.traces]
+    for trace, gone in zip(traces, lost(stack, k), strict=True):
+        depth = next(i for i, link in enumerate(stack) if trace in link.traces)
+        end = f"_l{depth}{'_reverse' if trace.way.reverse else ''}"
+        for short in trace.weights:
+            name = f"{module}.{short}{end}"
+            whole, part = trace.contribution(short), trace.lost(short, gone)
+            exact[name] = exact[name] + whole if name in exact else whole
+            missing[name] = missing[name] + part if name in missing else part
+
+
+def _cuts(calls: list[Call], names: dict[int, str]) -> Iterator[Cut]:
+    """Places where a tensor went on, but its gradient did not come back.
+
+    Between calls of one module: the later began with the earlier's final state, detached. If both gradients came in one
+    backward pass, the loss spans the cut; if in different ones, it is truncation on purpose. Between modules: the later's
+    input is the earlier's output (the same memory), detached.
+    """
+    for call in calls:
+        name = names[id(call.module)] or type(call.module).__name__.lower()
+        if call.carried and call.differentiable:
+            earlier = call.follows
+            spans = earlier is not None and bool(earlier.passes & call.passes)
+            yield Cut(name, "state" if spans else "truncation", "")
+        if call.differentiable and not call.arrived:
+            below = next((c for c in calls if c is not call and _reads_detached(c, call)), None)
+            where = "" if below is None else names[id(below.module)] or "the next layer"
+            yield Cut(name, "outputs" if below is not None else "none", where)
+
+
+def _reads_detached(later: Call, earlier: Call) -> bool:
+    x, y = later.kept[0][1], earlier.kept[1][1]
+    return not later.input_attached and x.data_ptr() == y.data_ptr() and x.shape == y.shape

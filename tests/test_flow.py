@@ -1,0 +1,530 @@
+"""What `bptt.watch` sees is autograd's own gradient, step by step, in the user's unmodified model."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
+
+import bptt
+from bptt.cells import GRU, LSTM, Elman
+from bptt.flow import closed
+from tests.cases import Leaky, Normed, Peephole
+from tests.flow_cases import cases, right
+
+T, B, D, H = 6, 4, 3, 5
+
+
+def _layers(**options):
+    yield "nn.RNN", nn.RNN(D, H, **options)
+    yield "nn.RNN relu", nn.RNN(D, H, nonlinearity="relu", **options)
+    yield "nn.GRU", nn.GRU(D, H, **options)
+    yield "nn.LSTM", nn.LSTM(D, H, **options)
+    yield "nn.LSTM projected", nn.LSTM(D, H, proj_size=2, **options)
+    yield "bptt.RNN sigmoid", bptt.RNN(D, H, nonlinearity="sigmoid", **options)
+    yield "bptt.GRU", bptt.GRU(D, H, **options)
+    yield "bptt.LSTM", bptt.LSTM(D, H, **options)
+    yield "leaky", bptt.Recurrent(Leaky(), D, H, **options)
+    yield "peephole", bptt.Recurrent(Peephole(), D, H, **options)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(_two_threads):
+    """The tensors are tiny: a second thread would only be waited for."""
+    torch.set_num_threads(1)
+
+
+FORMS = {
+    "plain": {}, "two layers": {"num_layers": 2}, "both directions": {"num_layers": 2, "bidirectional": True},
+    "batch first": {"batch_first": True}, "dropout": {"num_layers": 3, "dropout": 0.4},
+    "dropout, both directions, batch first":
+        {"num_layers": 2, "dropout": 0.4, "bidirectional": True, "batch_first": True}, "no bias": {"bias": False},
+}  # fmt: skip
+
+
+def _tensors(result):
+    outputs, final = result
+    outputs = getattr(outputs, "data", outputs)
+    return [outputs, *(final if isinstance(final, tuple) else (final,))]
+
+
+def _loss(result):
+    """Every output and every final state, each with its own random weight."""
+    return sum((torch.randn_like(t) * t).sum() for t in _tensors(result))
+
+
+def _watched(model, *args, **kwargs):
+    """The flow, and the gradients; the same run without `watch` gives the same gradients bit for bit."""
+    found = []
+    for watching in (False, True):
+        torch.manual_seed(1)
+        model.zero_grad()
+        if watching:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                with bptt.watch(model) as flow:
+                    _loss(model(*args, **kwargs)).backward()
+        else:
+            _loss(model(*args, **kwargs)).backward()
+        found.append({n: p.grad.clone() for n, p in model.named_parameters()})
+    assert all(torch.equal(found[0][n], found[1][n]) for n in found[0])
+    return flow, found[0]
+
+
+def _assert_exact(model, flow, gradients, tolerance):
+    for layer in flow:
+        end = f"_l{layer.layer}" + ("_reverse" if layer.direction else "")
+        for short in layer.traces[0].weights:
+            want = gradients.pop(short + end)
+            parts = sum(layer.contribution(short, k) for k in range(layer.steps))
+            for got in (parts, layer.contribution(short)):
+                error = (got - want).norm() / want.norm().clamp_min(1e-3)
+                assert error <= tolerance, f"{layer.name} {short}: {error:.2e}"
+        for k in (0, layer.steps - 2):
+            for kind in ("weight_hh", "weight_ih"):
+                norms = layer.contribution(kind, k).unflatten(0, (layer.cell.gates, -1)).flatten(1).norm(dim=1)
+                np.testing.assert_allclose(layer.contributions(kind)[k], norms, rtol=1e-3, atol=1e-4)
+    assert not gradients
+
+
+@pytest.mark.parametrize(
+    ("form", "dtype"), [*((form, torch.float64) for form in FORMS), ("two layers", torch.float32)], ids=str
+)
+def test_contributions_sum_to_the_gradient(form, dtype):
+    options = FORMS[form]
+    for name, model in _layers(**options):
+        model.to(dtype)
+        shape = (B, T, D) if options.get("batch_first") else (T, B, D)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.normal_(std=0.5)
+        try:
+            flow, gradients = _watched(model, torch.randn(shape, dtype=dtype))
+            _assert_exact(model, flow, gradients, 1e-12 if dtype == torch.float64 else 1e-5)
+        except Exception as error:
+            raise AssertionError(f"{name}: {error}") from error
+
+
+@pytest.mark.parametrize("enforce_sorted", [True, False])
+def test_packed_sequences_and_padding(enforce_sorted):
+    lengths = [6, 4, 4, 2] if enforce_sorted else [2, 6, 3, 4]
+    for _, model in _layers(num_layers=2, bidirectional=True):
+        model.double()
+        x = torch.randn(T, B, D, dtype=torch.float64)
+        packed = pack_padded_sequence(x, lengths, enforce_sorted=enforce_sorted)
+        flow, gradients = _watched(model, packed)
+        _assert_exact(model, flow, gradients, 1e-12)
+
+
+def test_padding_contributes_exactly_nothing():
+    model = nn.LSTM(D, H)
+    with bptt.watch(model) as flow:
+        outputs, _ = model(torch.randn(T, B, D))
+        outputs[:4].square().sum().backward()
+    layer = flow["lstm.l0"]
+    assert (layer.delta[4:] == 0).all()
+    assert (layer.contributions()[4:] == 0).all()
+    assert (layer.contribution("weight_hh", 5) == 0).all()
+
+
+def test_initial_states_unbatched_and_resets():
+    reset = torch.rand(T, B) < 0.3
+    for cell in (Elman("relu"), GRU(), LSTM(), Leaky(), Peephole()):
+        for bidirectional in (False, True):
+            model = bptt.Recurrent(cell, D, H, 2, bidirectional=bidirectional, dtype=torch.float64)
+            x = torch.randn(T, B, D, dtype=torch.float64)
+            _assert_exact(model, *_watched(model, x, reset=reset), 1e-12)
+            _assert_exact(model, *_watched(model, x[:, 0]), 1e-12)
+            hx = tuple(torch.randn(4 if bidirectional else 2, B, H, dtype=torch.float64) for _ in cell.states)
+            _assert_exact(model, *_watched(model, x, hx if len(hx) > 1 else hx[0], reset=reset), 1e-12)
+
+
+def test_packed_resets():
+    lengths = [6, 4, 4, 2]
+    x = pack_sequence([torch.randn(n, D, dtype=torch.float64) for n in lengths])
+    reset = pack_sequence([torch.rand(n) < 0.3 for n in lengths])
+    for cell in (Elman(), GRU(), LSTM()):
+        model = bptt.Recurrent(cell, D, H, 2, bidirectional=True, dtype=torch.float64)
+        _assert_exact(model, *_watched(model, x, reset=reset), 1e-12)
+
+
+def test_the_profile_is_the_gradient_of_each_state():
+    """‖∂L/∂h(k)‖ and ‖∂L/∂c(k)‖ against autograd through the plain equations, with states that keep their gradient."""
+    for cell in (Elman(), GRU(), LSTM(), Peephole()):
+        model = bptt.Recurrent(cell, D, H, dtype=torch.float64)
+        x = torch.randn(T, B, D, dtype=torch.float64)
+        flow, _ = _watched(model, x)
+        torch.manual_seed(1)
+        weights, seen = model.layer_weights(0, 0), []
+        state = tuple(torch.zeros(B, H, dtype=torch.float64) for _ in cell.states)
+        for t in range(T):
+            state = tuple(s.clone() for s in cell.step(x[t], state, weights))  # h(k) is no function of c(k) here
+            for s in state:
+                s.retain_grad()
+            seen.append(state)
+        outputs = torch.stack([s[0] for s in seen])
+        _loss((outputs, tuple(s.unsqueeze(0) for s in state))).backward()
+        layer = next(iter(flow))
+        for n, name in enumerate(cell.states):
+            want = [float(s[n].grad.norm()) for s in seen]
+            np.testing.assert_allclose(layer.state_delta(name), want, rtol=1e-10)
+
+
+def test_closed_derivatives_equal_the_cells_own():
+    for cell in (Elman("tanh"), Elman("relu"), Elman("sigmoid"), GRU()):
+        zx, zh, h = (torch.randn(B, *s, dtype=torch.float64) for s in ((cell.gates, H), (cell.gates, H), (H,)))
+        want = cell.partials(zx, zh, (h,))
+        is_elman = isinstance(cell, Elman)
+        got = closed.elman(cell, *cell.pointwise(zx, zh, (h,))) if is_elman else closed.gru(zx.clone(), zh.clone(), h)
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    zx, zh, h, c = (torch.randn(B, *s, dtype=torch.float64) for s in ((4, H), (4, H), (H,), (H,)))
+    want, after = LSTM().partials(zx, zh, (h, c)), LSTM().pointwise(zx, zh, (h, c))
+    got = closed.lstm(closed.lstm_gates_(zx + zh), after[1], c)
+    torch.testing.assert_close(got.by[:, :3], want.zh[1][:, :3])
+    torch.testing.assert_close(got.by[:, 3], want.zh[0][:, 3])
+    torch.testing.assert_close(got.q[:, None] * got.by[:, :3], want.zh[0][:, :3])
+    torch.testing.assert_close(got.f, want.direct[1][1])
+
+
+def _truncated(cell, weights, x, k, loss_weights, reset):
+    """Truncated BPTT with lookback k by its definition: one run for each loss step, its start held constant."""
+    layers = len(weights)
+    parameters = [p for layer in weights for p in layer.values()]
+    total = [torch.zeros_like(p) for p in parameters]
+
+    def advance(t, states):
+        inputs, after = x[t], []
+        for layer in range(layers):
+            before = states[layer]
+            if reset is not None:
+                before = tuple(torch.where(reset[t, :, None], torch.zeros_like(s), s) for s in before)
+            after.append(cell.step(inputs, before, weights[layer]))
+            inputs = after[-1][0]
+        return after
+
+    for t in range(len(x)):
+        states = [tuple(torch.zeros(x.shape[1], H, dtype=x.dtype) for _ in cell.states)] * layers
+        for i in range(t + 1):
+            if i == max(0, t - k):
+                states = [tuple(s.detach() for s in state) for state in states]
+            states = advance(i, states)
+        found = torch.autograd.grad((states[-1][0] * loss_weights[t]).sum(), parameters, allow_unused=True)
+        total = [a if g is None else a + g for a, g in zip(total, found, strict=True)]
+    return torch.cat([g.flatten() for g in total])
+
+
+@pytest.mark.parametrize("with_reset", [False, True])
+def test_truncation_is_what_truncated_backpropagation_computes(with_reset):
+    for cell in (Elman(), GRU(), LSTM(), Leaky()):
+        model = bptt.Recurrent(cell, D, H, 2, dtype=torch.float64)
+        x, weights = torch.randn(T, B, D, dtype=torch.float64), torch.randn(T, B, H, dtype=torch.float64)
+        reset = torch.rand(T, B) < 0.2 if with_reset else None
+        with bptt.watch(model) as flow:
+            (model(x, reset=reset)[0] * weights).sum().backward()
+        of_layers = [model.layer_weights(n, 0) for n in range(2)]
+        exact = torch.cat([p.grad.flatten() for p in model.parameters()])
+        for k in (0, 1, 3, T - 1, 4 * T):
+            kept = _truncated(cell, of_layers, x, k, weights, reset)
+            got = flow.truncation(k)
+            assert got.lost == pytest.approx(float((exact - kept).norm() / exact.norm()), abs=1e-10)
+            assert got.share == pytest.approx(float(kept.norm() / exact.norm()), abs=1e-10)
+            assert got.cosine == pytest.approx(float(exact @ kept / exact.norm() / kept.norm()), abs=1e-10)
+    assert flow.truncation(T).lost == 0
+    with pytest.raises(ValueError, match="whole number"):
+        flow.truncation(-1)
+
+
+def test_reach_is_the_jacobian_product_along_the_trajectory():
+    """With one loss step, gain(j) is the norm of δ at lag j: autograd's own, each state's gradient retained."""
+    model = bptt.LSTM(D, H, dtype=torch.float64)
+    with bptt.watch(model) as flow:
+        model(torch.randn(T, 1, D, dtype=torch.float64))[0][-1].sum().backward()
+    layer = flow["lstm.l0"]
+    size = np.sqrt(layer.delta**2 + layer.state_delta("c") ** 2)[::-1]
+    np.testing.assert_allclose(layer.reach.gain, size / size[0], rtol=1e-9)
+    assert layer.lags == T - 1
+    assert layer.lag_share.sum() == pytest.approx(1)
+
+
+def test_reach_ends_where_a_packed_sequence_or_a_reset_does():
+    model = bptt.GRU(D, H, bidirectional=True, dtype=torch.float64)
+    long, short = torch.randn(T, D, dtype=torch.float64), torch.randn(2, D, dtype=torch.float64)
+    found = []
+    for rows in ([long, short], [long], [short]):
+        with bptt.watch(model) as flow:
+            model(pack_sequence(rows))[1].sum().backward()
+        found.append([flow[name].reach for name in ("gru.l0", "gru.l0_reverse")])
+    for both, one, other in zip(*found, strict=True):
+        assert both.pairs == [2] * len(other.gain) + [1] * (T - len(other.gain))
+        joined = [np.sqrt((a**2 + b**2) / 2) for a, b in zip(one.gain, other.gain, strict=False)]
+        np.testing.assert_allclose(both.gain, [*joined, *one.gain[len(joined) :]], rtol=1e-9)
+    model = bptt.GRU(D, H)
+    reset = torch.zeros(T, 1, dtype=torch.bool)
+    reset[3] = True
+    with bptt.watch(model) as flow:
+        model(torch.randn(T, 1, D), reset=reset)[0][-1].sum().backward()
+    assert flow["gru.l0"].lags == T - 1 - 3
+
+
+def test_half_precision_is_watched_in_float32():
+    for maker in (nn.LSTM, bptt.GRU):
+        model = maker(D, H, 2)
+        with bptt.watch(model) as flow, torch.autocast("cpu", torch.bfloat16):
+            model(torch.randn(T, B, D))[0].float().square().sum().backward()
+        assert len(flow.layers) == 2
+        want = model.weight_hh_l0.grad
+        got = next(iter(flow)).contribution("weight_hh")
+        assert (got - want).norm() <= 3e-2 * want.norm()
+        model.bfloat16().zero_grad()
+        with bptt.watch(model) as flow:
+            model(torch.randn(T, B, D, dtype=torch.bfloat16))[0].float().square().sum().backward()
+        assert len(flow.layers) == 2
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_verdicts_are_right_on_labelled_cases(seed):
+    wrong, total, alarms, healthy = [], 0, 0, 0
+    for case in cases(seed):
+        verdicts = {finding.verdict for finding in case.watch().verdict()}
+        total += 1
+        healthy += case.label == "healthy"
+        if not right(case, verdicts):
+            wrong.append(f"{case.name}: {verdicts}")
+            alarms += case.label == "healthy"
+    assert total >= 60
+    assert len(wrong) <= 0.05 * total, "\n".join(wrong)
+    assert alarms <= 0.02 * healthy, "\n".join(wrong)
+
+
+def test_trap_a_transient_that_grows_a_hundredfold_although_the_spectral_radius_is_0():
+    model = nn.RNN(4, 12)
+    with torch.no_grad():
+        model.weight_hh_l0.copy_(torch.diag(torch.full((11,), 1.6), 1))
+        model.weight_ih_l0.mul_(0.01)
+        model.bias_ih_l0.zero_()
+        model.bias_hh_l0.zero_()
+    with bptt.watch(model) as flow:
+        model(torch.randn(40, 8, 4))[0][-1][:, 0].sum().backward()
+    assert float(torch.linalg.eigvals(model.weight_hh_l0.detach()).abs().max()) < 1
+    assert {f.verdict for f in flow.verdict()} == {"exploding"}
+    assert flow["rnn.l0"].growth > 50
+
+
+def test_trap_a_large_singular_value_whose_units_are_saturated():
+    model = nn.RNN(4, 32)
+    nn.init.orthogonal_(model.weight_hh_l0, 3.0)
+    with bptt.watch(model) as flow:
+        model(200 * torch.randn(40, 8, 4))[0].sum().backward()
+    assert float(torch.linalg.matrix_norm(model.weight_hh_l0.detach(), 2)) > 1
+    assert {f.verdict for f in flow.verdict()} == {"vanishing", "saturated"}
+
+
+# What may go wrong around it.
+
+
+def _said(action):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = action()
+    return result, " ".join(str(w.message) for w in caught if "bptt.watch" in str(w.message))
+
+
+def _hooks(model):
+    return sum(
+        len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.modules()
+    ) + sum(len(p._post_accumulate_grad_hooks or ()) for p in model.parameters())
+
+
+def test_a_model_without_recurrent_layers_is_told():
+    def run():
+        with bptt.watch(nn.Linear(2, 2)) as flow:
+            pass
+        return flow
+
+    flow, said = _said(run)
+    assert "no recurrent layer" in said
+    assert flow.verdict() == []
+    with pytest.raises(TypeError, match=r"torch\.nn\.Module"):
+        bptt.watch("model")
+
+
+@pytest.mark.parametrize("what", ["no backward", "no_grad", "no call", "other loss", "frozen"])
+def test_nothing_arrives(what):
+    model = nn.LSTM(D, H)
+    head = nn.Linear(2, 2)
+
+    def run():
+        with bptt.watch(model) as flow:
+            if what == "no_grad":
+                with torch.no_grad():
+                    model(torch.randn(T, B, D))
+            elif what == "frozen":
+                model.requires_grad_(False)
+                model(torch.randn(T, B, D))
+            elif what != "no call":
+                model(torch.randn(T, B, D))
+            if what == "other loss":
+                head(torch.randn(3, 2)).sum().backward()
+        return flow
+
+    flow, said = _said(run)
+    assert ("no call" if what == "no call" else "no gradient") in said
+    assert flow.layers == {}
+    assert _hooks(model) == 0
+    json.dumps(flow.to_json())
+
+
+def test_the_users_own_exception_passes_and_the_hooks_are_gone():
+    model = nn.Sequential(nn.LSTM(D, H, 2, dropout=0.1))
+    with pytest.raises(ZeroDivisionError), bptt.watch(model):
+        raise ZeroDivisionError(model(torch.randn(T, B, D))[0].sum())
+    assert _hooks(model) == 0
+
+
+def test_a_failure_inside_warns_and_training_goes_on(monkeypatch):
+    model = nn.GRU(D, H)
+    for target in ("bptt.flow.call.Call.of", "bptt.flow.trace.Trace.run"):
+        with monkeypatch.context() as patch:
+            patch.setattr(target, lambda *args, **kwargs: 1 / 0)
+
+            def run():
+                with bptt.watch(model) as flow:
+                    model(torch.randn(T, B, D))[0].sum().backward()
+                return flow
+
+            flow, said = _said(run)
+        assert "ZeroDivisionError" in said
+        assert flow.verdict() == []
+        assert all(p.grad is not None for p in model.parameters())
+        assert _hooks(model) == 0
+
+
+def test_warnings_that_are_errors_stop_nobody(capsys):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with bptt.watch(nn.Linear(2, 2)):
+            pass
+    assert "no recurrent layer" in capsys.readouterr().err
+
+
+def test_one_step_and_all_zero_gradients():
+    model = nn.GRU(D, H)
+    with bptt.watch(model) as flow:
+        model(torch.randn(1, B, D))[0].sum().backward()
+    assert flow["gru.l0"].horizon == 0
+    assert flow.truncation(0).lost == 0
+    assert [f.verdict for f in flow.verdict()] == ["healthy"]
+    with bptt.watch(model) as flow:
+        (0 * model(torch.randn(T, B, D))[0].sum()).backward()
+    assert [f.verdict for f in flow.verdict()] == ["no gradient"]
+    assert flow.truncation(1).cosine == 1
+    assert "nothing but zeros" in str([t.get_text() for a in flow.plot().axes for t in a.texts])
+    json.dumps(flow.to_json(), allow_nan=False)
+
+
+def test_called_twice_in_a_row_and_on_different_inputs():
+    model = nn.LSTM(D, H).double()
+    x = torch.randn(2 * T, B, D, dtype=torch.float64)
+    with bptt.watch(model) as flow:
+        first, state = model(x[:T])
+        torch.cat([first, model(x[T:], state)[0]]).square().sum().backward()
+    layer = flow["lstm.l0"]
+    assert layer.boundaries == [T]
+    torch.testing.assert_close(layer.contribution("weight_hh"), model.weight_hh_l0.grad, rtol=1e-12, atol=1e-12)
+    assert [f.verdict for f in flow.verdict()] == ["healthy"]
+    model.zero_grad()
+    with bptt.watch(model) as whole:
+        model(x)[0].square().sum().backward()
+    np.testing.assert_allclose(layer.delta, whole["lstm.l0"].delta, rtol=1e-10)
+
+
+def test_several_updates_in_one_block_and_several_blocks():
+    model = nn.LSTM(D, H)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    flow, norms = bptt.watch(model), []
+    for _ in range(2):
+        with flow:
+            for _ in range(3):
+                optimizer.zero_grad()
+                model(torch.randn(T, B, D))[0].square().sum().backward()
+                norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), 0.01)))
+                optimizer.step()
+    assert flow["lstm.l0"].passes == 6
+    np.testing.assert_allclose(flow.norms, norms, rtol=1e-5)
+    assert flow.clip_value(1.0) == pytest.approx(max(norms), rel=1e-5)
+
+
+def test_a_change_that_cannot_be_followed_is_told():
+    model = nn.GRU(D, H)
+
+    def run():
+        with bptt.watch(model) as flow:
+            model(torch.randn(T, B, D))[0].sum().backward()
+            with torch.no_grad():
+                model.weight_hh_l0.mul_(3)
+        return flow
+
+    flow, said = _said(run)
+    assert "could not be reproduced" in said
+    assert flow.notes
+
+
+def test_cells_that_are_not_pointwise_and_outputs_changed_in_place():
+    def run(model, change):
+        with bptt.watch(model) as flow:
+            outputs = model(torch.randn(T, B, D))[0]
+            (outputs.mul_(2) if change else outputs).sum().backward()
+        return flow
+
+    assert "no closed form" in _said(lambda: run(bptt.Recurrent(Normed(), D, H), False))[1]
+    assert "in place" in _said(lambda: run(nn.RNN(D, H), True))[1]
+
+
+def test_the_first_number_that_is_not_finite():
+    model = nn.LSTM(D, H, 2)
+    x = torch.randn(T, B, D)
+    x[3, 2, 1] = torch.inf
+    with bptt.watch(model) as flow:
+        model(x)[0].sum().backward()
+    found = flow.first_non_finite
+    assert (found.layer, found.what, found.step, found.sample) == ("lstm.l0", "input", 3, 2)
+    packed = pack_padded_sequence(torch.randn(T, B, D), [2, 6, 3, 4], enforce_sorted=False)
+    with torch.no_grad():
+        model.bias_ih_l1[H] = torch.nan
+    with bptt.watch(model) as flow:
+        model(packed)[0].data.sum().backward()
+    assert flow.first_non_finite.what == "weight"
+    assert flow.first_non_finite.gate == "bias_ih"
+
+
+def test_under_torch_compile_training_goes_on():
+    model = nn.GRU(D, H)
+    compiled = torch.compile(model, backend="eager")
+
+    def run():
+        with bptt.watch(compiled) as flow:
+            compiled(torch.randn(T, B, D))[0].sum().backward()
+        return flow
+
+    flow, said = _said(run)
+    assert "compile" in said
+    assert model.weight_hh_l0.grad is not None
+    assert _hooks(model) == 0
+    flow.verdict()
+
+
+@pytest.mark.parametrize("steps", [5, 5000])
+def test_plot_and_json(steps, tmp_path):
+    model = nn.GRU(2, 3, bidirectional=True)
+    with bptt.watch(model) as flow:
+        model(torch.randn(steps, 1, 2))[0].sum().backward()
+    figure = flow.plot()
+    assert len(figure.axes) == 6
+    assert all(axis.get_xlabel() and "log" in axis.get_ylabel() for axis in figure.axes)
+    figure.savefig(tmp_path / "flow.png", dpi=60)
+    found = json.loads(json.dumps(flow.to_json(), allow_nan=False))
+    assert [layer["name"] for layer in found["layers"]] == ["gru.l0", "gru.l0_reverse"]
+    assert "<pre>" in flow._repr_html_()
