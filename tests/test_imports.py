@@ -11,7 +11,7 @@ import bptt
 SOURCE = Path(bptt.__file__).parent
 # Each layer may import itself and what stands before it; the leaves may be imported by all.
 LEAVES = {"errors", "options"}
-LAYERS = [{"cells"}, {"kernels"}, {"layers"}, {"network"}, {"gradient"}, {"tasks"}, {"train"}, {"cli"}, {"__main__"}]
+LAYERS = [{"cells"}, {"kernels"}, {"layers"}, {"network"}, {"gradient", "flow"}, {"tasks"}, {"train"}, {"cli"}, {"__main__"}]
 
 
 def _imported(path):
@@ -37,6 +37,7 @@ def test_imports_go_one_way():
                 continue
             assert own not in LEAVES, f"{path.name} is a leaf, but imports {other}"
             assert _layer(other) <= _layer(own), f"{own}/{path.name} imports {other}, which stands above it"
+            assert {own, other} != {"gradient", "flow"}, f"{own}/{path.name} imports {other}: independent witnesses"
 
 
 def test_every_public_name_is_there():

@@ -5,12 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bptt import cells as cells
+    from bptt import flow as flow
     from bptt import gradient as gradient
     from bptt import kernels as kernels
     from bptt import layers as layers
     from bptt import network as network
     from bptt.cells import Cell as Cell
     from bptt.cells import PointwiseCell as PointwiseCell
+    from bptt.flow import GradientMap as GradientMap
+    from bptt.flow import gradient_map as gradient_map
     from bptt.gradient import Exact as Exact
     from bptt.gradient import Result as Result
     from bptt.gradient import Strategy as Strategy
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 # Where each public name lives. They are imported on first use, so that `bptt --help` need not wait for torch.
-_MODULES = ("cells", "gradient", "kernels", "layers", "network")
+_MODULES = ("cells", "flow", "gradient", "kernels", "layers", "network")
 _HOMES = {
     "Cell": "bptt.cells",
     "PointwiseCell": "bptt.cells",
@@ -39,6 +42,8 @@ _HOMES = {
     "Truncated": "bptt.gradient",
     "Strategy": "bptt.gradient",
     "Result": "bptt.gradient",
+    "gradient_map": "bptt.flow",
+    "GradientMap": "bptt.flow",
 }
 __all__ = [*_HOMES, *_MODULES, "__version__"]
 
