@@ -13,7 +13,11 @@ if TYPE_CHECKING:
     from bptt.cells import Cell as Cell
     from bptt.cells import PointwiseCell as PointwiseCell
     from bptt.flow import GradientMap as GradientMap
+    from bptt.flow import Lyapunov as Lyapunov
+    from bptt.flow import Products as Products
     from bptt.flow import gradient_map as gradient_map
+    from bptt.flow import lyapunov as lyapunov
+    from bptt.flow import products as products
     from bptt.gradient import Exact as Exact
     from bptt.gradient import Result as Result
     from bptt.gradient import Strategy as Strategy
@@ -44,6 +48,10 @@ _HOMES = {
     "Result": "bptt.gradient",
     "gradient_map": "bptt.flow",
     "GradientMap": "bptt.flow",
+    "products": "bptt.flow",
+    "Products": "bptt.flow",
+    "lyapunov": "bptt.flow",
+    "Lyapunov": "bptt.flow",
 }
 __all__ = [*_HOMES, *_MODULES, "__version__"]
 

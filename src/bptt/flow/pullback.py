@@ -187,6 +187,9 @@ class Pointwise(Pullback):
 
     def back(self, k: int, rows: State, which: Tensor | None, through: int | None, shown: Shown) -> State:
         """The equations of this module's header."""
+        active = self.trajectory.active
+        if active is not None:  # what reaches the initial state passes through the padding before it
+            rows = tuple(r.masked_fill(~active[k][:, None], 0) for r in rows)
         found, raw = self._immediate(k, rows)
         if through is None:
             self._gather(k, found, which, shown)
