@@ -11,7 +11,9 @@ import bptt
 SOURCE = Path(bptt.__file__).parent
 # Each layer may import itself and what stands before it; the leaves may be imported by all.
 LEAVES = {"errors", "options"}
-LAYERS = [{"cells"}, {"kernels"}, {"layers"}, {"network"}, {"gradient", "flow"}, {"tasks"}, {"train"}, {"cli"}, {"__main__"}]
+LAYERS = [
+    {"cells"}, {"kernels"}, {"layers"}, {"network"}, {"gradient", "flow"}, {"tasks"}, {"train"}, {"cli"}, {"__main__"},
+]  # fmt: skip
 
 
 def _imported(path):

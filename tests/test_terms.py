@@ -52,7 +52,14 @@ def assert_sums(terms, wanted, tolerance):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", TORCH)
-@given(seed=seeds, size=odd_sizes, depth=st.integers(1, 2), both=st.booleans(), batch_first=st.booleans(), last=st.booleans())
+@given(
+    seed=seeds,
+    size=odd_sizes,
+    depth=st.integers(1, 2),
+    both=st.booleans(),
+    batch_first=st.booleans(),
+    last=st.booleans(),
+)
 def test_the_terms_add_up_to_autograds_gradient(name, dtype, seed, size, depth, both, batch_first, last):
     torch.manual_seed(seed)
     steps, batch, inputs, hidden = size
@@ -85,7 +92,9 @@ def test_any_cell_with_and_without_resets(name, with_reset, seed, size, depth, b
 
 
 @pytest.mark.parametrize("name", ["rnn-tanh", "gru", "lstm", "lstm-projected", "peephole", "normed"])
-@given(seed=seeds, lengths=st.lists(st.integers(1, 7), min_size=1, max_size=4), both=st.booleans(), depth=st.integers(1, 2))
+@given(
+    seed=seeds, lengths=st.lists(st.integers(1, 7), min_size=1, max_size=4), both=st.booleans(), depth=st.integers(1, 2)
+)
 def test_packed_sequences_and_their_padding(name, seed, lengths, both, depth):
     torch.manual_seed(seed)
     options = {"num_layers": depth, "bidirectional": both}
@@ -203,7 +212,9 @@ def test_grad_outputs_in_every_form(name, seed, steps, batch_first):
     x = torch.randn(steps, 2, dtype=torch.float64)
     outputs, _ = made(x)
     given_ = torch.randn_like(outputs)
-    wanted = dict(zip(dict(made.named_parameters()), torch.autograd.grad(outputs, made.parameters(), given_), strict=True))
+    wanted = dict(
+        zip(dict(made.named_parameters()), torch.autograd.grad(outputs, made.parameters(), given_), strict=True)
+    )
     assert_sums(bptt.gradient_map(made, x, grad_outputs=given_), wanted, 1e-12)
     packed = pack_padded_sequence(x.unsqueeze(1), torch.tensor([steps]))
     assert_sums(bptt.gradient_map(made, packed, grad_outputs=packed._replace(data=given_)), wanted, 1e-12)

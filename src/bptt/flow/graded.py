@@ -4,9 +4,9 @@ A product P = A_m ⋯ A_1 is kept as
 
     P = Q · diag(e^d) · T · (an orthogonal matrix that is dropped: it has no part in the singular values)
 
-with Q orthogonal, d the logarithms of the grading, T well-conditioned, with entries of about 1. No number but d ever leaves the
-range of float64, and d is a logarithm: nothing underflows, nothing overflows, and small singular values are not drowned by
-large ones.
+with Q orthogonal, d the logarithms of the grading, T well-conditioned, with entries of about 1. Only the grading would leave
+the range of float64, and of it only logarithms are kept: nothing underflows, nothing overflows, and small singular values
+are not drowned by large ones.
 
 - *A step* A P: QR of A Q with its columns in descending order of grading, A Q Π = Q' R; the new d' takes the size of each
   row of R e^d, and (e^{-d'} R e^d) Πᵀ T is the new T. This is the stratified form of the Bojanczyk–Golub–Van
@@ -21,40 +21,52 @@ large ones.
 What is lost: a step's singular values below N · 2.2e-16 of its largest are rounding error in A itself, and count as 0.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
 SETTLE_EVERY = 8  # steps: costs two QRs; keeps T near the identity, where the grading allows it
 SWEEPS = 40
+ALONE_BELOW = 128  # N
+EPS = torch.finfo(torch.float64).eps
+
+
+@contextmanager
+def few_threads(size: int) -> Iterator[None]:
+    """One thread for steps of small matrices: a team starts anew in each QR, at 1 ms where others use the machine too."""
+    threads = torch.get_num_threads()
+    if size < ALONE_BELOW:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class GradedProduct:
-    """P = A_m ⋯ A_1, N × N, one factor at a time from the left; for a batch of S products at once.
+    """P = A_m ⋯ A_1, N × N, one factor at a time from the left.
 
     Attributes:
-        q: [S, N, N]; log: natural logarithms d, [S, N], descending after `settle`; t: [S, N, N].
+        q: [N, N]; log: natural logarithms d, [N], descending after `settle`; t: [N, N].
     """
 
-    def __init__(self, batch: int, size: int) -> None:
-        self.q = torch.eye(size, dtype=torch.float64).repeat(batch, 1, 1)
+    def __init__(self, size: int) -> None:
+        self.q = torch.eye(size, dtype=torch.float64)
         self.t = self.q.clone()
-        self.log = torch.zeros(batch, size, dtype=torch.float64)
+        self.log = torch.zeros(size, dtype=torch.float64)
         self._steps = 0
 
     def multiply(self, factor: Tensor) -> None:
-        """P ← factor · P; factor [S, N, N], float64. Raises ValueError if it is not finite."""
+        """P ← factor · P; factor [N, N], float64, finite."""
         moved = factor @ self.q
-        if not moved.isfinite().all():
-            raise ValueError("a step's Jacobian holds NaN or Inf: the forward pass left the range of its numbers")
-        lengths = torch.linalg.vector_norm(moved, dim=-2)
-        order = (self.log + lengths.log()).argsort(dim=-1, descending=True, stable=True)
-        moved = moved.gather(-1, order.unsqueeze(-2).expand_as(moved))
-        log = self.log.gather(-1, order)
-        self.t = self.t.gather(-2, order.unsqueeze(-1).expand_as(self.t))
-        self.q, r = torch.linalg.qr(moved)
-        noise = factor.shape[-1] * torch.finfo(factor.dtype).eps * torch.linalg.matrix_norm(factor)
-        self.log, upper = _scaled(torch.where(r.abs() <= noise[:, None, None], 0.0, r), log)
-        self.t = upper @ self.t
+        lengths = torch.linalg.vector_norm(moved, dim=0)
+        noise = len(factor) * EPS * lengths.norm()
+        order = (self.log + lengths.log_()).argsort(descending=True, stable=True)
+        self.q, r = torch.linalg.qr(moved[:, order])
+        self.log, upper = _scaled(torch.where(r.abs() <= noise, 0.0, r), self.log[order])
+        self.t = upper @ self.t[order]
         self._steps += 1
         if self._steps % SETTLE_EVERY == 0:
             self.settle()
@@ -62,10 +74,10 @@ class GradedProduct:
     def settle(self) -> None:
         """e^d T = (Q₁ e^{d'} T') V: T' is closer to diagonal, Q₁ joins Q, V is dropped."""
         self.log, self.t, order = _normalised(self.log, self.t)
-        self.q = self.q.gather(-1, order.unsqueeze(-2).expand_as(self.q))
+        self.q = self.q[:, order]
         lower = torch.linalg.qr(self.t.mT)[1].mT  # T = lower · V
         # The distance of a row (of length 1) from those above it: below this, rounding error.
-        lower = torch.where(lower.abs() <= lower.shape[-1] * torch.finfo(lower.dtype).eps, 0.0, lower)
+        lower = torch.where(lower.abs() <= len(lower) * EPS, 0.0, lower)
         inner = lower * _ratio(self.log.unsqueeze(-1), self.log.unsqueeze(-2))  # e^d lower e^{-d}
         q, r = torch.linalg.qr(inner.tril())
         self.q = self.q @ q
@@ -109,7 +121,8 @@ def _rounds(size: int) -> list[tuple[Tensor, Tensor]]:
         half = len(players) // 2
         pairs = [sorted(pair) for pair in zip(players[:half], reversed(players[half:]), strict=True)]
         pairs = [pair for pair in pairs if pair[1] < size]
-        rounds.append((torch.tensor([i for i, _ in pairs], dtype=torch.long), torch.tensor([j for _, j in pairs], dtype=torch.long)))
+        i, j = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).T
+        rounds.append((i, j))
         players = [players[0], players[-1], *players[1:-1]]
     return rounds
 

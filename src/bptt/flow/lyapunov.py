@@ -4,10 +4,11 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from bptt.flow.products import one_trajectory
-from bptt.flow.trajectory import Hidden, Rows, Trajectory, read
+from bptt.flow.graded import few_threads
+from bptt.flow.products import forwards, one_trajectory
+from bptt.flow.trajectory import Hidden, RecurrentLayer, Rows, Trajectory, read
 
 BLOCKS = 10
 
@@ -31,7 +32,7 @@ class Lyapunov:
 
 
 def lyapunov(
-    layer: nn.Module,
+    layer: RecurrentLayer,
     x: Rows,
     n: int | None = None,
     *,
@@ -70,7 +71,7 @@ def lyapunov(
     (torch.Size([2]), 180, 20)
     """
     trajectory = one_trajectory(layer, read(layer, x, hx, None), sample, depth, direction)
-    size, steps = sum(s.shape[-1] for s in trajectory.before), trajectory.steps
+    size, steps = trajectory.size, trajectory.steps
     count = size if n is None else n
     if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= size:
         raise ValueError(f"n is {n!r}, wanted a whole number from 1 to {size}, the size of the state")
@@ -82,7 +83,8 @@ def lyapunov(
             f"{steps} steps with {left_out} left out leave {max(0, steps - left_out)}, wanted at least 2: "
             "pass a longer sequence, or a smaller discard="
         )
-    growth = _growth(trajectory, count)[left_out:]
+    with few_threads(size):
+        growth = _growth(trajectory, count)[left_out:]
     exponents, error = _mean(growth), _error(growth)
     order = exponents.argsort(descending=True)
     return Lyapunov(exponents[order], error[order], len(growth), left_out)
@@ -90,18 +92,14 @@ def lyapunov(
 
 def _growth(trajectory: Trajectory, n: int) -> Tensor:
     """ln R_t[i, i] for each step, [T, n]."""
-    size = sum(s.shape[-1] for s in trajectory.before)
     # A fixed random start: a coordinate axis may be an invariant direction, and would then hide the larger exponents.
     generator = torch.Generator().manual_seed(0)
-    q = torch.linalg.qr(torch.randn(size, n, generator=generator, dtype=torch.float64))[0]
+    q = torch.linalg.qr(torch.randn(trajectory.size, n, generator=generator, dtype=torch.float64))[0]
     growth = []
-    for step in range(trajectory.steps):
-        moved = trajectory.jacobian(step)[0].cpu() @ q
-        if not moved.isfinite().all():
-            raise ValueError(f"the Jacobian of step {step} holds NaN or Inf: the forward pass left the range of its numbers")
-        q, r = torch.linalg.qr(moved)
-        growth.append(r.diagonal().abs().log())
-    return torch.stack(growth)
+    for factor in forwards(trajectory):
+        q, r = torch.linalg.qr(factor @ q)
+        growth.append(r.diagonal())
+    return torch.stack(growth).abs().log()
 
 
 def _mean(growth: Tensor) -> Tensor:

@@ -1,17 +1,18 @@
 """How far a gradient can reach: singular values of ∂s(t)/∂s(k) along the trajectory (lecture lines 11 and 12)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from bptt.flow.graded import GradedProduct, log_singular_values
-from bptt.flow.trajectory import Hidden, Inputs, Rows, Trajectory, read, trace
+from bptt.flow.graded import GradedProduct, few_threads, log_singular_values
+from bptt.flow.trajectory import Hidden, Inputs, RecurrentLayer, Rows, Trajectory, read, trace
 
 DEFAULT_LAGS = 128
 LN10 = math.log(10)
+JACOBIAN_BYTES = 8 << 20  # of steps' Jacobians, made at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +41,7 @@ class Products:
 
 
 def products(
-    layer: nn.Module,
+    layer: RecurrentLayer,
     x: Rows,
     *,
     t: int | None = None,
@@ -80,35 +81,53 @@ def products(
     steps = trajectory.steps
     anchor = steps - 1 if t is None else _walked(t, trajectory)
     wanted = _lags(lags, anchor)
-    graded, plain = GradedProduct(1, _size(trajectory)), _Plain(_size(trajectory), _dtype(layer))
-    logs, rows, direct = [], [], []
-    places = set(wanted)
-    for lag in range(wanted[-1] + 1):
-        if lag > 0:
-            # The transpose, so that each further factor stands on the left: (A_t A_{t-1})ᵀ = A_{t-1}ᵀ A_tᵀ.
-            factor = trajectory.jacobian(anchor - lag + 1).mT.cpu()
-            graded.multiply(factor)
-            plain.multiply(factor[0])
-        if lag in places:
-            logs.append(graded.log)
-            rows.append(graded.t)
-            direct.append(_largest(plain.value))
+    with few_threads(trajectory.size):
+        logs, rows, direct = _accumulate(trajectory, anchor, wanted)
+        log10 = log_singular_values(torch.stack(logs), torch.stack(rows)) / LN10
     return Products(
         t=trajectory.steps - 1 - anchor if trajectory.reverse else anchor,
         lags=torch.tensor(wanted),
-        log10=log_singular_values(torch.cat(logs), torch.cat(rows)) / LN10,
+        log10=log10,
         direct=torch.stack(direct),
     )
 
 
-class _Plain:
-    """The product as one would write it first: its range is that of its numbers."""
+def _accumulate(
+    trajectory: Trajectory, anchor: int, lags: list[int]
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """At each of the lags: d and T of the graded product, and the largest singular value of the plain one."""
+    graded, plain = GradedProduct(trajectory.size), torch.eye(trajectory.size, dtype=trajectory.x.dtype)
+    logs, rows, direct, places = [], [], [], set(lags)
+    factors = backwards(trajectory, anchor, lags[-1])
+    for lag in range(lags[-1] + 1):
+        if lag > 0:
+            # The transpose, so that each further factor stands on the left: (A_t A_{t-1})ᵀ = A_{t-1}ᵀ A_tᵀ.
+            factor = next(factors).T
+            graded.multiply(factor)
+            plain = factor.to(plain.dtype) @ plain
+        if lag in places:
+            logs.append(graded.log)
+            rows.append(graded.t)
+            direct.append(_largest(plain))
+    return logs, rows, direct
 
-    def __init__(self, size: int, dtype: torch.dtype) -> None:
-        self.value = torch.eye(size, dtype=dtype)
 
-    def multiply(self, factor: Tensor) -> None:
-        self.value = factor.to(self.value.dtype) @ self.value
+def forwards(trajectory: Trajectory) -> Iterator[Tensor]:
+    """A_0, A_1, …, A_{T-1}, made in batches."""
+    batch = _batch(trajectory)
+    for start in range(0, trajectory.steps, batch):
+        yield from trajectory.jacobians(slice(start, min(start + batch, trajectory.steps)))
+
+
+def backwards(trajectory: Trajectory, last: int, count: int) -> Iterator[Tensor]:
+    """A_last, A_{last-1}, … (`count` of them), made in batches."""
+    batch = _batch(trajectory)
+    for stop in range(last + 1, last + 1 - count, -batch):
+        yield from trajectory.jacobians(slice(max(stop - batch, last + 1 - count), stop)).flip(0)
+
+
+def _batch(trajectory: Trajectory) -> int:
+    return max(1, JACOBIAN_BYTES // (8 * trajectory.size**2))
 
 
 def _largest(product: Tensor) -> Tensor:
@@ -117,7 +136,7 @@ def _largest(product: Tensor) -> Tensor:
     return torch.linalg.matrix_norm(product, 2)
 
 
-def one_trajectory(layer: nn.Module, inputs: Inputs, sample: int, depth: int, direction: int) -> Trajectory:
+def one_trajectory(layer: RecurrentLayer, inputs: Inputs, sample: int, depth: int, direction: int) -> Trajectory:
     """The trajectory of one sample in one layer and direction, without its padding."""
     limits = {
         "sample": (sample, inputs.x.shape[1]),
@@ -150,18 +169,12 @@ def _lags(lags: Sequence[int] | None, largest: int) -> list[int]:
     wanted = list(lags)
     for lag in wanted:
         if not isinstance(lag, int) or isinstance(lag, bool) or not 0 <= lag <= largest:
-            raise ValueError(f"lags has {lag!r}, wanted whole numbers of steps from 0 to {largest}, as far as t reaches back")
+            raise ValueError(
+                f"lags has {lag!r}, wanted whole numbers of steps from 0 to {largest}: t reaches no further"
+            )
     if not wanted:
         raise ValueError("lags is empty, wanted at least one distance, or None")
     return sorted(set(wanted))
-
-
-def _size(trajectory: Trajectory) -> int:
-    return sum(s.shape[-1] for s in trajectory.before)
-
-
-def _dtype(layer: nn.Module) -> torch.dtype:
-    return torch.promote_types(next(layer.parameters()).dtype, torch.float32)
 
 
 __all__ = ["Products", "products"]

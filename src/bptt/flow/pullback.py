@@ -337,7 +337,9 @@ class General(Pullback):
 
     def back(self, k: int, rows: State, which: Tensor | None, through: int | None, shown: Shown) -> State:
         """Sample by sample: with a batch of one, the gradient of the weights is that sample's own."""
-        samples = [self._back(k, s, tuple(r[:, s] for r in rows), which, through, shown) for s in range(rows[0].shape[1])]
+        samples = [
+            self._back(k, s, tuple(r[:, s] for r in rows), which, through, shown) for s in range(rows[0].shape[1])
+        ]
         return tuple(torch.stack(component, dim=1) for component in zip(*samples, strict=True))
 
     def gradient(self, name: str, sums: dict[str, Tensor], sample: int | None) -> Tensor:

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from bptt.flow.pullback import Selection, pullback, walk
-from bptt.flow.trajectory import Hidden, Inputs, Rows, Trajectory, cell_of, chosen, padded, read, trace
+from bptt.flow.trajectory import Hidden, Inputs, RecurrentLayer, Rows, Trajectory, cell_of, chosen, padded, read, trace
 
 MAP_BYTES = 256 << 20  # what a map may hold before it asks for fewer samples
 GROUP_BYTES = 8 << 20  # of one quantity's rows, [T, samples, G·H]: more samples than fit go in turns
@@ -157,7 +157,8 @@ class _LayerTerms:
     def by_lag(self, short: str, component: int | None) -> Tensor:
         compact = self._norms(short, component)
         steps, rows, samples = compact.shape
-        lag = (self.loss_steps[None, :] - torch.arange(steps)[:, None]).clamp(min=0).to(compact.device)  # below: 0 anyway
+        lag = self.loss_steps[None, :] - torch.arange(steps)[:, None]
+        lag = lag.clamp(min=0).to(compact.device)  # where k is after t, all norms are 0
         sums = compact.new_zeros(steps, samples)
         return sums.index_add_(0, lag.flatten(), compact.reshape(steps * rows, samples)).T
 
@@ -198,7 +199,7 @@ class _LayerTerms:
 
 
 def gradient_map(
-    layer: nn.Module,
+    layer: RecurrentLayer,
     x: Rows,
     *,
     grad_outputs: Rows | None = None,
@@ -237,7 +238,9 @@ def gradient_map(
     """
     inputs = read(layer, x, hx, reset)
     if (grad_outputs is None) == (loss is None):
-        raise ValueError("wanted one of grad_outputs= (∂L/∂outputs) and loss= (a function of the outputs): pass just one")
+        raise ValueError(
+            "wanted one of grad_outputs= (∂L/∂outputs) and loss= (a function of the outputs): pass just one"
+        )
     places = chosen(samples, inputs.x.shape[1])
     wanted = _depths(layers, layer.num_layers)
     d_outputs = _given(layer, grad_outputs, inputs) if grad_outputs is not None else _of_loss(layer, x, hx, reset, loss)
@@ -245,7 +248,7 @@ def gradient_map(
     if not d_outputs.isfinite().all():
         step, sample, _ = (~d_outputs.isfinite()).nonzero()[0].tolist()
         raise ValueError(
-            f"∂L/∂outputs holds NaN or Inf, first at step {step}, sample {int(places[sample])}: look at the loss of that step"
+            f"∂L/∂outputs holds NaN or Inf, first at step {step}, sample {int(places[sample])}: look at that step's loss"
         )
     trajectories, _ = trace(layer, inputs.of(places))
     _refuse_large(trajectories[0][0], d_outputs, len(wanted) * len(trajectories[0]))
@@ -270,7 +273,7 @@ def _depths(layers: Sequence[int] | None, count: int) -> set[int]:
     return wanted
 
 
-def _given(layer: nn.Module, grad_outputs: Rows, inputs: Inputs) -> Tensor:
+def _given(layer: RecurrentLayer, grad_outputs: Rows, inputs: Inputs) -> Tensor:
     """∂L/∂outputs, [T, B, ·]."""
     if not isinstance(grad_outputs, Tensor | PackedSequence):
         raise TypeError(f"grad_outputs is a {type(grad_outputs).__name__}, wanted a Tensor or a PackedSequence")
@@ -285,7 +288,7 @@ def _given(layer: nn.Module, grad_outputs: Rows, inputs: Inputs) -> Tensor:
 
 
 def _of_loss(
-    layer: nn.Module, x: Rows, hx: Hidden | None, reset: Rows | None, loss: Callable[[Any], Tensor] | None
+    layer: RecurrentLayer, x: Rows, hx: Hidden | None, reset: Rows | None, loss: Callable[[Any], Tensor] | None
 ) -> Tensor:
     """The layer's plain forward, then autograd through the user's loss alone."""
     assert loss is not None
@@ -300,7 +303,9 @@ def _of_loss(
         raise ValueError(f"loss returned {came}, wanted a scalar tensor, the sum over the steps: end it with .sum()")
     found = torch.autograd.grad(value, leaf, allow_unused=True)[0] if value.requires_grad else None
     if found is None:
-        raise ValueError("the loss does not depend on the layer's outputs: check detach, no_grad and what it computes from")
+        raise ValueError(
+            "the loss does not depend on the layer's outputs: check detach, no_grad and what it computes from"
+        )
     return padded(layer, outputs._replace(data=found) if packed else found, "outputs")
 
 

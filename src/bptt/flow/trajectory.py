@@ -7,8 +7,9 @@ Order. Everything here is in the order of walking: a reverse direction has its l
 it round). Padding is a step that leaves the state as it is and lets no gradient through.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from bptt.cells import GRU, LSTM, Cell, Elman, PointwiseCell, State, Weights
 
 Rows = Tensor | PackedSequence
 Hidden = Tensor | tuple[Tensor, ...]
+RecurrentLayer = Any  # torch.nn.RNNBase, or bptt's own; `cell_of` checks it
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,11 @@ class Trajectory:
         """T."""
         return self.x.shape[0]
 
+    @property
+    def size(self) -> int:
+        """N, the units of all components of the state together."""
+        return sum(component.shape[-1] for component in self.before)
+
     def in_time(self, rows: Tensor, axis: int = 0) -> Tensor:
         """Bring a tensor from the order of walking into that of time, or back."""
         return rows.flip(axis) if self.reverse else rows
@@ -62,24 +69,25 @@ class Trajectory:
             cut=None if self.cut is None else self.cut[:, samples],
         )
 
-    def jacobian(self, step: int) -> Tensor:
-        """A_t = ∂state_t/∂state_{t-1} of a step in the order of walking, [S, N, N], float64, N = Σ sizes of the components.
+    def jacobians(self, steps: slice) -> Tensor:
+        """A_t = ∂state_t/∂state_{t-1} of some steps, in the order of walking, of the only sample: [steps, N, N], float64.
 
-        From the partials of a pointwise cell; from autograd for any other. Zero where a reset cuts, the identity in padding.
+        N = Σ sizes of the state's components. From the partials of a pointwise cell, from autograd for any other. Zero
+        where a reset cuts. Raises ValueError if one is not finite.
         """
-        before = tuple(s[step].double() for s in self.before)
+        x, *before = (rows[steps, 0].double() for rows in (self.x, *self.before))
         weights = {name: w.double() for name, w in self.weights.items()}
-        x = self.x[step].double()
         if isinstance(self.cell, PointwiseCell):
             zx = self.cell.net_input(x, weights["weight_ih"], weights.get("bias_ih"))
-            factor = self.cell.jacobian(zx, before, weights)
+            with torch.no_grad():
+                factors = self.cell.jacobian(zx, tuple(before), weights)
         else:
-            factor = _jacobian_by_autograd(self.cell, x, before, weights)
+            factors = _jacobian_by_autograd(self.cell, x, tuple(before), weights)
         if self.cut is not None:
-            factor = torch.where(self.cut[step][:, None, None], torch.zeros_like(factor), factor)
-        if self.active is not None:
-            factor = torch.where(self.active[step][:, None, None], factor, torch.eye(factor.shape[-1]).to(factor))
-        return factor
+            factors = factors.masked_fill(self.cut[steps, 0, None, None], 0)
+        if not factors.isfinite().all():
+            raise ValueError("a step's Jacobian holds NaN or Inf: the forward pass left the range of its numbers")
+        return factors.cpu()
 
 
 def _jacobian_by_autograd(cell: Cell, x: Tensor, before: State, weights: Weights) -> Tensor:
@@ -119,7 +127,7 @@ class Inputs:
         )
 
 
-def cell_of(layer: nn.Module) -> Cell:
+def cell_of(layer: RecurrentLayer) -> Cell:
     """The time step that a recurrent layer repeats: of bptt's layers their own, of torch.nn's the one that equals it.
 
     Raises TypeError for a module that is no such layer.
@@ -128,7 +136,7 @@ def cell_of(layer: nn.Module) -> Cell:
     if isinstance(cell, Cell):
         return cell
     if isinstance(layer, nn.RNN):
-        return Elman(layer.nonlinearity)  # type: ignore[arg-type]
+        return Elman(layer.nonlinearity)
     if isinstance(layer, nn.GRU):
         return GRU()
     if isinstance(layer, nn.LSTM):
@@ -139,7 +147,7 @@ def cell_of(layer: nn.Module) -> Cell:
     )
 
 
-def read(layer: nn.Module, x: Rows, hx: Hidden | None, reset: Rows | None) -> Inputs:
+def read(layer: RecurrentLayer, x: Rows, hx: Hidden | None, reset: Rows | None) -> Inputs:
     """Check the input of a layer, and bring it into one form. Raises TypeError or ValueError."""
     cell = cell_of(layer)
     if not isinstance(x, Tensor | PackedSequence):
@@ -166,7 +174,7 @@ def read(layer: nn.Module, x: Rows, hx: Hidden | None, reset: Rows | None) -> In
     return Inputs(rows.detach(), _initial_state(layer, cell, rows, hx, x), lengths, flags)
 
 
-def padded(layer: nn.Module, rows: Rows, name: str) -> Tensor:
+def padded(layer: RecurrentLayer, rows: Rows, name: str) -> Tensor:
     """[T, B, ...] from any of torch.nn's forms: time or batch first, unbatched, packed."""
     if isinstance(rows, PackedSequence):
         data = rows.data
@@ -182,7 +190,7 @@ def padded(layer: nn.Module, rows: Rows, name: str) -> Tensor:
     return rows.transpose(0, 1) if layer.batch_first else rows
 
 
-def _flags(layer: nn.Module, cell: Cell, reset: Rows, x: Tensor) -> Tensor:
+def _flags(layer: RecurrentLayer, cell: Cell, reset: Rows, x: Tensor) -> Tensor:
     if getattr(layer, "cell", None) is None:
         raise ValueError("torch.nn's layers know no reset: use bptt's layer of the same name, or leave reset out")
     packed = isinstance(reset, PackedSequence)
@@ -199,7 +207,7 @@ def _flags(layer: nn.Module, cell: Cell, reset: Rows, x: Tensor) -> Tensor:
     return flags
 
 
-def _initial_state(layer: nn.Module, cell: Cell, x: Tensor, hx: Hidden | None, given: Rows) -> State:
+def _initial_state(layer: RecurrentLayer, cell: Cell, x: Tensor, hx: Hidden | None, given: Rows) -> State:
     rows = layer.num_layers * (2 if layer.bidirectional else 1)
     widths = [layer.proj_size or layer.hidden_size, *[layer.hidden_size] * (len(cell.states) - 1)]
     wanted = [(rows, x.shape[1], width) for width in widths]
@@ -228,7 +236,7 @@ def _refuse_nonfinite(name: str, rows: Tensor) -> None:
         )
 
 
-def trace(layer: nn.Module, inputs: Inputs) -> tuple[tuple[tuple[Trajectory, ...], ...], Tensor]:
+def trace(layer: RecurrentLayer, inputs: Inputs) -> tuple[tuple[tuple[Trajectory, ...], ...], Tensor]:
     """Run the plain equations: the trajectories [layer][direction], and the outputs of the last layer [T, B, ·].
 
     Raises ValueError at the first state that is not finite.
@@ -249,7 +257,7 @@ def trace(layer: nn.Module, inputs: Inputs) -> tuple[tuple[tuple[Trajectory, ...
     return tuple(trajectories), x
 
 
-def _weights(layer: nn.Module, cell: Cell, suffix: str) -> Weights:
+def _weights(layer: RecurrentLayer, cell: Cell, suffix: str) -> Weights:
     names = cell.shapes(1, layer.hidden_size, layer.bias, layer.proj_size)
     return {name: getattr(layer, name + suffix).detach() for name in names}
 
@@ -267,17 +275,16 @@ def _run(
     if reverse:
         x, active, cut = x.flip(0), None if active is None else active.flip(0), None if cut is None else cut.flip(0)
     befores, outputs = [], []
-    zx = None
     if isinstance(cell, PointwiseCell):
-        zx = cell.net_input(x, weights["weight_ih"], weights.get("bias_ih"))
+        zx = cell.net_input(x, weights["weight_ih"], weights.get("bias_ih"))  # T,S,G,H
+        advance: Callable[[int, State], State] = lambda step, before: cell.advance(zx[step], before, weights)  # noqa: E731
+    else:
+        advance = lambda step, before: cell.step(x[step], before, weights)  # noqa: E731
     for step in range(steps):
         if cut is not None:
             state = tuple(torch.where(cut[step][:, None], torch.zeros_like(s), s) for s in state)
         befores.append(state)
-        if zx is not None:
-            after = cell.advance(zx[step], state, weights)  # type: ignore[attr-defined]
-        else:
-            after = cell.step(x[step], state, weights)
+        after = advance(step, state)
         outputs.append(after[0])
         if active is not None:
             after = tuple(torch.where(active[step][:, None], a, s) for a, s in zip(after, state, strict=True))
