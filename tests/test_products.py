@@ -235,7 +235,7 @@ def test_saturated_units_vanish_whatever_the_matrix():
     made = nn.RNN(1, 8, dtype=torch.float64)
     with torch.no_grad():
         made.weight_hh_l0.copy_(3 * torch.linalg.qr(torch.randn(8, 8, dtype=torch.float64))[0])
-        made.weight_ih_l0.copy_(6 * torch.randn(8, 1).sign())
+        made.weight_ih_l0.copy_(8 * torch.randn(8, 1).sign())
     x = torch.randn(100, 1, 1, dtype=torch.float64).sign()
     found = bptt.products(made, x)
     assert found.rate[-1, 0] < -1  # a decade in each step

@@ -149,7 +149,8 @@ def one_trajectory(layer: RecurrentLayer, inputs: Inputs, sample: int, depth: in
     alone = inputs.of(torch.tensor([sample]))
     if alone.lengths is not None:
         length = int(alone.lengths)
-        alone = Inputs(alone.x[:length], alone.state, None, None if alone.reset is None else alone.reset[:length])
+        reset = None if alone.reset is None else alone.reset[:length]
+        alone = Inputs(alone.x[:length], alone.state, None, reset, alone.samples)
     trajectories, _ = trace(layer, alone)
     return trajectories[depth][direction]
 

@@ -28,6 +28,8 @@ from bptt.cells import Partials, PointwiseCell, State
 from bptt.flow.trajectory import Trajectory
 
 FLOOR = {torch.float32: 1e-30, torch.float64: 1e-290}
+FLOOR_EVERY = 4  # steps
+MEASURED = ("all", None)  # norms of all quantities, before they are named
 WEIGHT_BYTES = 32 << 20  # of a general cell's immediate derivatives, held at a time
 
 
@@ -83,11 +85,15 @@ class Pullback(ABC):
         """For a parameter's short name: the quantity whose norm is kept, and what multiplies it, [T, S] or None for 1."""
 
     @abstractmethod
-    def back(self, k: int, rows: State, which: Tensor | None, through: int | None, shown: Shown) -> State:
-        """Gather at step k into `shown`, and return the rows at k-1.
+    def back(self, k: int, rows: State, which: Tensor | None, through: int | None, shown: Shown, out: State) -> None:
+        """Gather at step k into `shown`, and write the rows at k-1 into `out`.
 
-        rows: each component [m, S, ·]; which: bool [m], the rows that are added up (None: all).
+        rows, out: each component [m, S, ·]; which: bool [m], the rows that are added up (None: all).
         """
+
+    def settle(self, shown: Shown) -> None:
+        """After the last step: bring what was gathered into its final form."""
+        return
 
     @abstractmethod
     def gradient(self, name: str, sums: dict[str, Tensor], sample: int | None) -> Tensor:
@@ -125,13 +131,15 @@ def walk(
     trajectory = pull.trajectory
     capacity = len(loss_steps) if apart else min(1, len(loss_steps))
     shown = Shown(capacity, {} if norms else None)
-    rows = tuple(d_outputs.new_zeros(capacity, *s.shape[1:]) for s in trajectory.before)
+    rows, spare = (tuple(d_outputs.new_zeros(capacity, *s.shape[1:]) for s in trajectory.before) for _ in range(2))
     pending, floor, m = loss_steps.tolist()[::-1], FLOOR[d_outputs.dtype], 0
     first = 0 if selection.k is None else selection.k
     for k in range(trajectory.steps - 1, first - 1, -1):
         if pending and pending[-1] == k:
             pending.pop()
             if apart or m == 0:
+                for row in rows:
+                    row[m] = 0
                 m += 1
             rows[0][m - 1] += d_outputs[k]
         if m == 0:
@@ -139,9 +147,13 @@ def walk(
         which = selection.coefficients(k, loss_steps[:m])
         if which is not None:
             which = which.to(d_outputs.device)
-        active = tuple(r[:m] for r in rows)
-        for row, after in zip(active, pull.back(k, active, which, selection.through, shown), strict=True):
-            row.copy_(torch.hardshrink(after, floor))
+        out = tuple(r[:m] for r in spare)
+        pull.back(k, tuple(r[:m] for r in rows), which, selection.through, shown, out)
+        if k % FLOOR_EVERY == 0:
+            for row in out:
+                row.copy_(torch.hardshrink(row, floor))
+        rows, spare = spare, rows
+    pull.settle(shown)
     return shown
 
 
@@ -185,7 +197,7 @@ class Pointwise(Pullback):
                 return "hr", self._length(self.unprojected)
         return name, None
 
-    def back(self, k: int, rows: State, which: Tensor | None, through: int | None, shown: Shown) -> State:
+    def back(self, k: int, rows: State, which: Tensor | None, through: int | None, shown: Shown, out: State) -> None:
         """The equations of this module's header."""
         active = self.trajectory.active
         if active is not None:  # what reaches the initial state passes through the padding before it
@@ -196,19 +208,18 @@ class Pointwise(Pullback):
         else:
             self._gather(k, self._immediate(k, _only(rows, through))[0], which, shown)
         if shown.norms is not None:
-            self._measure(k, found, rows, raw, shown)
-        before = []
-        for r in range(len(rows)):
-            total = found["zx" if self.joint else "zh"].flatten(-2) @ self.w_hh if r == 0 else None
+            self._measure(k, rows, raw, shown)
+        net = found["zx" if self.joint else "zh"]
+        torch.mm(net.view(-1, net.shape[-2] * net.shape[-1]), self.w_hh, out=out[0].view(-1, out[0].shape[-1]))
+        for r, before in enumerate(out):
+            if r > 0:
+                before.zero_()
             for s, row in enumerate(raw):
                 diagonal = self.partials.direct[s][r]
                 if diagonal is not None:
-                    total = row * diagonal[k] if total is None else total.addcmul_(row, diagonal[k])
-            total = torch.zeros_like(rows[r]) if total is None else total
+                    before.addcmul_(row, diagonal[k])
             if self.trajectory.cut is not None:
-                total = total.masked_fill(self.trajectory.cut[k][:, None], 0)
-            before.append(total)
-        return tuple(before)
+                before.masked_fill_(self.trajectory.cut[k][:, None], 0)
 
     def gradient(self, name: str, sums: dict[str, Tensor], sample: int | None) -> Tensor:
         """Σ_k of outer products: one product for each weight."""
@@ -261,42 +272,68 @@ class Pointwise(Pullback):
             chosen = delta if which is None else delta[which]
             torch.sum(chosen, 0, out=shown.sums[key][k])
 
-    def _measure(self, k: int, found: dict[str, Tensor], rows: State, raw: State, shown: Shown) -> None:
-        """Norms, squared in float64: the square of a small float32 is 0."""
-        assert shown.norms is not None
-        for s in range(len(rows)):
-            squared = raw[s].double().square()
-            for key, weight in self._squares[s].items():
-                self._keep(shown, key, s, k, (squared * weight[k]).sum(-1).sqrt_())
-        if self.w_hr is not None:
-            self._keep(shown, "hr", 0, k, torch.linalg.vector_norm(rows[0], dim=-1, dtype=torch.float64))
-        if len(rows) == 1:
-            return  # the only component is the whole
-        for key, delta in found.items():
-            self._keep(shown, key, None, k, torch.linalg.vector_norm(delta.flatten(2), dim=-1, dtype=torch.float64))
+    def _measure(self, k: int, rows: State, raw: State, shown: Shown) -> None:
+        """‖Σ_s row[s] ∘ D[s]‖² = Σ_{s,r} (row[s] row[r]) · Σ_g D[s] D[r]: all norms of a step from one small product.
 
-    def _keep(self, shown: Shown, key: str, component: int | None, k: int, length: Tensor) -> None:
+        In float64, since the square of a small float32 is 0.
+        """
         assert shown.norms is not None
-        if len(self.trajectory.before) == 1:
-            component = None
-        whole = shown.norms.get((key, component))
+        wide = [r.double() for r in raw]
+        pairs = [wide[s] * wide[r] for s, r in self._pairs]
+        features = torch.cat(pairs, dim=-1) if len(pairs) > 1 else pairs[0]  # m,S,pairs·H
+        lengths = torch.matmul(features.transpose(0, 1), self._squares[k]).clamp_(min=0).sqrt_()  # S,m,columns
+        whole = shown.norms.get(MEASURED)
         if whole is None:
-            shape = (self.trajectory.steps, shown.capacity, self.trajectory.x.shape[1])
-            whole = shown.norms[key, component] = self.trajectory.x.new_zeros(shape)
-        whole[k, : len(length)] = length
+            shape = (self.trajectory.steps, lengths.shape[0], shown.capacity, lengths.shape[2])
+            whole = shown.norms[MEASURED] = self.trajectory.x.new_zeros(shape)
+        whole[k, :, : len(features)] = lengths
+        if self.w_hr is not None:
+            for component in (None, 0):
+                if ("hr", component) not in shown.norms:
+                    unnamed = self.trajectory.x.new_zeros(self.trajectory.steps, shown.capacity, lengths.shape[0])
+                    shown.norms["hr", component] = unnamed
+                length = torch.linalg.vector_norm(rows[0], dim=-1, dtype=torch.float64)
+                shown.norms["hr", component][k, : len(length)] = length
+
+    def settle(self, shown: Shown) -> None:
+        """Name the columns of what was measured."""
+        if shown.norms is None or MEASURED not in shown.norms:
+            return
+        whole = shown.norms.pop(MEASURED)
+        for column, name in enumerate(self._columns):
+            shown.norms[name] = whole[..., column].transpose(1, 2)
 
     @cached_property
-    def _squares(self) -> tuple[dict[str, Tensor], ...]:
-        """Σ_g D[s]² of each quantity, [T, S, H]: ‖row[s] ∘ D[s]‖² is its product with row[s]²."""
-        found: list[dict[str, Tensor]] = []
-        for s in range(len(self.trajectory.before)):
-            diagonals = {"zx": self.partials.zx[s].double().square().sum(-2)}
-            if not self.joint:
-                diagonals["zh"] = self.partials.zh[s].double().square().sum(-2)
-            for v, name in enumerate(self.cell.vectors):
-                diagonals[name] = self.partials.vectors[s][v].double().square()
-            found.append(diagonals)
-        return tuple(found)
+    def _pairs(self) -> list[tuple[int, int]]:
+        states = range(len(self.trajectory.before))
+        return [(s, r) for s in states for r in states if s <= r]
+
+    @cached_property
+    def _columns(self) -> list[tuple[str, int | None]]:
+        keys = ["zx", *([] if self.joint else ["zh"]), *self.cell.vectors]
+        states = len(self.trajectory.before)
+        return [(key, part) for key in keys for part in ([None, *range(states)] if states > 1 else [None])]
+
+    @cached_property
+    def _squares(self) -> Tensor:
+        """Σ_g D[s] D[r] for each pair (twice where s ≠ r) and column, [T, S, pairs·H, columns], float64."""
+        partials = self.partials
+        diagonals = {"zx": partials.zx, "zh": partials.zh}
+        diagonals |= {n: tuple(p[v].unsqueeze(-2) for p in partials.vectors) for v, n in enumerate(self.cell.vectors)}
+        columns = []
+        for key, part in self._columns:
+            blocks: list[Tensor] = []
+            for s, r in self._pairs:
+                if part is not None and (s, r) != (part, part):
+                    blocks.append(
+                        torch.zeros_like(blocks[0] if blocks else diagonals[key][0][..., 0, :], dtype=torch.float64)
+                    )
+                    continue
+                d = diagonals[key]
+                product = torch.linalg.vecdot(d[s].double(), d[r].double(), dim=-2)
+                blocks.append(product if s == r else 2 * product)
+            columns.append(torch.cat(blocks, dim=-1))
+        return torch.stack(columns, dim=-1)
 
 
 def _through(rows: Sequence[Tensor], diagonals: Sequence[Tensor], k: int) -> Tensor:
@@ -335,12 +372,13 @@ class General(Pullback):
         """The parameter itself."""
         return name, None
 
-    def back(self, k: int, rows: State, which: Tensor | None, through: int | None, shown: Shown) -> State:
+    def back(self, k: int, rows: State, which: Tensor | None, through: int | None, shown: Shown, out: State) -> None:
         """Sample by sample: with a batch of one, the gradient of the weights is that sample's own."""
         samples = [
             self._back(k, s, tuple(r[:, s] for r in rows), which, through, shown) for s in range(rows[0].shape[1])
         ]
-        return tuple(torch.stack(component, dim=1) for component in zip(*samples, strict=True))
+        for component, place in zip(zip(*samples, strict=True), out, strict=True):
+            torch.stack(component, dim=1, out=place)
 
     def gradient(self, name: str, sums: dict[str, Tensor], sample: int | None) -> Tensor:
         """Σ over the samples, or of one."""

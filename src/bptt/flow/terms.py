@@ -9,7 +9,19 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from bptt.flow.pullback import Selection, pullback, walk
-from bptt.flow.trajectory import Hidden, Inputs, RecurrentLayer, Rows, Trajectory, cell_of, chosen, padded, read, trace
+from bptt.flow.trajectory import (
+    Hidden,
+    Inputs,
+    RecurrentLayer,
+    Rows,
+    Trajectory,
+    cell_of,
+    chosen,
+    padded,
+    read,
+    refuse_nonfinite,
+    trace,
+)
 
 MAP_BYTES = 256 << 20  # what a map may hold before it asks for fewer samples
 GROUP_BYTES = 8 << 20  # of one quantity's rows, [T, samples, G·H]: more samples than fit go in turns
@@ -245,11 +257,7 @@ def gradient_map(
     wanted = _depths(layers, layer.num_layers)
     d_outputs = _given(layer, grad_outputs, inputs) if grad_outputs is not None else _of_loss(layer, x, hx, reset, loss)
     d_outputs = d_outputs[:, places.to(d_outputs.device)]
-    if not d_outputs.isfinite().all():
-        step, sample, _ = (~d_outputs.isfinite()).nonzero()[0].tolist()
-        raise ValueError(
-            f"∂L/∂outputs holds NaN or Inf, first at step {step}, sample {int(places[sample])}: look at that step's loss"
-        )
+    refuse_nonfinite("∂L/∂outputs", d_outputs, places.tolist())
     trajectories, _ = trace(layer, inputs.of(places))
     _refuse_large(trajectories[0][0], d_outputs, len(wanted) * len(trajectories[0]))
     shown: dict[str, _LayerTerms] = {}

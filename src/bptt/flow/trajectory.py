@@ -109,12 +109,14 @@ class Inputs:
         state: the initial state, each component [layers·directions, B, H or P].
         lengths: steps of each row, int64 [B] on the CPU; None where all have T.
         reset: bool [T, B] or None.
+        samples: the places of the B rows in the batch that was given.
     """
 
     x: Tensor
     state: State
     lengths: Tensor | None
     reset: Tensor | None
+    samples: tuple[int, ...]
 
     def of(self, samples: Tensor) -> "Inputs":
         """Some rows of the batch."""
@@ -124,6 +126,7 @@ class Inputs:
             tuple(s[:, rows] for s in self.state),
             None if self.lengths is None else self.lengths[samples],
             None if self.reset is None else self.reset[:, rows],
+            tuple(self.samples[i] for i in samples.tolist()),
         )
 
 
@@ -166,12 +169,12 @@ def read(layer: RecurrentLayer, x: Rows, hx: Hidden | None, reset: Rows | None) 
     if rows.shape[0] == 0 or rows.shape[1] == 0:
         raise ValueError(f"x has {rows.shape[0]} steps of {rows.shape[1]} samples, wanted at least one of each")
     lengths = pad_packed_sequence(x)[1] if isinstance(x, PackedSequence) else None
-    _refuse_nonfinite("x", rows)
     for name, parameter in layer.named_parameters():
         if not parameter.isfinite().all():
             raise ValueError(f"the parameter {name} holds NaN or Inf: restore the weights from before the update")
     flags = None if reset is None else _flags(layer, cell, reset, rows)
-    return Inputs(rows.detach(), _initial_state(layer, cell, rows, hx, x), lengths, flags)
+    state = _initial_state(layer, cell, rows, hx, x)
+    return Inputs(rows.detach(), state, lengths, flags, tuple(range(rows.shape[1])))
 
 
 def padded(layer: RecurrentLayer, rows: Rows, name: str) -> Tensor:
@@ -222,15 +225,14 @@ def _initial_state(layer: RecurrentLayer, cell: Cell, x: Tensor, hx: Hidden | No
             f"the initial state ({', '.join(cell.states)}) has shapes {got}, wanted {wanted} "
             "(layers·directions, batch, units): pass those or None"
         )
-    for name, component in zip(cell.states, state, strict=True):
-        _refuse_nonfinite(f"the initial state {name}", component)
     return tuple(s.detach().to(x.dtype) for s in state)
 
 
-def _refuse_nonfinite(name: str, rows: Tensor) -> None:
-    bad = ~rows.isfinite()
-    if bad.any():
-        step, sample, _ = bad.nonzero()[0].tolist()
+def refuse_nonfinite(name: str, rows: Tensor, samples: Sequence[int]) -> None:
+    """Raise ValueError if one of rows [T, S, ·] is NaN or Inf."""
+    if not rows.isfinite().all():
+        step, row, _ = (~rows.isfinite()).nonzero()[0].tolist()
+        sample = samples[row]
         raise ValueError(
             f"{name} holds NaN or Inf, first at index {step}, sample {sample}: clean the data, or leave that sample out"
         )
@@ -239,9 +241,12 @@ def _refuse_nonfinite(name: str, rows: Tensor) -> None:
 def trace(layer: RecurrentLayer, inputs: Inputs) -> tuple[tuple[tuple[Trajectory, ...], ...], Tensor]:
     """Run the plain equations: the trajectories [layer][direction], and the outputs of the last layer [T, B, ·].
 
-    Raises ValueError at the first state that is not finite.
+    Raises ValueError if the input or an output is not finite.
     """
     cell, x = cell_of(layer), inputs.x
+    refuse_nonfinite("x", x, inputs.samples)
+    for name, component in zip(cell.states, inputs.state, strict=True):
+        refuse_nonfinite(f"the initial state {name}", component, inputs.samples)
     directions = 2 if layer.bidirectional else 1
     trajectories = []
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
@@ -253,7 +258,7 @@ def trace(layer: RecurrentLayer, inputs: Inputs) -> tuple[tuple[tuple[Trajectory
                 runs.append(_run(cell, _weights(layer, cell, suffix), suffix, inputs, x, start, bool(direction)))
             x = torch.cat([outputs for _, outputs in runs], dim=-1)
             trajectories.append(tuple(trajectory for trajectory, _ in runs))
-            _refuse_nonfinite(f"the output of layer {depth}", x)
+            refuse_nonfinite(f"the output of layer {depth}", x, inputs.samples)
     return tuple(trajectories), x
 
 
