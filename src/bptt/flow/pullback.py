@@ -91,7 +91,7 @@ class Pullback(ABC):
         rows, out: each component [m, S, ·]; which: bool [m], the rows that are added up (None: all).
         """
 
-    def settle(self, shown: Shown) -> None:
+    def settle(self, shown: Shown, through: int | None) -> None:
         """After the last step: bring what was gathered into its final form."""
         return
 
@@ -153,7 +153,7 @@ def walk(
             for row in out:
                 row.copy_(torch.hardshrink(row, floor))
         rows, spare = spare, rows
-    pull.settle(shown)
+    pull.settle(shown, selection.through)
     return shown
 
 
@@ -202,14 +202,14 @@ class Pointwise(Pullback):
         active = self.trajectory.active
         if active is not None:  # what reaches the initial state passes through the padding before it
             rows = tuple(r.masked_fill(~active[k][:, None], 0) for r in rows)
-        found, raw = self._immediate(k, rows)
-        if through is None:
-            self._gather(k, found, which, shown)
-        else:
-            self._gather(k, self._immediate(k, _only(rows, through))[0], which, shown)
+        for s, row in enumerate(rows):
+            if f"rows {s}" not in shown.sums:
+                shown.sums[f"rows {s}"] = row.new_zeros(self.trajectory.steps, *row.shape[1:])
+            torch.sum(row if which is None else row[which], 0, out=shown.sums[f"rows {s}"][k])
+        raw = rows if self.w_hr is None else (rows[0] @ self.w_hr, *rows[1:])
         if shown.norms is not None:
             self._measure(k, rows, raw, shown)
-        net = found["zx" if self.joint else "zh"]
+        net = _through(raw, [d[k] for d in self.partials.zh])
         torch.mm(net.view(-1, net.shape[-2] * net.shape[-1]), self.w_hh, out=out[0].view(-1, out[0].shape[-1]))
         for r, before in enumerate(out):
             if r > 0:
@@ -250,28 +250,6 @@ class Pointwise(Pullback):
         """[T, S]."""
         return torch.linalg.vector_norm(rows, dim=-1)
 
-    def _immediate(self, k: int, rows: State) -> tuple[dict[str, Tensor], State]:
-        """What the rows leave at step k, [m, S, ...] for each quantity; and the rows before the projection."""
-        found = {}
-        raw = rows
-        if self.w_hr is not None:
-            found["hr"] = rows[0]
-            raw = (rows[0] @ self.w_hr, *rows[1:])
-        found["zx"] = _through(raw, self.partials.zx, k)
-        if not self.joint:
-            found["zh"] = _through(raw, self.partials.zh, k)
-        for v, name in enumerate(self.cell.vectors):
-            diagonals = [p[v].unsqueeze(-2) for p in self.partials.vectors]
-            found[name] = _through(raw, diagonals, k).squeeze(-2)
-        return found, raw
-
-    def _gather(self, k: int, found: dict[str, Tensor], which: Tensor | None, shown: Shown) -> None:
-        for key, delta in found.items():
-            if key not in shown.sums:
-                shown.sums[key] = delta.new_zeros(self.trajectory.steps, *delta.shape[1:])
-            chosen = delta if which is None else delta[which]
-            torch.sum(chosen, 0, out=shown.sums[key][k])
-
     def _measure(self, k: int, rows: State, raw: State, shown: Shown) -> None:
         """‖Σ_s row[s] ∘ D[s]‖² = Σ_{s,r} (row[s] row[r]) · Σ_g D[s] D[r]: all norms of a step from one small product.
 
@@ -295,13 +273,24 @@ class Pointwise(Pullback):
                 length = torch.linalg.vector_norm(rows[0], dim=-1, dtype=torch.float64)
                 shown.norms["hr", component][k, : len(length)] = length
 
-    def settle(self, shown: Shown) -> None:
-        """Name the columns of what was measured."""
-        if shown.norms is None or MEASURED not in shown.norms:
+    def settle(self, shown: Shown, through: int | None) -> None:
+        """Name the norms; and, what a row leaves at a step being linear in it, take the sums of the rows through at once."""
+        if shown.norms is not None and MEASURED in shown.norms:
+            whole = shown.norms.pop(MEASURED)
+            for column, key in enumerate(self._columns):
+                shown.norms[key] = whole[..., column].transpose(1, 2)
+        if not shown.sums:
             return
-        whole = shown.norms.pop(MEASURED)
-        for column, name in enumerate(self._columns):
-            shown.norms[name] = whole[..., column].transpose(1, 2)
+        rows = tuple(shown.sums.pop(f"rows {s}") for s in range(len(self.trajectory.before)))
+        raw = rows = rows if through is None else _only(rows, through)
+        if self.w_hr is not None:
+            shown.sums["hr"] = rows[0]
+            raw = (rows[0] @ self.w_hr, *rows[1:])
+        shown.sums["zx"] = _through(raw, self.partials.zx)
+        if not self.joint:
+            shown.sums["zh"] = _through(raw, self.partials.zh)
+        for v, name in enumerate(self.cell.vectors):
+            shown.sums[name] = _through(raw, [p[v].unsqueeze(-2) for p in self.partials.vectors]).squeeze(-2)
 
     @cached_property
     def _pairs(self) -> list[tuple[int, int]]:
@@ -320,27 +309,23 @@ class Pointwise(Pullback):
         partials = self.partials
         diagonals = {"zx": partials.zx, "zh": partials.zh}
         diagonals |= {n: tuple(p[v].unsqueeze(-2) for p in partials.vectors) for v, n in enumerate(self.cell.vectors)}
-        columns = []
-        for key, part in self._columns:
-            blocks: list[Tensor] = []
-            for s, r in self._pairs:
-                if part is not None and (s, r) != (part, part):
-                    blocks.append(
-                        torch.zeros_like(blocks[0] if blocks else diagonals[key][0][..., 0, :], dtype=torch.float64)
-                    )
-                    continue
-                d = diagonals[key]
-                product = torch.linalg.vecdot(d[s].double(), d[r].double(), dim=-2)
-                blocks.append(product if s == r else 2 * product)
-            columns.append(torch.cat(blocks, dim=-1))
-        return torch.stack(columns, dim=-1)
+        width = self.trajectory.before[-1].shape[-1]
+        table = partials.zx[0].new_zeros(
+            *self.trajectory.x.shape[:2], len(self._pairs) * width, len(self._columns), dtype=torch.float64
+        )
+        for column, (key, part) in enumerate(self._columns):
+            for pair, (s, r) in enumerate(self._pairs):
+                if part is None or (s, r) == (part, part):
+                    product = torch.linalg.vecdot(diagonals[key][s].double(), diagonals[key][r].double(), dim=-2)
+                    table[:, :, pair * width : (pair + 1) * width, column] = product * (1 if s == r else 2)
+        return table
 
 
-def _through(rows: Sequence[Tensor], diagonals: Sequence[Tensor], k: int) -> Tensor:
-    """Σ_s rows[s] ∘ D[s] at step k, [m, S, G, H]."""
-    total = rows[0].unsqueeze(-2) * diagonals[0][k]
+def _through(rows: Sequence[Tensor], diagonals: Sequence[Tensor]) -> Tensor:
+    """Σ_s rows[s] ∘ D[s], [..., G, H]."""
+    total = rows[0].unsqueeze(-2) * diagonals[0]
     for row, diagonal in zip(rows[1:], diagonals[1:], strict=True):
-        total.addcmul_(row.unsqueeze(-2), diagonal[k])
+        total.addcmul_(row.unsqueeze(-2), diagonal)
     return total
 
 
