@@ -29,6 +29,7 @@ from bptt.flow.trajectory import Trajectory
 
 FLOOR = {torch.float32: 1e-30, torch.float64: 1e-290}
 FLOOR_EVERY = 4  # steps
+BLOCK_BYTES = 1 << 20  # of rows that are measured together: fewer, larger operations
 MEASURED = ("all", None)  # norms of all quantities, before they are named
 WEIGHT_BYTES = 32 << 20  # of a general cell's immediate derivatives, held at a time
 
@@ -91,6 +92,10 @@ class Pullback(ABC):
         rows, out: each component [m, S, ·]; which: bool [m], the rows that are added up (None: all).
         """
 
+    def measure(self, k: int, rows: State, shown: Shown) -> None:
+        """The norms of the steps k, k+1, …; rows: each component [steps, m, S, ·]. Or `back` has measured them already."""
+        return
+
     def settle(self, shown: Shown, through: int | None) -> None:
         """After the last step: bring what was gathered into its final form."""
         return
@@ -131,28 +136,31 @@ def walk(
     trajectory = pull.trajectory
     capacity = len(loss_steps) if apart else min(1, len(loss_steps))
     shown = Shown(capacity, {} if norms else None)
-    rows, spare = (tuple(d_outputs.new_zeros(capacity, *s.shape[1:]) for s in trajectory.before) for _ in range(2))
+    row_bytes = capacity * max(s[0].numel() for s in trajectory.before) * d_outputs.element_size()
+    block = max(2, min(16, BLOCK_BYTES // max(1, row_bytes)))
+    # The rows at step k are in place k % block of the ring, until all of a block are measured at once.
+    ring = tuple(d_outputs.new_zeros(block, capacity, *s.shape[1:]) for s in trajectory.before)
     pending, floor, m = loss_steps.tolist()[::-1], FLOOR[d_outputs.dtype], 0
     first = 0 if selection.k is None else selection.k
     for k in range(trajectory.steps - 1, first - 1, -1):
+        place, following = k % block, (k - 1) % block
         if pending and pending[-1] == k:
             pending.pop()
             if apart or m == 0:
-                for row in rows:
-                    row[m] = 0
                 m += 1
-            rows[0][m - 1] += d_outputs[k]
+            ring[0][place, m - 1] += d_outputs[k]
         if m == 0:
             continue
+        if norms and place == 0:
+            pull.measure(k, tuple(r[: trajectory.steps - k, :m] for r in ring), shown)
         which = selection.coefficients(k, loss_steps[:m])
         if which is not None:
             which = which.to(d_outputs.device)
-        out = tuple(r[:m] for r in spare)
-        pull.back(k, tuple(r[:m] for r in rows), which, selection.through, shown, out)
+        out = tuple(r[following, :m] for r in ring)
+        pull.back(k, tuple(r[place, :m] for r in ring), which, selection.through, shown, out)
         if k % FLOOR_EVERY == 0:
             for row in out:
                 row.copy_(torch.hardshrink(row, floor))
-        rows, spare = spare, rows
     pull.settle(shown, selection.through)
     return shown
 
@@ -207,8 +215,6 @@ class Pointwise(Pullback):
                 shown.sums[f"rows {s}"] = row.new_zeros(self.trajectory.steps, *row.shape[1:])
             torch.sum(row if which is None else row[which], 0, out=shown.sums[f"rows {s}"][k])
         raw = rows if self.w_hr is None else (rows[0] @ self.w_hr, *rows[1:])
-        if shown.norms is not None:
-            self._measure(k, rows, raw, shown)
         net = _through(raw, [d[k] for d in self.partials.zh])
         torch.mm(net.view(-1, net.shape[-2] * net.shape[-1]), self.w_hh, out=out[0].view(-1, out[0].shape[-1]))
         for r, before in enumerate(out):
@@ -250,28 +256,35 @@ class Pointwise(Pullback):
         """[T, S]."""
         return torch.linalg.vector_norm(rows, dim=-1)
 
-    def _measure(self, k: int, rows: State, raw: State, shown: Shown) -> None:
-        """‖Σ_s row[s] ∘ D[s]‖² = Σ_{s,r} (row[s] row[r]) · Σ_g D[s] D[r]: all norms of a step from one small product.
+    def measure(self, k: int, rows: State, shown: Shown) -> None:
+        """‖Σ_s row[s] ∘ D[s]‖² = Σ_{s,r} (row[s] row[r]) · Σ_g D[s] D[r]: all norms from one small product.
 
         In float64, since the square of a small float32 is 0.
         """
         assert shown.norms is not None
+        steps = slice(k, k + len(rows[0]))
+        raw = rows if self.w_hr is None else (rows[0] @ self.w_hr, *rows[1:])
         wide = [r.double() for r in raw]
         pairs = [wide[s] * wide[r] for s, r in self._pairs]
-        features = torch.cat(pairs, dim=-1) if len(pairs) > 1 else pairs[0]  # m,S,pairs·H
-        lengths = torch.matmul(features.transpose(0, 1), self._squares[k]).clamp_(min=0).sqrt_()  # S,m,columns
+        features = torch.cat(pairs, dim=-1) if len(pairs) > 1 else pairs[0]  # steps,m,S,pairs·H
+        lengths = (
+            torch.matmul(features.transpose(1, 2), self._squares[steps]).clamp_(min=0).sqrt_()
+        )  # steps,S,m,columns
+        samples, m = lengths.shape[1:3]
         whole = shown.norms.get(MEASURED)
         if whole is None:
-            shape = (self.trajectory.steps, lengths.shape[0], shown.capacity, lengths.shape[2])
+            shape = (self.trajectory.steps, samples, shown.capacity, lengths.shape[3])
             whole = shown.norms[MEASURED] = self.trajectory.x.new_zeros(shape)
-        whole[k, :, : len(features)] = lengths
+        whole[steps, :, :m] = lengths
         if self.w_hr is not None:
+            length = torch.linalg.vector_norm(rows[0], dim=-1, dtype=torch.float64)
+            if self.trajectory.active is not None:
+                length = length.masked_fill(~self.trajectory.active[steps, None], 0)
             for component in (None, 0):
                 if ("hr", component) not in shown.norms:
-                    unnamed = self.trajectory.x.new_zeros(self.trajectory.steps, shown.capacity, lengths.shape[0])
+                    unnamed = self.trajectory.x.new_zeros(self.trajectory.steps, shown.capacity, samples)
                     shown.norms["hr", component] = unnamed
-                length = torch.linalg.vector_norm(rows[0], dim=-1, dtype=torch.float64)
-                shown.norms["hr", component][k, : len(length)] = length
+                shown.norms["hr", component][steps, :m] = length
 
     def settle(self, shown: Shown, through: int | None) -> None:
         """Name the norms; and, what a row leaves at a step being linear in it, take the sums of the rows through at once."""
