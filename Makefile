@@ -26,7 +26,7 @@ bench: .venv/installed
 
 # The law tests again, with many more random inputs.
 fuzz: .venv/tools
-	HYPOTHESIS_PROFILE=fuzz .venv/bin/python -m pytest tests/test_cells.py tests/test_laws.py tests/test_gradient.py tests/test_network.py --timeout 3600
+	HYPOTHESIS_PROFILE=fuzz .venv/bin/python -m pytest tests/test_cells.py tests/test_laws.py tests/test_gradient.py tests/test_network.py tests/test_terms.py tests/test_products.py --timeout 3600
 
 clean:
 	rm -rf .venv

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from bptt.cells import Cell as Cell
     from bptt.cells import PointwiseCell as PointwiseCell
     from bptt.flow import Flow as Flow
+    from bptt.flow import GradientMap as GradientMap
+    from bptt.flow import Lyapunov as Lyapunov
+    from bptt.flow import Products as Products
+    from bptt.flow import gradient_map as gradient_map
+    from bptt.flow import lyapunov as lyapunov
+    from bptt.flow import products as products
     from bptt.flow import watch as watch
     from bptt.fusing import fuse as fuse
     from bptt.fusing import unfuse as unfuse
@@ -48,6 +54,12 @@ _HOMES = {
     "Truncated": "bptt.gradient",
     "Strategy": "bptt.gradient",
     "Result": "bptt.gradient",
+    "gradient_map": "bptt.flow",
+    "GradientMap": "bptt.flow",
+    "products": "bptt.flow",
+    "Products": "bptt.flow",
+    "lyapunov": "bptt.flow",
+    "Lyapunov": "bptt.flow",
 }
 __all__ = [*_HOMES, *_MODULES, "__version__"]
 

@@ -5,8 +5,24 @@ equations and partial derivatives alone.
 """
 
 from bptt.flow.lookback import Truncation
+from bptt.flow.lyapunov import Lyapunov, lyapunov
+from bptt.flow.products import Products, products
 from bptt.flow.profile import LayerFlow
+from bptt.flow.terms import GradientMap, gradient_map
 from bptt.flow.verdict import Finding, Remedy
 from bptt.flow.watch import Flow, watch
 
-__all__ = ["Finding", "Flow", "LayerFlow", "Remedy", "Truncation", "watch"]
+__all__ = [
+    "Finding",
+    "Flow",
+    "GradientMap",
+    "LayerFlow",
+    "Lyapunov",
+    "Products",
+    "Remedy",
+    "Truncation",
+    "gradient_map",
+    "lyapunov",
+    "products",
+    "watch",
+]
