@@ -19,6 +19,7 @@ lint: .venv/tools
 bench: .venv/installed
 	.venv/bin/python benchmarks/loop_overhead.py
 	.venv/bin/python benchmarks/layers.py
+	.venv/bin/python benchmarks/gradient_map.py
 
 # The law tests again, with many more random inputs.
 fuzz: .venv/tools
