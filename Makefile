@@ -20,9 +20,10 @@ bench: .venv/installed
 	$(PIP) --editable '.[bench]'
 	.venv/bin/python benchmarks/loop_overhead.py
 	.venv/bin/python benchmarks/speed.py grid packed float64 bidirectional autocast memory first threads
-	.venv/bin/python benchmarks/layers.py
-	.venv/bin/python benchmarks/watch.py
+	.venv/bin/python benchmarks/demo.py
+	.venv/bin/python benchmarks/gradient_map.py
 	.venv/bin/python benchmarks/verdict.py
+	.venv/bin/python benchmarks/watch.py
 
 # The law tests again, with many more random inputs.
 fuzz: .venv/tools

@@ -243,6 +243,19 @@ def test_samples_in_turns_give_the_same(monkeypatch):
         torch.testing.assert_close(turns.total(name, lag=2, sample=3), whole.total(name, lag=2, sample=3))
 
 
+@pytest.mark.parametrize("steps", [1, 2, 16, 37])
+def test_measuring_in_blocks_or_step_by_step_gives_the_same(steps, monkeypatch):
+    torch.manual_seed(8)
+    made = nn.LSTM(2, 3, proj_size=2, dtype=torch.float64)
+    x = torch.randn(steps, 2, 2, dtype=torch.float64)
+    whole = bptt.gradient_map(made, x, loss=cubed)
+    monkeypatch.setattr("bptt.flow.pullback.BLOCK_BYTES", 1)
+    single = bptt.gradient_map(made, x, loss=cubed)
+    for name in whole.names:
+        torch.testing.assert_close(single.norms(name), whole.norms(name))
+        torch.testing.assert_close(single.norms(name, "h"), whole.norms(name, "h"))
+
+
 def test_low_precision_layers():
     torch.manual_seed(7)
     made = nn.GRU(2, 3).to(torch.bfloat16)

@@ -34,10 +34,10 @@ EPS = torch.finfo(torch.float64).eps
 
 
 @contextmanager
-def few_threads(size: int) -> Iterator[None]:
-    """One thread for steps of small matrices: a team starts anew in each QR, at 1 ms where others use the machine too."""
+def few_threads(small: bool) -> Iterator[None]:
+    """One thread for steps of `small` matrices: a team starts anew at each, 1 ms where others use the machine too."""
     threads = torch.get_num_threads()
-    if size < ALONE_BELOW:
+    if small:
         torch.set_num_threads(1)
     try:
         yield

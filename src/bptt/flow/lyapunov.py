@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bptt.flow.graded import few_threads
+from bptt.flow.graded import ALONE_BELOW, few_threads
 from bptt.flow.products import forwards, one_trajectory
 from bptt.flow.trajectory import Hidden, RecurrentLayer, Rows, Trajectory, read
 
@@ -83,7 +83,7 @@ def lyapunov(
             f"{steps} steps with {left_out} left out leave {max(0, steps - left_out)}, wanted at least 2: "
             "pass a longer sequence, or a smaller discard="
         )
-    with few_threads(size):
+    with few_threads(size < ALONE_BELOW):
         growth = _growth(trajectory, count)[left_out:]
     exponents, error = _mean(growth), _error(growth)
     order = exponents.argsort(descending=True)

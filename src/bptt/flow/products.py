@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bptt.flow.graded import GradedProduct, few_threads, log_singular_values
+from bptt.flow.graded import ALONE_BELOW, GradedProduct, few_threads, log_singular_values
 from bptt.flow.trajectory import Hidden, Inputs, RecurrentLayer, Rows, Trajectory, read, trace
 
 DEFAULT_LAGS = 128
@@ -81,7 +81,7 @@ def products(
     steps = trajectory.steps
     anchor = steps - 1 if t is None else _walked(t, trajectory)
     wanted = _lags(lags, anchor)
-    with few_threads(trajectory.size):
+    with few_threads(trajectory.size < ALONE_BELOW):
         logs, rows, direct = _accumulate(trajectory, anchor, wanted)
         log10 = log_singular_values(torch.stack(logs), torch.stack(rows)) / LN10
     return Products(

@@ -151,8 +151,9 @@ def walk(
             ring[0][place, m - 1] += d_outputs[k]
         if m == 0:
             continue
-        if norms and place == 0:
-            pull.measure(k, tuple(r[: trajectory.steps - k, :m] for r in ring), shown)
+        if norms and (place == 0 or block == 2):  # a ring of 2 is one for want of memory: measure step by step
+            stop = place + 1 if block == 2 else trajectory.steps - k
+            pull.measure(k, tuple(r[place:stop, :m] for r in ring), shown)
         which = selection.coefficients(k, loss_steps[:m])
         if which is not None:
             which = which.to(d_outputs.device)

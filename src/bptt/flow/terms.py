@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from bptt.flow.graded import few_threads
 from bptt.flow.pullback import Selection, pullback, walk
 from bptt.flow.trajectory import (
     Hidden,
@@ -24,6 +25,7 @@ from bptt.flow.trajectory import (
 )
 
 MAP_BYTES = 256 << 20  # what a map may hold before it asks for fewer samples
+WORK_ALONE = 4_000_000  # multiplications a step, below which a team of threads costs more than it saves
 GROUP_BYTES = 8 << 20  # of one quantity's rows, [T, samples, G·H]: more samples than fit go in turns
 
 
@@ -150,7 +152,9 @@ class _LayerTerms:
         pulls, d_x, norms = [], [], []
         for group in self.groups:
             pull = pullback(trajectory.of(group))
-            shown = walk(pull, self.d_outputs[:, group], self.loss_steps, norms=keep, apart=keep)
+            work = rows[0, group].numel() * len(self.loss_steps) * gates * trajectory.before[0].shape[-1]
+            with few_threads(work < WORK_ALONE):
+                shown = walk(pull, self.d_outputs[:, group], self.loss_steps, norms=keep, apart=keep)
             d_x.append(pull.d_x(shown.sums))
             norms.append(shown.norms or {})
             pulls.append(pull if keep else None)
