@@ -75,8 +75,8 @@ def unfuse(model: Model, *, report: Report | None = None) -> Model:
     """Make every bptt.RNN, GRU and LSTM in `model` the torch.nn layer of that name, in place, and return `model`.
 
     For what needs torch's own classes: `isinstance(layer, nn.LSTM)`, torch.jit.script, quantization. Layers that torch.nn
-    does not have (nonlinearity='sigmoid', `bptt.Recurrent`) are left. A `backend` that was insisted on is forgotten, and calls
-    with `reset=` fail: torch.nn knows no resets.
+    does not have (nonlinearity='sigmoid', `bptt.Recurrent`) are left. A `backend` that was insisted on is forgotten, and
+    calls with `reset=` fail: torch.nn knows no resets.
 
     Args:
         model: any torch.nn.Module; the layer itself too.
