@@ -271,3 +271,29 @@ def test_under_autocast_formats_are_torchs_and_numbers_those_of_float64(name, ba
     want = [y, *torch.autograd.grad(y.square().sum(), list(theirs.parameters()))]
     for a, b in zip(got, want, strict=True):
         assert (a - b).norm() <= 2e-2 * b.norm()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "rows"), [((3, 3, 3), 4), ((1, 2, 3), 6), ((3, 1, 0), 4), ((3, 2, -1), 4), ((2, 2), 5)]
+)
+def test_batch_sizes_that_are_none_are_refused(sizes, rows):
+    packed = torch.nn.utils.rnn.PackedSequence(torch.randn(rows, 2), torch.tensor(sizes))
+    with pytest.raises(RuntimeError, match="the batch sizes are not those of a packed sequence"):
+        bptt.GRU(2, 40, backend="cpu")(packed)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "auto"])
+def test_states_and_weights_of_another_format_or_size_never_reach_the_core(backend):
+    x = torch.randn(6, 3, 4)
+    for dtype in (torch.float64, torch.float16):
+        with pytest.raises(RuntimeError, match=rf"hidden state h is {dtype} on cpu, the input torch.float32 on cpu"):
+            bptt.GRU(4, 40, backend=backend)(x, torch.zeros(1, 3, 40, dtype=dtype))
+        made = bptt.GRU(4, 40, num_layers=2, backend=backend)
+        made.weight_hh_l1.data = made.weight_hh_l1.data.to(dtype)
+        with pytest.raises(RuntimeError):
+            made(x)
+    for name, shape in (("weight_hh_l0", (8, 40)), ("weight_ih_l1", (120, 7)), ("bias_ih_l1", (3,))):
+        made = bptt.GRU(4, 40, num_layers=2, backend=backend)
+        getattr(made, name).data = torch.randn(shape)
+        with pytest.raises(RuntimeError, match=rf"{name} has shape .*, wanted"):
+            made(x)

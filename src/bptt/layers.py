@@ -68,7 +68,21 @@ class _Layer(nn.Module):
     def _stack(self) -> Stack:
         directions = range(2 if self.bidirectional else 1)
         weights = tuple(tuple(self.layer_weights(n, d) for d in directions) for n in range(self.num_layers))
+        self._check_weights(weights)
         return Stack(self.cell, weights, self.dropout if self.training else 0.0)
+
+    def _check_weights(self, weights: tuple[tuple[Weights, ...], ...]) -> None:
+        """A kernel takes a weight's shape from the layer's sizes, so one that was replaced must not get that far."""
+        for layer, both in enumerate(weights):
+            width = self.input_size if layer == 0 else len(both) * (self.proj_size or self.hidden_size)
+            wanted = self.cell.shapes(width, self.hidden_size, self.bias, self.proj_size)
+            for direction, own in enumerate(both):
+                for name, shape in wanted.items():
+                    if own[name].shape != shape:
+                        raise RuntimeError(
+                            f"{_parameter_name(name, layer, direction)} has shape {tuple(own[name].shape)}, wanted {shape}: "
+                            "give it that shape, or make a layer of other sizes"
+                        )
 
     def _check_input(self, sequences: Sequences, weight: Tensor) -> None:
         x = sequences.x
@@ -82,10 +96,10 @@ class _Layer(nn.Module):
                 f"input has {x.shape[-1]} features, input_size is {self.input_size}: its last axis must be the features"
             )
         reset = sequences.reset
-        if reset is not None and (reset.dtype != torch.bool or reset.shape != x.shape[:-1]):
+        if reset is not None and (reset.dtype, reset.shape, reset.device) != (torch.bool, x.shape[:-1], x.device):
             raise RuntimeError(
-                f"reset is {reset.dtype} of shape {tuple(reset.shape)} (time first), wanted torch.bool of shape "
-                f"{tuple(x.shape[:-1])}: one flag for each step of each row of the input"
+                f"reset is {reset.dtype} of shape {tuple(reset.shape)} (time first) on {reset.device}, wanted torch.bool of "
+                f"shape {tuple(x.shape[:-1])} on {x.device}: one flag for each step of each row of the input"
             )
         if x.shape[0] == 0:
             raise RuntimeError("input has 0 time steps, at least 1 is wanted: drop empty sequences before the layer")
@@ -105,6 +119,11 @@ class _Layer(nn.Module):
             )
         for name, component, width in zip(self.cell.states, given, widths, strict=True):
             self._check_state(name, component, (rows, batch, width), form)
+            if component.device != x.device or (component.dtype != x.dtype and not torch._C._is_any_autocast_enabled()):
+                raise RuntimeError(
+                    f"hidden state {name} is {component.dtype} on {component.device}, the input {x.dtype} on {x.device}: "
+                    f"pass state.to(input)"
+                )
         return tuple(form.state_in(component) for component in given)
 
     def _check_state(self, name: str, component: Tensor, wanted: tuple[int, int, int], form: "_Form") -> None:

@@ -6,6 +6,7 @@ The specification is `reference.py`.
 import ctypes
 import functools
 import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,31 +38,12 @@ class Cpu(LayerKernel):
 
     def refusal(self, stack: Stack, sequences: Sequences) -> str | None:
         """Other cells, devices and number formats, and kinds of derivatives that bypass autograd."""
-        x = sequences.x
         if not isinstance(stack.cell, Elman | GRU | LSTM) or stack.cell not in _CELLS:
             return f"the native core has no {stack.cell}"
-        wanted = next(iter(stack.weights[0][0].values())).dtype if torch.is_autocast_enabled("cpu") else x.dtype
-        if x.device.type != "cpu" or wanted not in (torch.float32, torch.float64) or not x.numel():
-            return f"it runs float32 and float64 on the CPU, not {x.numel()} numbers of {wanted} on {x.device}"
-        if any(w.dtype != wanted or w.device != x.device for weights in stack.weights[0] for w in weights.values()):
-            return "the weights are not of the input's number format and device"
-        if wanted != x.dtype and wanted != torch.float32:
-            return "autocast to float64 is torch's"
-        if isinstance(stack.cell, LSTM) and torch.is_autocast_enabled("cpu") and wanted == torch.float32:
-            return "under autocast torch's LSTM runs in bfloat16 throughout, which is faster"
-        if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
-            return "torch.func and forward-mode derivatives go through torch's own operators"
-        if torch.compiler.is_compiling():
-            return "torch.compile goes through torch's own operators"
-        if (
-            torch._C._get_tracing_state() is not None
-            or is_in_torch_dispatch_mode()
-            or type(x) not in (Tensor, Parameter)
-        ):
-            return "tracing, fake tensors and subclasses of Tensor go through torch's own operators"
-        if library() is None:
+        reason = _unfit_numbers(stack, sequences) or _unfit_derivative(sequences.x)
+        if reason is None and library() is None:
             return "the native core does not fit this torch" if _CORE.exists() else NOT_BUILT
-        return None
+        return reason
 
     def forward(
         self, cell: PointwiseCell, walk: Walk, x: Tensor, state: State, weights: Weights, keep: bool
@@ -108,6 +90,39 @@ def _inputs(walk: Walk, x: Tensor, state: State, weights: Weights) -> list[Tenso
     """What csrc/problem.h has from `offsets` to `c0`."""
     inputs = (walk.offsets, walk.cut, x, *map(weights.get, _WEIGHTS), *state, *[None] * (2 - len(state)))
     return [None if tensor is None else tensor.contiguous() for tensor in inputs]
+
+
+def _unfit_numbers(stack: Stack, sequences: Sequences) -> str | None:
+    """Why the core cannot compute with these tensors; what it is given it takes at its word, so here all is checked."""
+    x, autocast = sequences.x, torch.is_autocast_enabled("cpu")
+    every = [w for directions in stack.weights for weights in directions for w in weights.values()]
+    inside = every[0].dtype if autocast else x.dtype  # under autocast `LayerKernel.run` converts the input
+    if x.device.type != "cpu" or inside not in (torch.float32, torch.float64) or not x.numel():
+        return f"it runs float32 and float64 on the CPU, not {x.numel()} numbers of {inside} on {x.device}"
+    if any(w.dtype != inside or w.device != x.device for w in every):
+        return "the weights are not of the input's number format and device"
+    if autocast and (inside == torch.float64 or isinstance(stack.cell, LSTM)):
+        return "under autocast float64 is left to torch, and so is the LSTM, which it runs in bfloat16 throughout"
+    if sequences.batch_sizes is not None and not _packable(sequences.batch_sizes, x.shape[0]):
+        return "the batch sizes are not those of a packed sequence: positive, never growing, as many rows in all"
+    return None
+
+
+def _unfit_derivative(x: Tensor) -> str | None:
+    """Why this call may ask for a derivative, or a recording, that only torch's own operators give."""
+    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+        return "torch.func and forward-mode derivatives go through torch's own operators"
+    if torch.compiler.is_compiling():
+        return "torch.compile goes through torch's own operators"
+    recorded = torch._C._get_tracing_state() is not None or is_in_torch_dispatch_mode()
+    if recorded or type(x) not in (Tensor, Parameter):
+        return "tracing, fake tensors and subclasses of Tensor go through torch's own operators"
+    return None
+
+
+def _packable(sizes: Tensor, rows: int) -> bool:
+    counts = sizes.tolist()
+    return counts[-1] > 0 and sum(counts) == rows and all(a >= b for a, b in pairwise(counts))
 
 
 def _threads() -> int:
