@@ -1,0 +1,77 @@
+"""A page of ours in a real browser, headless: what it shows, what it complains about, what it asks the network for."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+# Nothing in the background may reach for the network; the sandbox needs rights that a container's root does not have.
+_ARGUMENTS = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+PHONE, DESKTOP = (360, 740), (1280, 900)
+
+
+@dataclass
+class Opened:
+    """An open page and what it did that a self-contained page must not do."""
+
+    page: Page
+    complaints: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+
+    def check(self) -> None:
+        """No console error, no uncaught exception, no request beyond the file itself."""
+        assert self.complaints == []
+        assert self.requests == []
+
+
+def find_chromium() -> str:
+    """The browser's path. Skips the test where there is none, unless BPTT_BROWSER=required (as in CI)."""
+    found = next(
+        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+    )
+    if found is None:
+        message = "no Chromium found: install the package `chromium`"
+        if os.environ.get("BPTT_BROWSER") == "required":
+            pytest.fail(message)
+        pytest.skip(message)
+    return found
+
+
+@contextmanager
+def browser() -> Iterator[Browser]:
+    """A headless Chromium, ended when the block ends."""
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=find_chromium(), args=_ARGUMENTS)
+        try:
+            yield started
+        finally:
+            started.close()
+
+
+@contextmanager
+def opened(
+    browser: Browser, file: Path, size: tuple[int, int] = DESKTOP, fragment: str = "", dark: bool = False
+) -> Iterator[Opened]:
+    """The file in a fresh page of this size in CSS pixels; `fragment` is what follows the address, "#map"."""
+    page = browser.new_page(
+        viewport={"width": size[0], "height": size[1]}, color_scheme="dark" if dark else "light", offline=True
+    )
+    seen = Opened(page)
+    page.on("console", lambda said: seen.complaints.append(said.text) if said.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: seen.complaints.append(str(error)))
+    own = file.absolute().as_uri()
+    page.on("request", lambda asked: seen.requests.append(asked.url) if _leaves(asked.url, own) else None)
+    try:
+        page.goto(own + fragment)
+        yield seen
+    finally:
+        page.close()
+
+
+def _leaves(url: str, own: str) -> bool:
+    return not url.startswith((own, "data:", "blob:"))
