@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 from bptt.cells import GRU, LSTM, Cell, Elman, PointwiseCell, State, Weights
 from bptt.flow.lookback import Link
 from bptt.flow.trace import Trace, Way
-from bptt.kernels import Sequences, Stack, choose
+from bptt.kernels import Sequences, Stack, choose, cpu
 from bptt.layers import Recurrent
 
 _NN_CELLS: dict[str, Cell] = {
@@ -156,24 +156,20 @@ class _Anew:
         for layer in range(depth):
             last = layer == depth - 1
             own = [starts[layer * self.directions + d] for d in range(self.directions)]
-            outputs = top if last else self._run(layer, inputs, own)
-            parts = outputs.chunk(self.directions, dim=-1)
-            traces.append([
-                Trace.of(self.cell, self._weights(layer, d), self.ways[d], inputs, parts[d].contiguous(), own[d])
-                for d in range(self.directions)
-            ])  # fmt: skip
+            traces.append(self._known(layer, inputs, own, top) if last else self._anew(layer, inputs, own))
             if last:
                 break
+            outputs = torch.cat([trace.outputs for trace in traces[-1]], dim=-1)
             masks.append(draws.mask(outputs, self._dropout()))
             inputs = outputs if masks[-1] is None else outputs * masks[-1]
-        self._check(traces[-1])
         self._gradients(traces, masks)
+        self._check(traces[-1])
         return (Link(tuple(own), mask) for own, mask in zip(traces, [None, *masks], strict=True))
 
     def _gradients(self, traces: list[list[Trace]], masks: list[Tensor | None]) -> None:
         """δ of every layer, the top one first."""
         call = self.call
-        external = torch.zeros_like(torch.cat([t.states[0] for t in traces[-1]], dim=-1))
+        external = torch.zeros_like(torch.cat([t.outputs for t in traces[-1]], dim=-1))
         if 0 in call.grads:
             rows = self._rows(call.grads[0])
             external = rows.flatten(0, 1) if self.packed is None else rows
@@ -195,7 +191,7 @@ class _Anew:
         for trace in traces:
             n = len(trace.x)
             rows = torch.linspace(0, n - 1, min(n, _CHECKED), device=trace.x.device).round().long()
-            seen, made = trace.states[0][rows], trace.recomputed(rows)
+            seen, made = trace.outputs[rows], trace.recomputed(rows)
             finite = seen.isfinite() & made.isfinite()
             error = (seen - made)[finite].norm() / seen[finite].norm().clamp_min(1e-30)
             if finite.any() and float(error) > self.call.tolerance:
@@ -204,8 +200,27 @@ class _Anew:
                     "before the block ended, or cuDNN drew the dropout between its layers; set dropout=0 while watching"
                 )
 
+    def _known(self, layer: int, inputs: Tensor, starts: list[State], outputs: Tensor) -> list[Trace]:
+        """The traces of a layer whose outputs are known."""
+        parts = outputs.chunk(self.directions, dim=-1)
+        return [
+            Trace(self.cell, self._weights(layer, d), self.ways[d], inputs, parts[d].contiguous(), starts[d])
+            for d in range(self.directions)
+        ]
+
+    def _anew(self, layer: int, inputs: Tensor, starts: list[State]) -> list[Trace]:
+        """The traces of a layer that is run anew."""
+        if not cpu.serves(self.cell, inputs):
+            return self._known(layer, inputs, starts, self._run(layer, inputs, starts))
+        traces = []
+        for way, start, d in zip(self.ways, starts, range(self.directions), strict=True):
+            weights = self._weights(layer, d)
+            h, _, tape = cpu.Cpu().forward(self.cell, way.walk(), inputs, start, weights, keep=True)
+            traces.append(Trace(self.cell, weights, way, inputs, h, start, tape))
+        return traces
+
     def _run(self, layer: int, inputs: Tensor, starts: list[State]) -> Tensor:
-        """Outputs of one layer, run anew."""
+        """Outputs of one layer, from another kernel than the native core."""
         weights = tuple(self._weights(layer, d) for d in range(self.directions))
         stack = Stack(self.cell, (weights,))
         batched = inputs if self.packed is not None else inputs.unflatten(0, (len(self.sizes), self.sizes[0]))

@@ -8,8 +8,11 @@ so are the diagonals D of the step's derivative. What remains is linear in δ, l
     δ_{k-1}[r] ← Σ_s δ_k[s] ∘ D.direct_k[s][r] + [r is h] W_hhᵀ d_zh_k
     step k's contribution to ∂L/∂W_hh = d_zh_kᵀ h_{k-1},  to ∂L/∂W_ih = d_zx_kᵀ x_k,  to the biases Σ_b d_zh_k, Σ_b d_zx_k
 
+The native core does this too, where it fits; the loops here are its specification, and serve everything else.
+
 Rows. Padded [T, B, ·] and packed sequences are the same: N rows, step after step, of which step t has sizes[t].
-Memory: the states and δ of every row, [N, H] each; the G-fold wider diagonals exist for a few steps at a time.
+Memory: the states and δ of every row, [N, H] each; the G-fold wider diagonals exist for a few steps at a time, but an
+LSTM's gates for all of them while its δ is computed.
 Source: P. J. Werbos 1990; partial derivatives: `bptt.cells`.
 """
 
@@ -22,6 +25,9 @@ from torch import Tensor
 
 from bptt.cells import LSTM, Elman, Partials, PointwiseCell, State, Weights
 from bptt.flow import closed
+from bptt.kernels import cpu
+from bptt.kernels.layered import Saved
+from bptt.kernels.walk import Walk
 
 _CHUNK = 1 << 19  # numbers of one [rows, G, H] block: so small that it stays in the cache between its passes
 
@@ -89,6 +95,18 @@ class Way:
             found = torch.cat([outputs, start])[self.source.to(outputs.device)]
         return found if self.cut is None else found.masked_fill_(self.cut.unsqueeze(-1), 0)
 
+    def walk(self) -> Walk:
+        """The same for a kernel."""
+        even = self.batch == self.sizes[-1]
+        return Walk(self.steps, self.batch, None if even else torch.tensor(self.starts), self.reverse, self.cut)
+
+    def before_some(self, outputs: Tensor, start: Tensor, rows: Tensor) -> Tensor:
+        """The same of a few rows, without the cost of all."""
+        source, n = self.source[rows.cpu()].to(outputs.device), len(outputs)
+        initial = (source >= n).unsqueeze(-1)
+        found = torch.where(initial, start[(source - n).clamp_min(0)], outputs[source.clamp_max(n - 1)])
+        return found if self.cut is None else found.masked_fill_(self.cut[rows].unsqueeze(-1), 0)
+
     def order(self) -> range:
         """The steps in the order of walking."""
         return range(self.steps - 1, -1, -1) if self.reverse else range(self.steps)
@@ -113,8 +131,10 @@ class Trace:
     Attributes:
         cell, weights: what it computes; the weights are copies, so that a later update of them changes nothing here.
         x: [N, D].
-        states: the state after each row, [N, ·] each; before: the state before it.
-        gates: an LSTM's gates [N, 4, H], until `run` has used them.
+        outputs: h after each row, as the model put it out, [N, H or P].
+        start: the initial state, [B, ·] each.
+        tape: where the native core has run the layer anew, what it kept of it for the way back, until `run` has used it.
+        states: the state after each row, [N, ·] each, filled by `run`.
         external: gradient that arrives at the outputs from outside this layer, [N, H or P].
         d_final: gradient that arrives at the final state, [B, ·] each.
         delta: ∂L/∂state of each row, [N, ·] each, filled by `run`.
@@ -127,36 +147,21 @@ class Trace:
     weights: Weights
     way: Way
     x: Tensor
-    states: State
-    before: State
-    gates: Tensor | None
-    external: Tensor
-    d_final: State
+    outputs: Tensor
+    start: State
+    tape: Saved | None = None
+    states: State = ()
+    external: Tensor = field(default_factory=lambda: torch.empty(0))
+    d_final: State = ()
     delta: State = ()
     d_start: State = ()
     norms: dict[str, Tensor] = field(default_factory=dict)
     samples: Tensor | None = None
 
-    @staticmethod
-    def of(
-        cell: PointwiseCell,
-        weights: Weights,
-        way: Way,
-        x: Tensor,
-        outputs: Tensor,
-        start: State,
-    ) -> "Trace":
-        """A trace without its gradients; components of the state that the layer does not put out are run anew."""
-        h = way.before(outputs, start[0])
-        if len(start) == 1:
-            states: State = (outputs,)
-            before: State = (h,)
-            gates: Tensor | None = None
-        elif isinstance(cell, LSTM):
-            states, before, gates = _cell_states(weights, way, x, outputs, h, start)
-        else:
-            states, before, gates = _run_forward(cell, weights, way, x, start)
-        return Trace(cell, weights, way, x, states, before, gates, outputs.new_empty(0), start)
+    @cached_property
+    def before(self) -> State:
+        """The state before each row, [N, ·] each."""
+        return tuple(self.way.before(s, first) for s, first in zip(self.states, self.start, strict=True))
 
     @property
     def width(self) -> int:
@@ -165,7 +170,11 @@ class Trace:
 
     def inputs(self, rows: slice | Tensor) -> tuple[Tensor, Tensor, State]:
         """zx, zh [n, G, H] and the state before, of some rows."""
-        before = tuple(s[rows] for s in self.before)
+        if isinstance(rows, slice):
+            before = tuple(s[rows] for s in self.before)
+        else:
+            pairs = zip(self.states, self.start, strict=True)
+            before = tuple(self.way.before_some(s, first, rows) for s, first in pairs)
         zx = self.cell.net_input(self.x[rows], self.weights["weight_ih"], self.weights.get("bias_ih"))
         zh = self.cell.net_input(before[0], self.weights["weight_hh"], self.weights.get("bias_hh"))
         return zx, zh, before
@@ -187,97 +196,58 @@ class Trace:
 
     def run(self, x_wanted: bool) -> Tensor | None:
         """The recursion of this module's header; the gradient of x [N, D] if wanted."""
+        d_x = self._run_natively(x_wanted) if cpu.serves(self.cell, self.x) else self._run_plainly(x_wanted)
+        seen = (*self.delta, self.external)
+        self.norms = {name: self._norms(rows) for name, rows in zip((*self.cell.states, "external"), seen, strict=True)}
+        return d_x
+
+    def _run_natively(self, x_wanted: bool) -> Tensor | None:
+        cell, walk, x, start, weights = self.cell, self.way.walk(), self.x, self.start, self.weights
+        tape = self.tape or cpu.replay(cell, walk, x, start, weights, self.outputs)
+        self.tape = None  # wide; what is asked for later is computed anew
+        found = cpu.sensitivity(cell, walk, x, start, weights, tape, self.external, self.d_final, x_wanted)
+        self.states, self.delta, self.d_start, d_x = found
+        return d_x
+
+    def _run_plainly(self, x_wanted: bool) -> Tensor | None:
         way, w_ih = self.way, self.weights["weight_ih"]
+        gates = self._find_states()
         self.delta = tuple(torch.empty_like(s) for s in self.states)
         carry = tuple(d.clone() for d in self.d_final)
         d_x = torch.empty_like(self.x) if x_wanted else None
-        norms: dict[str, list[Tensor]] = {name: [] for name in (*self.cell.states, "external")}
         for steps in way.chunks(_CHUNK // self.width):
             rows = way.span(steps)
-            if self.gates is not None:
-                step = closed.lstm(self.gates[rows], self.states[1][rows], self.before[1][rows])
-                walk = self._walk_back_lstm_even if self._even else self._walk_back_lstm
-                d_zx = walk(steps, rows, step, carry)
+            if gates is not None:
+                step = closed.lstm(gates[rows], self.states[1][rows], self.before[1][rows])
+                d_zx = self._walk_back_lstm(steps, rows, step, carry)
             else:
                 partials = self.partials(rows)
-                even = self._even and len(carry) == 1
-                d_zh = (self._walk_back_even if even else self._walk_back)(steps, rows, partials, carry)
+                d_zh = self._walk_back(steps, rows, partials, carry)
                 d_zx = d_zh if d_x is None else self._through_zx(rows, partials, d_zh)
             if d_x is not None:
                 torch.mm(d_zx.flatten(1), w_ih, out=d_x[rows])
-            for name, seen in zip(norms, (*self.delta, self.external), strict=True):
-                norms[name].append(self._norm(steps, seen[rows]))
         self.d_start = carry
-        self.norms = {
-            name: torch.cat(parts) if way.reverse else torch.cat(parts).flip(0) for name, parts in norms.items()
-        }
-        self.gates = None  # wide; what is asked for later is computed anew
         return d_x
 
-    def _norm(self, steps: range, rows: Tensor) -> Tensor:
-        """Norm over each step's rows, in the order of `steps`; in float64, for float32 would underflow at 1e-23."""
-        low, high = min(steps[0], steps[-1]), max(steps[0], steps[-1]) + 1
-        norms = by_step(rows, self.way.sizes[low:high]).flatten(1).double().norm(dim=1)
-        return norms if self.way.reverse else norms.flip(0)
+    def _find_states(self) -> Tensor | None:
+        """Fill in the components of the state that the layer does not put out; the gates [N, 4, H] of an LSTM."""
+        h = self.way.before(self.outputs, self.start[0])
+        if len(self.start) == 1:
+            self.states = (self.outputs,)
+        elif isinstance(self.cell, LSTM):
+            c, gates = _cell_states(self.weights, self.way, self.x, h, self.start[1])
+            self.states = (self.outputs, c)
+            return gates
+        else:
+            self.states = _run_forward(self.cell, self.weights, self.way, self.x, self.start)
+        return None
 
-    @property
-    def _even(self) -> bool:
-        """Whether every step has the same rows and nothing stands between two steps: the loops without special cases."""
-        return self.way.batch == self.way.sizes[-1] and self.way.cut is None and "weight_hr" not in self.weights
-
-    def _by_step(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """Views of a chunk's steps, in the order of the gradient."""
-        views = rows.unflatten(0, (-1, self.way.batch)).unbind(0)
-        return views if self.way.reverse else views[::-1]
-
-    def _walk_back_even(self, steps: range, rows: slice, partials: Partials, carry: State) -> Tensor:
-        """As `_walk_back`, for a state of h alone: each product writes δ of the step before, with nothing in between."""
-        w_hh, direct = self.weights["weight_hh"], partials.direct[0][0]
-        d_zh = torch.empty_like(partials.zh[0])
-        h, external = self._by_step(self.delta[0][rows]), self._by_step(self.external[rows])
-        diagonal, out, flat = self._by_step(partials.zh[0]), self._by_step(d_zh), self._by_step(d_zh.flatten(1))
-        kept = None if direct is None else self._by_step(direct)
-        torch.add(carry[0], external[0], out=h[0])
-        last = len(steps) - 1
-        for t in range(len(steps)):
-            torch.mul(h[t].unsqueeze(1), diagonal[t], out=out[t])
-            target = carry[0] if t == last else h[t + 1]
-            arriving = external[t + 1] if t < last else None
-            if kept is not None and arriving is not None:
-                arriving = torch.addcmul(arriving, h[t], kept[t], out=target)
-            elif kept is not None:
-                arriving = torch.mul(h[t], kept[t], out=target)
-            if arriving is None:
-                torch.mm(flat[t], w_hh, out=target)
-            else:
-                torch.addmm(arriving, flat[t], w_hh, out=target)
-        return d_zh
-
-    def _walk_back_lstm_even(self, steps: range, rows: slice, step: closed.LstmStep, carry: State) -> Tensor:
-        """As `_walk_back_lstm`: five operations a step."""
-        w_hh = self.weights["weight_hh"]
-        d_z = torch.empty_like(step.by)
-        h, c = self._by_step(self.delta[0][rows]), self._by_step(self.delta[1][rows])
-        external, q, f = self._by_step(self.external[rows]), self._by_step(step.q), self._by_step(step.f)
-        by, by_o = self._by_step(step.by[:, :3]), self._by_step(step.by[:, 3])
-        out, out_o, flat = self._by_step(d_z[:, :3]), self._by_step(d_z[:, 3]), self._by_step(d_z.flatten(1))
-        total = torch.empty_like(carry[1])
-        wide, last = total.unsqueeze(1), len(steps) - 1
-        torch.add(carry[0], external[0], out=h[0])
-        c[0].copy_(carry[1])
-        for t in range(len(steps)):
-            torch.addcmul(c[t], h[t], q[t], out=total)
-            torch.mul(wide, by[t], out=out[t])
-            torch.mul(h[t], by_o[t], out=out_o[t])
-            torch.mul(total, f[t], out=carry[1] if t == last else c[t + 1])
-            if t < last:
-                torch.addmm(external[t + 1], flat[t], w_hh, out=h[t + 1])
-            else:
-                torch.mm(flat[t], w_hh, out=carry[0])
-        return d_z
+    def _norms(self, rows: Tensor) -> Tensor:
+        """Norm over each step's rows [T]; summed in float64, for float32 would underflow at 1e-23."""
+        return torch.linalg.vector_norm(by_step(rows, self.way.sizes).flatten(1), dim=1, dtype=torch.float64)
 
     def _walk_back_lstm(self, steps: range, rows: slice, step: closed.LstmStep, carry: State) -> Tensor:
-        """As `_walk_back`, with one gradient of c: δc + q ∘ δh; two products of width H less a step."""
+        """As `_walk_back`, with one gradient of c: δc + q ∘ δh; two elementwise products of width H less a step."""
         w_hh, w_hr, way = self.weights["weight_hh"], self.weights.get("weight_hr"), self.way
         d_z = torch.empty_like(step.by)
         flat = d_z.flatten(1)
@@ -446,15 +416,13 @@ def _outer_norm(d: Tensor, v: Tensor) -> Tensor:
     return torch.einsum("tgbc,tbc->tg", by_gate @ by_gate.mT, v @ v.mT).clamp_min_(0).sqrt_()
 
 
-def _cell_states(
-    weights: Weights, way: Way, x: Tensor, outputs: Tensor, h: Tensor, start: State
-) -> tuple[State, State, Tensor]:
-    """The LSTM's c from the known h: c_t = f ∘ c_{t-1} + i ∘ g is elementwise; and the net input of all gates."""
+def _cell_states(weights: Weights, way: Way, x: Tensor, h: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+    """The LSTM's c [N, H] from the state h before each row: c_t = f ∘ c_{t-1} + i ∘ g is elementwise; and its gates."""
     bias = weights["bias_ih"] + weights["bias_hh"] if "bias_ih" in weights else None
     net = _linear(x, weights["weight_ih"], bias).addmm_(h, weights["weight_hh"].T)
-    H = start[1].shape[-1]
+    H = start.shape[-1]
     gates = net.unflatten(-1, (4, H))
-    c, state = x.new_empty(len(x), H), start[1]
+    c, state = x.new_empty(len(x), H), start
     for steps in list(way.chunks(_CHUNK // (4 * H)))[::-1]:
         rows = way.span(steps)
         i, f, g, _ = closed.lstm_gates_(gates[rows]).unbind(1)
@@ -467,16 +435,12 @@ def _cell_states(
                 before = before.masked_fill(way.cut[here].unsqueeze(-1), 0)
             after = torch.addcmul(new[local], f[local], before, out=c[here])
             state = after if n == len(state) else torch.cat([after, state[n:]])
-    return (outputs, c), (h, way.before(c, start[1])), gates
+    return c, gates
 
 
-def _run_forward(
-    cell: PointwiseCell, weights: Weights, way: Way, x: Tensor, start: State
-) -> tuple[State, State, Tensor | None]:
+def _run_forward(cell: PointwiseCell, weights: Weights, way: Way, x: Tensor, start: State) -> State:
     """The plain loop, for cells whose further state components nobody has seen."""
-    n_rows = len(x)
-    states = tuple(s.new_empty(n_rows, s.shape[-1]) for s in start)
-    before = tuple(torch.empty_like(s) for s in states)
+    states = tuple(s.new_empty(len(x), s.shape[-1]) for s in start)
     state = tuple(s.clone() for s in start)
     zx = cell.net_input(x, weights["weight_ih"], weights.get("bias_ih"))
     for t in way.order():
@@ -484,13 +448,11 @@ def _run_forward(
         now = tuple(s[:n] for s in state)
         if way.cut is not None:
             now = tuple(s.masked_fill(way.cut[here].unsqueeze(-1), 0) for s in now)
-        for kept, s in zip(before, now, strict=True):
-            kept[here] = s
         after = cell.advance(zx[here], now, weights)
         for kept, s, running in zip(states, after, state, strict=True):
             kept[here] = s
             running[:n] = s
-    return states, before, None
+    return states
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

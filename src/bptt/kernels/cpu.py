@@ -27,7 +27,7 @@ _CELLS: dict[Cell, tuple[int, int]] = {  # number, gates
     Elman("tanh"): (0, 1), Elman("relu"): (1, 1), Elman("sigmoid"): (2, 1), GRU(): (3, 3), LSTM(): (4, 4),
 }  # fmt: skip
 _WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
-_NUMBERS, _POINTERS = 9, 27  # that bptt_problem of csrc/problem.h has
+_NUMBERS, _POINTERS = 10, 29  # that bptt_problem of csrc/problem.h has
 _Problem = ctypes.c_int64 * (_NUMBERS + _POINTERS)
 
 
@@ -80,6 +80,66 @@ class Cpu(LayerKernel):
         outputs = [*saved, None, None, *given, *none, d_x, *d_state, *none, *map(d_weights.get, _WEIGHTS)]
         _native().run(cell, walk, _inputs(walk, x, state, weights), outputs, backward=True)
         return Gradients(d_x, tuple(d_state), d_weights)
+
+
+def serves(cell: Cell, x: Tensor) -> bool:
+    """Whether the core has this cell, and the device and number format of x (the weights are taken to have them too)."""
+    return (
+        isinstance(cell, Elman | GRU | LSTM)
+        and x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.float64)
+        and x.numel() > 0
+        and library() is not None
+    )
+
+
+class Sensitivity(NamedTuple):
+    """What `sensitivity` finds.
+
+    Attributes:
+        states: after each row, [N, P] and for the LSTM [N, H].
+        delta: ∂L/∂state after each row, of the same shapes.
+        d_start: ∂L/∂initial state, [B, ·] each.
+        d_x: [N, D], None if nobody asked.
+    """
+
+    states: State
+    delta: State
+    d_start: State
+    d_x: Tensor | None
+
+
+def replay(cell: PointwiseCell, walk: Walk, x: Tensor, state: State, weights: Weights, h: Tensor) -> Saved:
+    """What `Cpu.forward` keeps, for a layer whose outputs h [N, P] are known: one product over all rows, without a loop."""
+    h = h.contiguous()
+    if len(state) == 1:
+        return h, None, None, None  # nothing else is needed: backward finds a block's gates in the same way
+    c = x.new_empty(len(x), state[1].shape[1])
+    gates = x.new_empty(len(x), cell.gates, _native().units(c.shape[1], x.dtype == torch.float64))
+    _native().run(cell, walk, _inputs(walk, x, state, weights), [h, c, gates], h_is_known=True)
+    return h, c, gates, None
+
+
+def sensitivity(
+    cell: PointwiseCell,
+    walk: Walk,
+    x: Tensor,
+    state: State,
+    weights: Weights,
+    saved: Saved,
+    d_outputs: Tensor,
+    d_final: State,
+    x_wanted: bool,
+) -> Sensitivity:
+    """∂L/∂state of every step: the loop of `Cpu.backward`, which hands it out, without the gradients of the weights."""
+    states = tuple(s.contiguous() for s in saved[: len(state)] if s is not None)
+    delta, d_start = tuple(map(_empty, states)), tuple(map(_empty, state))
+    d_x = _empty(x) if x_wanted else None
+    given = [d.contiguous() for d in (d_outputs, *d_final)]
+    none = [None] * (2 - len(state))
+    outputs = [*saved, None, None, *given, *none, d_x, *d_start, *none, *[None] * len(_WEIGHTS), *delta]
+    _native().run(cell, walk, _inputs(walk, x, state, weights), outputs, backward=True)
+    return Sensitivity(states, delta, d_start, d_x)
 
 
 def _empty(tensor: Tensor) -> Tensor:
@@ -148,8 +208,9 @@ class Native(NamedTuple):
         outputs: list[Tensor | None],
         *,
         backward: bool = False,
+        h_is_known: bool = False,
     ) -> None:
-        """Run forward or backward, with the pointers of csrc/problem.h in their order.
+        """Run forward or backward, with the pointers of csrc/problem.h in their order; those at the end may be left out.
 
         The caller keeps the tensors alive: the pointer to a temporary one would dangle.
 
@@ -162,7 +223,7 @@ class Native(NamedTuple):
         number, gates = _CELLS[cell]
         problem = _Problem(
             number, x.dtype == torch.float64, walk.length, walk.batch, x.shape[1], w_ih.shape[0] // gates,
-            0 if w_hr is None else w_hr.shape[0], walk.reverse, _threads(),
+            0 if w_hr is None else w_hr.shape[0], walk.reverse, h_is_known, _threads(),
             *[0 if tensor is None else tensor.data_ptr() for tensor in inputs],
             *[0 if tensor is None else tensor.data_ptr() for tensor in outputs],
         )  # fmt: skip

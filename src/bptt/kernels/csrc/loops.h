@@ -5,6 +5,8 @@
 //
 //   forward    zx of the block's rows, one product; then step by step zh, added to it, and the pointwise function
 //   backward   step by step dz, and dh = dz W_hh; then for the block's rows the products that give dW_ih, dW_hh, db and dx
+//
+// Where the states are known and the gates are not, these are one product for all rows of the block: `replay`.
 #pragma once
 #include <algorithm>
 #include <vector>
@@ -31,27 +33,30 @@ template <class S, class C> class Layer {
   }
 
   void forward() {
-    expect(p.h, N * P * sizeof(S));
+    expect(p.h, p.h_is_known ? 0 : N * P * sizeof(S));
     expect(p.c, p.c ? N * H * sizeof(S) : 0);
     expect(p.gates, p.gates ? N * G * U * sizeof(S) : 0);
     expect(p.candidate, p.candidate ? N * U * sizeof(S) : 0);
     const Operands operands(*this);
     const int64_t most = block_rows();
     Buffer<S> working(p.gates ? 0 : p.threads * most * (G + C::kApart) * U), raw(p.projected ? p.batch * U : 0);
-    std::vector<std::vector<int64_t>> indices(p.threads);  // room for all before the loops, where a team must not fail
-    for (auto& index : indices) index.reserve(most);
+    Indices indices(p.threads, most);
     teams([&](const Part& part) {
       Rows rows{*this, indices[part.id], working + part.id * most * (G + C::kApart) * U};
       for (int64_t i = 0; i < p.steps;) {
         const int64_t start = i;
-        rows.index.clear();
+        rows.clear();
         do {
-          for (int64_t r = part.first, t = step_at(i); r < part.end(t); ++r) rows.index.push_back(offset(t) + r);
+          rows.add(step_at(i), part);
         } while (++i < p.steps && int64_t(rows.index.size()) + part.last - part.first <= most);
+        if (p.h_is_known) {
+          replay(start, i, rows, part, operands, Found::gates_and_c);
+          continue;
+        }
         if (!operands.joined) project(rows, part, operands);
         for (int64_t s = start, done = 0; s < i; ++s) done += forward_step(step_at(s), rows, done, part, operands, raw);
       }
-      for (int64_t r = part.first; r < part.last; ++r) copy_last(r, part);
+      for (int64_t r = part.first; r < part.last && !p.h_is_known; ++r) copy_last(r, part);
     });
   }
 
@@ -59,7 +64,10 @@ template <class S, class C> class Layer {
     const int64_t most = block_rows();
     Buffer<S> w_hh(Packed<S>::size(G * U, P)), w_ih(p.d_x ? Packed<S>::size(G * U, D) : 0);
     Buffer<S> w_hr(p.projected ? Packed<S>::size(P, H) : 0);
-    Block block(*this, most);
+    const bool replays = G > 1 && !p.gates;
+    Block block(*this, most, replays);
+    Indices indices(replays ? p.threads : 0, most);
+    std::unique_ptr<const Operands> operands(replays ? new Operands(*this) : nullptr);
     const Packed<S> back{w_hh, G * U, P, outputs_.wide}, to_x{w_ih, G * U, D, Panels<S>(D, 1).wide};
     const Packed<S> to_raw{w_hr, P, H, units_.wide};
     auto gate_row = [&](const void* matrix, int64_t width) {
@@ -88,9 +96,15 @@ template <class S, class C> class Layer {
       } while (i > 0 && block.rows + size(step_at(i - 1)) <= most);
       block.first_row = offset(std::min(step_at(i), step_at(last - 1)));
       teams([&](const Part& part) {
+        if (replays) {  // each part its own units: no need to meet
+          Rows rows{*this, indices[part.id], block.gates, block.first_row};
+          rows.clear();
+          for (int64_t s = i; s < last; ++s) rows.add(step_at(s), part);
+          replay(i, last, rows, part, *operands, Found::gates);
+        }
         for (int64_t s = last - 1; s >= i; --s) backward_step(step_at(s), part, block, back, to_raw);
       });
-      weight_gradients(block, to_x);
+      products_of_all_rows(block, to_x);
       block.is_first = false;
     }
     for (int64_t r = 0; r < p.batch; ++r) {
@@ -132,14 +146,15 @@ template <class S, class C> class Layer {
 
   // A block of steps of the backward, row by row, and the gradient of the state that goes from block to block.
   struct Block {
-    Buffer<S> dz, dz_hidden_apart, dh, dc, dh_projected, raw, d_raw;
+    Buffer<S> dz, dz_hidden_apart, dh, dc, dh_projected, raw, d_raw, gates;
     std::vector<const S*> h_before;
     int64_t rows = 0, first_row = 0;
     bool is_first = true;  // its weight gradients begin the sums
-    Block(const Layer& l, int64_t most)
+    Block(const Layer& l, int64_t most, bool replays)
         : dz(most * G * l.U), dz_hidden_apart(C::kApart ? most * G * l.U : 0), dh(l.p.batch * whole<S>(l.P)),
           dc(C::kStates == 2 ? l.p.batch * l.U : 0), dh_projected(l.p.projected ? most * whole<S>(l.P) : 0),
-          raw(l.p.projected ? most * l.U : 0), d_raw(l.p.projected ? l.p.batch * l.U : 0), h_before(most) {}
+          raw(l.p.projected ? most * l.U : 0), d_raw(l.p.projected ? l.p.batch * l.U : 0),
+          gates(replays ? most * (G + C::kApart) * l.U : 0), h_before(most) {}
     S* dz_hidden() const { return C::kApart ? dz_hidden_apart.data : dz.data; }
   };
 
@@ -277,14 +292,40 @@ template <class S, class C> class Layer {
       }
   }
 
+  // Of each thread the rows that it works on; room for all before the loops, where a team must not fail.
+  struct Indices {
+    struct Index {
+      std::vector<int64_t> rows;
+      std::vector<const S*> h_before;
+    };
+    std::vector<Index> all;
+    Indices(int64_t threads, int64_t most) : all(threads) {
+      for (Index& index : all) index.rows.reserve(most), index.h_before.reserve(most);
+    }
+    Index& operator[](int64_t i) { return all[i]; }
+  };
+
   // The rows of a block of steps that one part works on, by their place in the block.
   struct Rows {
     const Layer& l;
     std::vector<int64_t>& index;  // among all rows
-    S* working;                   // in the place of gates and candidate, where these are not kept
+    std::vector<const S*>& h_before;
+    S* working;         // in the place of gates and candidate, where these are not kept
+    int64_t first_row;  // of all that share `working`; -1: it is this part's alone
+    Rows(const Layer& layer, typename Indices::Index& i, S* w, int64_t first = -1)
+        : l(layer), index(i.rows), h_before(i.h_before), working(w), first_row(first) {}
+    void clear() { index.clear(), h_before.clear(); }
+    void add(int64_t t, const Part& part) {
+      for (int64_t r = part.first; r < part.end(t); ++r) {
+        index.push_back(l.offset(t) + r);
+        h_before.push_back(l.before(t, r, l.p.h0, l.p.h, l.P));
+      }
+    }
     const S* x(int64_t k) const { return pointer(l.p.x) + index[k] * l.D; }
     S* h(int64_t k) const { return l.h(index[k]); }
-    S* z(int64_t k) const { return l.p.gates ? l.gates(index[k]) : working + k * (G + C::kApart) * l.U; }
+    S* z(int64_t k) const {
+      return l.p.gates ? l.gates(index[k]) : working + (first_row < 0 ? k : index[k] - first_row) * (G + C::kApart) * l.U;
+    }
     S* zh(int64_t k) const { return l.p.gates ? l.candidate(index[k]) : z(k) + G * l.U; }
   };
 
@@ -293,6 +334,46 @@ template <class S, class C> class Layer {
       product(rows.index.size(), some.begin(part), some.end(part), [&](int64_t) { return o.bias + some.first * U; },
               [&](int64_t k) { return rows.z(k) + some.first * U; },
               times([&](int64_t k) { return rows.x(k); }, weight(o.w_ih, some, D)));
+  }
+
+  // What a replay finds: the gates; or these and c, of which a layer does not put out all steps.
+  enum class Found { gates, gates_and_c };
+
+  // The gates of steps [start, stop) of the walk from their known states.
+  void replay(int64_t start, int64_t stop, const Rows& rows, const Part& part, const Operands& o, Found found) const {
+    const int64_t count = rows.index.size();
+    for (const Gates& some : products_) {
+      const int64_t first = some.begin(part), last = some.end(part);
+      auto z = [&](int64_t k) { return rows.z(k) + some.first * U; };
+      auto bias = [&](int64_t) { return o.bias + some.first * U; };
+      const Packed<S> w_ih = weight(o.w_ih, some, D), w_hh = weight(o.w_hh, some, P);
+      const auto from_x = times([&](int64_t k) { return rows.x(k); }, w_ih);
+      const auto from_h = times([&](int64_t k) { return rows.h_before[k]; }, w_hh);
+      if (some.first >= G - C::kApart) {
+        product(count, first, last, bias, z, from_x);
+        product(count, first, last, [&](int64_t) { return o.apart.data; }, [&](int64_t k) { return rows.zh(k); }, from_h);
+      } else {
+        product(count, first, last, bias, z, from_x, from_h);
+      }
+    }
+    for (int64_t s = start, k = 0; s < stop; ++s)
+      for (int64_t r = part.first, t = step_at(s); r < part.end(t); ++r, ++k)
+        replay_pointwise(t, r, rows.z(k), rows.zh(k), part, found);
+  }
+
+  void replay_pointwise(int64_t t, int64_t r, S* z, const S* zh, const Part& part, Found found) const {
+    const S* c_before = C::kStates == 2 ? before(t, r, p.c0, p.c, H) : nullptr;
+    for (int64_t j = part.unit; j < part.unit_end; j += L) {
+      const int n = j + L <= H ? L : int(H - j);
+      Vec<S> gate[G];
+      for (int g = 0; g < G; ++g) gate[g] = load(z + g * U + j);
+      Step<S> s{};
+      if (C::kStates == 2) s.c_before = load(c_before + j, n);
+      if (C::kApart) s.extra = load(zh + j);
+      C::forward(gate, s);
+      for (int g = 0; g < G; ++g) store(z + g * U + j, gate[g]);
+      if (C::kStates == 2 && found == Found::gates_and_c) store(c(offset(t) + r) + j, s.c, n);
+    }
   }
 
   // Step t, whose rows begin at `done` in the block; how many these are.
@@ -375,6 +456,10 @@ template <class S, class C> class Layer {
         for (int64_t j = part.output; j < part.output_end; ++j)
           block.dh_projected[(start + k) * Pw + j] =
               block.dh[(part.first + k) * Pw + j] + (p.d_h ? pointer(p.d_h)[(block.first_row + start + k) * P + j] : S(0));
+      if (p.delta_h)
+        for (int64_t k = 0; k < count; ++k)
+          std::copy(block.dh_projected + (start + k) * Pw + part.output, block.dh_projected + (start + k) * Pw + part.output_end,
+                    static_cast<S*>(p.delta_h) + (block.first_row + start + k) * P + part.output);
       part.meet();
       product(count, part.unit, part.unit_end, Zero{zeros_}, [&](int64_t k) { return block.d_raw + (part.first + k) * U; },
               times([&](int64_t k) { return block.dh_projected + (start + k) * Pw; }, to_raw.filled_up()));
@@ -398,6 +483,8 @@ template <class S, class C> class Layer {
     const S* h_before = before(t, r, p.h0, p.h, P);
     const S* c_before = C::kStates == 2 ? before(t, r, p.c0, p.c, H) : nullptr;
     const S* from_above = p.projected || !p.d_h ? nullptr : pointer(p.d_h) + row * P;
+    const S* kept = p.gates ? gates(row) : block.gates + (row - block.first_row) * (G + C::kApart) * U;
+    const S* zh = p.gates ? candidate(row) : kept + G * U;
     S *dz = block.dz + in_block * G * U, *dz_hidden = block.dz_hidden() + in_block * G * U;
     S *dh = p.projected ? block.d_raw + r * U : block.dh + r * U, *dc = block.dc + r * U;
     if (part.member == 0) block.h_before[in_block] = h_before;
@@ -405,10 +492,11 @@ template <class S, class C> class Layer {
       const int n = j + L <= H ? L : int(H - j);
       Vec<S> gate[G];
       if (G > 1)
-        for (int g = 0; g < G; ++g) gate[g] = load(gates(row) + g * U + j);
+        for (int g = 0; g < G; ++g) gate[g] = load(kept + g * U + j);
       Step<S> s{};
       s.dh = load(dh + j);
       if (from_above) s.dh += load(from_above + j, n);
+      if (p.delta_h && !p.projected) store(static_cast<S*>(p.delta_h) + row * P + j, s.dh, n);
       if (!p.projected) {
         s.h = load(h(row) + j, n);
         s.h_before = load(h_before + j, n);
@@ -417,8 +505,9 @@ template <class S, class C> class Layer {
         s.c_before = load(c_before + j, n);
         s.c = load(c(row) + j, n);
         s.dc = load(dc + j);
+        if (p.delta_c) store(static_cast<S*>(p.delta_c) + row * H + j, s.dc, n);
       }
-      if (C::kApart) s.extra = load(candidate(row) + j);
+      if (C::kApart) s.extra = load(zh + j);
       C::backward(gate, s);
       for (int g = 0; g < G; ++g) store(dz + g * U + j, gate[g]);
       if (C::kApart) {
@@ -433,34 +522,40 @@ template <class S, class C> class Layer {
 
   // ---- Gradients of the weights and inputs, from the dz of a block's rows
 
-  void weight_gradients(Block& block, const Packed<S>& to_x) const {
+  void products_of_all_rows(Block& block, const Packed<S>& to_x) const {
     const int64_t R = block.rows, rows = G * H;
-    const int64_t threads = threads_for(R * G * U * (D + P + (p.d_x ? D : 0)) / L);
+    const int64_t threads = threads_for(R * G * U * ((p.d_w_ih ? D + P : 0) + (p.d_x ? D : 0)) / L);
     const int64_t each = (rows + threads * kTileRows - 1) / (threads * kTileRows) * kTileRows;
+    if (!p.d_w_ih && !p.d_x) return;
     parallel(pool_, threads, [&](int64_t begin, int64_t end) {
-      const int64_t first = std::min(begin * each, rows), last = std::min(end * each, rows);
-      auto column = [&](int64_t q) { return q / H * U + q % H; };  // of row q of the weights, in dz
-      Buffer<S> left(R * (last - first)), panel(Packed<S>::size(R, kTileVectors * L));
-      auto x_row = [&](int64_t n) { return pointer(p.x) + (block.first_row + n) * D; };
-      auto h_row = [&](int64_t n) { return block.h_before[n]; };
-      interleave(block.dz, G * U, R, first, last, column, left);
-      outer(left, block, first, last, panel, x_row, D, p.d_w_ih);
-      if (p.d_b_ih) sum_rows(block.dz, block, first, last, column, p.d_b_ih);
-      if (C::kApart) interleave(block.dz_hidden(), G * U, R, first, last, column, left);
-      outer(left, block, first, last, panel, h_row, P, p.d_w_hh);
-      if (p.d_b_hh) sum_rows(block.dz_hidden(), block, first, last, column, p.d_b_hh);
+      if (p.d_w_ih) weight_gradients(block, std::min(begin * each, rows), std::min(end * each, rows));
       if (p.d_x) {
         const int64_t n = R * begin / threads;
         product(R * end / threads - n, 0, D, Zero{zeros_},
                 [&](int64_t k) { return static_cast<S*>(p.d_x) + (block.first_row + n + k) * D; },
                 times([&](int64_t k) { return block.dz + (n + k) * G * U; }, to_x));
       }
-      if (p.projected && begin == 0) {
-        Buffer<S> projected(R * P);
-        interleave(block.dh_projected, whole<S>(P), R, 0, P, [](int64_t q) { return q; }, projected);
-        outer(projected, block, 0, P, panel, [&](int64_t n) { return block.raw + n * U; }, H, p.d_w_hr);
-      }
     });
+  }
+
+  // Of rows [first, last) of the weights; and, with the first of them, of the projection.
+  void weight_gradients(Block& block, int64_t first, int64_t last) const {
+    const int64_t R = block.rows;
+    auto column = [&](int64_t q) { return q / H * U + q % H; };  // of row q of the weights, in dz
+    auto x_row = [&](int64_t n) { return pointer(p.x) + (block.first_row + n) * D; };
+    auto h_row = [&](int64_t n) { return block.h_before[n]; };
+    Buffer<S> left(R * (last - first)), panel(Packed<S>::size(R, kTileVectors * L));
+    interleave(block.dz, G * U, R, first, last, column, left);
+    outer(left, block, first, last, panel, x_row, D, p.d_w_ih);
+    if (p.d_b_ih) sum_rows(block.dz, block, first, last, column, p.d_b_ih);
+    if (C::kApart) interleave(block.dz_hidden(), G * U, R, first, last, column, left);
+    outer(left, block, first, last, panel, h_row, P, p.d_w_hh);
+    if (p.d_b_hh) sum_rows(block.dz_hidden(), block, first, last, column, p.d_b_hh);
+    if (p.projected && first == 0) {
+      Buffer<S> projected(R * P);
+      interleave(block.dh_projected, whole<S>(P), R, 0, P, [](int64_t q) { return q; }, projected);
+      outer(projected, block, 0, P, panel, [&](int64_t n) { return block.raw + n * U; }, H, p.d_w_hr);
+    }
   }
 
   // Columns column(q) of rows `stride` apart, for q in [first, last): tile by tile [R][rows of the tile].

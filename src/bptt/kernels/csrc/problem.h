@@ -14,6 +14,7 @@ typedef struct {
   int64_t inputs, hidden;  // D, H
   int64_t projected;       // size of the projection, or 0
   int64_t reverse;         // 1: from the last step to the first
+  int64_t h_is_known;      // 1: forward finds c and gates alone, from the outputs h
   int64_t threads;
   const int64_t* offsets;  // T+1   rows of step t are offsets[t] .. offsets[t+1]; null: B in every step
   const uint8_t* cut;      // N     1 where the state before this row is zero; or null
@@ -22,13 +23,14 @@ typedef struct {
   const void *h0, *c0;     // B,P  B,H
   void* h;                 // N,P   the outputs
   void* c;                 // N,H   (LSTM)
-  void* gates;             // N,G,U what backward needs of the gates; null where there is one gate, or no backward to come
+  void* gates;             // N,G,U what backward needs of the gates; null: not kept, and backward computes them anew
   void* candidate;         // N,U   (GRU) W_hn h + b_hn
   void *h_last, *c_last;   // B,P  B,H
   // backward
   const void *d_h, *d_h_last, *d_c_last;          // null: zero
   void *d_x;                                      // N,D   null: not wanted
   void *d_h0, *d_c0;                              // B,P  B,H
-  void *d_w_ih, *d_w_hh, *d_b_ih, *d_b_hh, *d_w_hr;
+  void *d_w_ih, *d_w_hh, *d_b_ih, *d_b_hh, *d_w_hr;  // null: not wanted
+  void *delta_h, *delta_c;                           // N,P  N,H   dL/dstate after each row, or null
 } bptt_problem;
 }
