@@ -1,5 +1,7 @@
 """The fused CPU kernel against the reference, in every instruction set that this machine has."""
 
+import dataclasses
+import functools
 import os
 import subprocess
 import sys
@@ -11,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bptt
-from bptt.kernels import Sequences
+from bptt.kernels import Sequences, cpu
 from bptt.kernels.cpu import Cpu, library
 from bptt.kernels.reference import Reference
 from bptt.kernels.walk import Walk
@@ -32,13 +34,8 @@ def _gradients(kernel, cell, walk, x, state, weights, seed):
     return {n: t.detach() for n, t in tensors.items()} | {f"d_{n}": g for n, g in zip(leaves, found, strict=True)}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
-@pytest.mark.parametrize("form", ["padded", "packed"])
-@pytest.mark.parametrize("name", BY_HAND)
-@given(
-    seed=seeds, size=SIZES, reverse=st.booleans(), bias=st.booleans(), with_reset=st.booleans(), share=st.floats(0, 1)
-)
-def test_it_is_the_reference(name, form, dtype, seed, size, reverse, bias, with_reset, share):
+def _drawn(name, form, seed, size, reverse, with_reset, share, bias=True):
+    """A layer, a walk, rows x and an initial state, in float64."""
     torch.manual_seed(seed)
     steps, batch, inputs, hidden = size
     projected = int(share * (hidden - 1)) if name == "lstm" else 0
@@ -50,6 +47,17 @@ def test_it_is_the_reference(name, form, dtype, seed, size, reverse, bias, with_
     walk = Walk.over(Sequences(x, sizes, torch.rand(len(x)) < 0.2 if with_reset else None), reverse)
     widths = [projected or hidden, hidden][: len(made.cell.states)]
     state = tuple(torch.randn(int(sizes[0]), width, dtype=torch.float64) for width in widths)
+    return made, walk, x, state
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
+@pytest.mark.parametrize("form", ["padded", "packed"])
+@pytest.mark.parametrize("name", BY_HAND)
+@given(
+    seed=seeds, size=SIZES, reverse=st.booleans(), bias=st.booleans(), with_reset=st.booleans(), share=st.floats(0, 1)
+)
+def test_it_is_the_reference(name, form, dtype, seed, size, reverse, bias, with_reset, share):
+    made, walk, x, state = _drawn(name, form, seed, size, reverse, with_reset, share, bias)
 
     def run(kernel, dtype):
         made.to(dtype)
@@ -64,6 +72,38 @@ def test_it_is_the_reference(name, form, dtype, seed, size, reverse, bias, with_
         scale = max(1.0, want[tensor].norm().item())
         error, unavoidable = ((r[tensor] - want[tensor]).norm().item() / scale for r in (got, rounding))
         assert error <= max(1e-10 if dtype == torch.float64 else 1e-5, 2 * unavoidable), f"{tensor}: {error:.3g}"
+
+
+@pytest.mark.parametrize("form", ["padded", "packed"])
+@pytest.mark.parametrize("name", BY_HAND)
+@given(seed=seeds, size=SIZES, reverse=st.booleans(), with_reset=st.booleans(), share=st.floats(0, 1))
+def test_the_way_back_from_known_states(name, form, seed, size, reverse, with_reset, share):
+    """A replay finds what forward kept; from it, and from a tape without gates, come the same gradients."""
+    made, walk, x, state = _drawn(name, form, seed, size, reverse, with_reset, share)
+    cell, weights, kernel = made.cell, {n: w.detach() for n, w in made.layer_weights(0, 0).items()}, Cpu()
+    h, _, tape = kernel.forward(cell, walk, x, state, weights, keep=True)
+    replayed = cpu.replay(cell, walk, x, state, weights, h)
+    for kept, found in zip(tape, replayed, strict=True):
+        if found is not None:  # c, and gates [N, G, H rounded up]
+            H = state[-1].shape[-1]
+            torch.testing.assert_close(found[..., :H], kept[..., :H], rtol=1e-10, atol=1e-12)
+    d_outputs, d_final = torch.randn_like(h), tuple(torch.randn_like(s) for s in state)
+    want = kernel.backward(cell, walk, x, state, weights, tape, d_outputs, d_final, True)
+    lean = kernel.backward(cell, walk, x, state, weights, (*tape[:2], None, None), d_outputs, d_final, True)
+    seen = cpu.sensitivity(cell, walk, x, state, weights, replayed, d_outputs, d_final, True)
+    close = functools.partial(torch.testing.assert_close, rtol=1e-10, atol=1e-10)
+    close(lean, want)
+    close(seen.d_x, want.x)
+    close(seen.d_start, want.state)
+    first = walk.spans[-1 if reverse else 0]  # δ of the first step, one step on, is the initial state's
+    one = Walk.over(Sequences(x[first], torch.tensor([len(x[first])])), reverse)
+    if walk.cut is not None:
+        one = dataclasses.replace(one, cut=walk.cut[first])
+    begin = tuple(s[: len(x[first])] for s in state)
+    after = tuple(d[first] for d in seen.delta)
+    part = kernel.forward(cell, one, x[first], begin, weights, keep=True)[2]
+    step = kernel.backward(cell, one, x[first], begin, weights, part, torch.zeros_like(h[first]), after, False)
+    close(step.state, tuple(d[: len(x[first])] for d in want.state))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
 import bptt
 from bptt.cells import GRU, LSTM, Elman
 from bptt.flow import closed
+from bptt.kernels import cpu
 from tests.cases import Leaky, Normed, Peephole
 from tests.flow_cases import cases, right
 
@@ -35,6 +36,13 @@ def _layers(**options):
 def _one_thread(_two_threads):
     """The tensors are tiny: a second thread would only be waited for."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(params=["native core", "plain loops"])
+def way_back(request, monkeypatch):
+    """What computes δ."""
+    if request.param == "plain loops":
+        monkeypatch.setattr(cpu, "serves", lambda *_: False)
 
 
 FORMS = {
@@ -93,6 +101,7 @@ def _assert_exact(model, flow, gradients, tolerance):
 @pytest.mark.parametrize(
     ("form", "dtype"), [*((form, torch.float64) for form in FORMS), ("two layers", torch.float32)], ids=str
 )
+@pytest.mark.usefixtures("way_back")
 def test_contributions_sum_to_the_gradient(form, dtype):
     options = FORMS[form]
     for name, model in _layers(**options):
@@ -109,6 +118,7 @@ def test_contributions_sum_to_the_gradient(form, dtype):
 
 
 @pytest.mark.parametrize("enforce_sorted", [True, False])
+@pytest.mark.usefixtures("way_back")
 def test_packed_sequences_and_padding(enforce_sorted):
     lengths = [6, 4, 4, 2] if enforce_sorted else [2, 6, 3, 4]
     for _, model in _layers(num_layers=2, bidirectional=True):
@@ -130,6 +140,7 @@ def test_padding_contributes_exactly_nothing():
     assert (layer.contribution("weight_hh", 5) == 0).all()
 
 
+@pytest.mark.usefixtures("way_back")
 def test_initial_states_unbatched_and_resets():
     reset = torch.rand(T, B) < 0.3
     for cell in (Elman("relu"), GRU(), LSTM(), Leaky(), Peephole()):
@@ -142,6 +153,7 @@ def test_initial_states_unbatched_and_resets():
             _assert_exact(model, *_watched(model, x, hx if len(hx) > 1 else hx[0], reset=reset), 1e-12)
 
 
+@pytest.mark.usefixtures("way_back")
 def test_packed_resets():
     lengths = [6, 4, 4, 2]
     x = pack_sequence([torch.randn(n, D, dtype=torch.float64) for n in lengths])
