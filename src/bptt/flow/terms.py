@@ -25,7 +25,7 @@ from bptt.flow.trajectory import (
 )
 
 MAP_BYTES = 256 << 20  # what a map may hold before it asks for fewer samples
-WORK_ALONE = 4_000_000  # multiplications a step, below which a team of threads costs more than it saves
+WORK_ALONE = 8_000_000  # multiplications a step, below which a team of threads costs more than it saves
 GROUP_BYTES = 8 << 20  # of one quantity's rows, [T, samples, G·H]: more samples than fit go in turns
 
 
@@ -134,8 +134,8 @@ class GradientMap:
 class _LayerTerms:
     """The terms of one layer in one direction. Inside, t and k are in the order of walking."""
 
-    def __init__(self, trajectory: Trajectory, d_outputs: Tensor, keep: bool) -> None:
-        """d_outputs: ∂L(t)/∂h(t) [T, S, H or P] in time; keep: whether the map is wanted, or only what goes further down."""
+    def __init__(self, trajectory: Trajectory, d_outputs: Tensor, keep: bool, x_wanted: bool) -> None:
+        """d_outputs: ∂L(t)/∂h(t) [T, S, H or P] in time; keep: the map is wanted; x_wanted: what goes further down."""
         rows = trajectory.in_time(d_outputs).to(trajectory.x.dtype)
         if trajectory.active is not None:
             rows = torch.where(trajectory.active[..., None], rows, torch.zeros_like(rows))
@@ -155,11 +155,12 @@ class _LayerTerms:
             work = rows[0, group].numel() * len(self.loss_steps) * gates * trajectory.before[0].shape[-1]
             with few_threads(work < WORK_ALONE):
                 shown = walk(pull, self.d_outputs[:, group], self.loss_steps, norms=keep, apart=keep)
-            d_x.append(pull.d_x(shown.sums))
+                if x_wanted:
+                    d_x.append(pull.d_x(shown.sums))
             norms.append(shown.norms or {})
             pulls.append(pull if keep else None)
         self.pulls = pulls
-        self.d_x = trajectory.in_time(torch.cat(d_x, dim=1)) * self.scale
+        self.d_x = trajectory.in_time(torch.cat(d_x, dim=1)) * self.scale if x_wanted else None
         for key in norms[0]:
             self.compact[key] = torch.cat([n[key] for n in norms], dim=2) if len(norms) > 1 else norms[0][key]
 
@@ -262,7 +263,8 @@ def gradient_map(
     d_outputs = _given(layer, grad_outputs, inputs) if grad_outputs is not None else _of_loss(layer, x, hx, reset, loss)
     d_outputs = d_outputs[:, places.to(d_outputs.device)]
     refuse_nonfinite("∂L/∂outputs", d_outputs, places.tolist())
-    trajectories, _ = trace(layer, inputs.of(places))
+    with few_threads(len(places) * sum(w.numel() for w in layer.parameters()) < WORK_ALONE):
+        trajectories, _ = trace(layer, inputs.of(places))
     _refuse_large(trajectories[0][0], d_outputs, len(wanted) * len(trajectories[0]))
     shown: dict[str, _LayerTerms] = {}
     for depth in range(layer.num_layers - 1, min(wanted) - 1, -1):
@@ -270,8 +272,8 @@ def gradient_map(
         pieces = d_outputs.chunk(len(directions), dim=-1)
         d_outputs = torch.zeros_like(directions[0].x)
         for trajectory, piece in zip(directions, pieces, strict=True):
-            terms = _LayerTerms(trajectory, piece, depth in wanted)
-            d_outputs = d_outputs + terms.d_x
+            terms = _LayerTerms(trajectory, piece, depth in wanted, x_wanted=depth > min(wanted))
+            d_outputs = d_outputs if terms.d_x is None else d_outputs + terms.d_x
             if depth in wanted:
                 shown[trajectory.suffix] = terms
     names = tuple(name for name, _ in layer.named_parameters() if any(name.endswith(suffix) for suffix in shown))
