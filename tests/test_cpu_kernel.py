@@ -16,6 +16,7 @@ import bptt
 from bptt.kernels import Sequences, cpu
 from bptt.kernels.cpu import Cpu, library
 from bptt.kernels.reference import Reference
+from bptt.kernels.tape import lean_tape
 from bptt.kernels.walk import Walk
 from tests.cases import BY_HAND, POINTWISE, seeds
 
@@ -89,7 +90,10 @@ def test_the_way_back_from_known_states(name, form, seed, size, reverse, with_re
             torch.testing.assert_close(found[..., :H], kept[..., :H], rtol=1e-10, atol=1e-12)
     d_outputs, d_final = torch.randn_like(h), tuple(torch.randn_like(s) for s in state)
     want = kernel.backward(cell, walk, x, state, weights, tape, d_outputs, d_final, True)
-    lean = kernel.backward(cell, walk, x, state, weights, (*tape[:2], None, None), d_outputs, d_final, True)
+    with lean_tape():
+        states_alone = kernel.forward(cell, walk, x, state, weights, keep=True)[2]
+    assert [kept is None for kept in states_alone] == [False, len(state) == 1, True, True]
+    lean = kernel.backward(cell, walk, x, state, weights, states_alone, d_outputs, d_final, True)
     seen = cpu.sensitivity(cell, walk, x, state, weights, replayed, d_outputs, d_final, True)
     close = functools.partial(torch.testing.assert_close, rtol=1e-10, atol=1e-10)
     close(lean, want)

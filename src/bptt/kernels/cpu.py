@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from bptt.cells import GRU, LSTM, Cell, Elman, PointwiseCell, State, Weights
 from bptt.kernels.base import Sequences, Stack
 from bptt.kernels.layered import Gradients, LayerKernel, Saved
+from bptt.kernels.tape import is_lean
 from bptt.kernels.walk import Walk
 
 NOT_BUILT = "the native core was not built: install a C++ compiler, then bptt once more"
@@ -48,7 +49,8 @@ class Cpu(LayerKernel):
     def forward(
         self, cell: PointwiseCell, walk: Walk, x: Tensor, state: State, weights: Weights, keep: bool
     ) -> tuple[Tensor, State, Saved]:
-        """Kept is what the step's derivative needs: the states, the gates, for the GRU its candidate's zh."""
+        """Kept is what the step's derivative needs: the states; unless `lean_tape` the gates, and the GRU candidate's zh."""
+        keep = keep and not is_lean()
         native, w_hh = _native(), weights["weight_hh"]
         N, H, P = x.shape[0], w_hh.shape[0] // cell.gates, w_hh.shape[1]
         units = native.units(H, x.dtype == torch.float64)
