@@ -1,0 +1,117 @@
+// Scene 3, lecture line 8: a loss at each step, and their sum.
+import { el, onWidth, svg } from "../components/dom.js";
+import { countedChoice, headChoice, inputEditor, targetEditors, weightEditor } from "../components/editors.js";
+import { formula, liveMaths } from "../components/formula.js";
+import { networkDrawing } from "../components/network.js";
+import { show } from "../components/numbers.js";
+import { predictFirst } from "../components/predict.js";
+import { digits, lossCode, loop, numbers } from "../components/pytorch.js";
+
+const FORMULAS = {
+  softmax: "L(t) = −\\fn{ln} y_{\\text{target}}(t)",
+  sigmoid: "L(t) = −\\fn{ln} y(t) \\text{~if~target~1,~} −\\fn{ln}(1 − y(t)) \\text{~if~0}",
+  linear: "L(t) = \\sum_i (y_i(t) − \\text{target}_i(t))^2",
+};
+
+export const scene = { id: "losses", order: 3, short: "Losses", title: "A loss at each step", mount, pytorch };
+
+function mount(root, page) {
+  const drawing = networkDrawing(page, ({ x, counted }, { forward }) => ({
+    T: x.length,
+    losses: true,
+    counts: forward.counts,
+    label: `The unfolded network with a loss above each output; ${counted === "each" ? "all count" : "only the last counts"}`,
+  }));
+  const ofStep = liveMaths();
+  const total = [liveMaths(), liveMaths(), liveMaths()];
+  page.follow(({ head, counted }, { forward }) => {
+    const { T, losses, loss } = forward;
+    ofStep.set(FORMULAS[head]);
+    total[0].set(counted === "each" ? "L = \\sum_{t=1}^{T} L(t)" : `L = L(T) = L(${T})`);
+    total[1].set(counted === "each" ? `= ${losses.slice(1).map((value) => show(value)).join(" + ")}` : "");
+    total[2].set(`= ${show(loss)}`);
+  });
+  root.append(
+    el("p", { class: "lead" }, "Many-to-many: the network is judged at every step, and the overall loss is the sum. Many-to-one: " +
+      "one loss at the last step is enough."),
+    drawing,
+    el("div", { class: "controls" }, countedChoice(page), headChoice(page)),
+    el("div", { class: "equation" }, el("h3", {}, "The loss of one step"), el("div", { class: "formula" }, ofStep.node)),
+    el("div", { class: "equation" }, el("h3", {}, "The overall loss"),
+      el("div", { class: "formula" }, total.map(({ node }) => node)), bars(page)),
+    remark(page),
+    predictFirst(page, {
+      question: "Only the last loss counts. Does W_hh still get a gradient through step 1?",
+      options: ["no, step 1 has no loss", "yes, through the hidden states", "only if T = 1"],
+      right: 1,
+      why: [
+        el("p", {}, "The last loss depends on h(T), which depends on h(T−1), and so on back to h(1). One loss gives a term for " +
+          "every earlier step k:"),
+        formula("\\frac{∂L(T)}{∂\\hh{W_{hh}}}", "= \\frac{∂L(T)}{∂y(T)} \\frac{∂y(T)}{∂h(T)}",
+          "\\sum_{k=1}^{T} \\frac{∂h(T)}{∂h(k)} \\frac{∂^+h(k)}{∂\\hh{W_{hh}}}"),
+      ],
+    }),
+    el("h3", {}, "The numbers to change"),
+    el("div", { class: "matrices" }, targetEditors(page), inputEditor(page), weightEditor(page, "yh"), weightEditor(page, "hh")),
+  );
+}
+
+function remark(page) {
+  const node = el("p", { class: "said" });
+  page.follow(({ counted }) => {
+    node.textContent = counted === "each"
+      ? "Every L(t) is in the sum, so every step gets a gradient of its own."
+      : "The other losses are left out of the sum. Some keep them, because they help to train the earlier steps.";
+  });
+  return node;
+}
+
+// L(t) as bars, each with its number; a loss that does not count is hollow.
+function bars(page) {
+  const host = el("div", { class: "bars" });
+  let width = 0;
+  const update = (state, { forward }) => {
+    if (width > 0) host.replaceChildren(barChart(forward, width));
+  };
+  onWidth(host, (now) => {
+    width = now;
+    page.refresh();
+  });
+  page.follow(update);
+  return host;
+}
+
+const [HEIGHT, BASE, TOP] = [150, 122, 24];
+
+function barChart({ T, losses, counts }, width) {
+  const gap = Math.min(110, width / T);
+  const left = (width - gap * T) / 2;
+  const finite = losses.filter(Number.isFinite);
+  const largest = Math.max(...finite, 1e-300);
+  const said = losses.slice(1).map((loss, i) => `L(${i + 1}) ${show(loss)}`).join(", ");
+  const root = svg("svg", { role: "img", "aria-label": said, width, height: HEIGHT, viewBox: `0 0 ${width} ${HEIGHT}` });
+  for (let t = 1; t <= T; t++) {
+    const x = left + (t - 0.5) * gap;
+    const size = Number.isFinite(losses[t]) ? Math.max(1, ((BASE - TOP) * losses[t]) / largest) : BASE - TOP;
+    const bar = { x: x - gap * 0.28, y: BASE - size, width: gap * 0.56, height: size, class: counts[t] ? "bar" : "bar ignored" };
+    root.append(
+      svg("rect", bar),
+      svg("text", { x, y: BASE - size - 7, class: "value" }, show(losses[t], gap < 60 ? 2 : 3)),
+      svg("text", { x, y: BASE + 20, class: "step" }, `L(${t})`),
+    );
+  }
+  return root;
+}
+
+function pytorch(state, { net, forward }) {
+  const { losses, loss, T } = forward;
+  const code = [
+    ...numbers(state, { net }),
+    "L = []",
+    ...loop(net, T),
+    `    L.append(${lossCode(net)})`,
+    `total = ${state.counted === "each" ? "sum(L)" : "L[-1]"}`,
+    'print(*(f"{v.item():.10f}" for v in (*L, total)))',
+  ];
+  return { code: code.join("\n"), prints: digits([...losses.slice(1), loss]) };
+}
