@@ -1,5 +1,5 @@
 // The shared network's editors, as the scenes need them.
-import { formula } from "./formula.js";
+import { formula, maths } from "./formula.js";
 import { choices, matrixEditor, slider } from "./inputs.js";
 
 const step = (t) => `${t + 1}`;
@@ -29,10 +29,10 @@ export function targetEditors(page) {
 }
 
 export const activationChoice = (page) =>
-  choices(page, { label: "Activation σ_h", field: "activation", options: { tanh: "tanh", sigmoid: "sigmoid", relu: "ReLU" } });
+  choices(page, { label: ["Activation ", maths("σ_h")], field: "activation", options: { tanh: "tanh", sigmoid: "sigmoid", relu: "ReLU" } });
 
 export const headChoice = (page) =>
-  choices(page, { label: "Output σ_y", field: "head", options: { softmax: "softmax", sigmoid: "sigmoid", linear: "linear" } });
+  choices(page, { label: ["Output ", maths("σ_y")], field: "head", options: { softmax: "softmax", sigmoid: "sigmoid", linear: "linear" } });
 
 export const countedChoice = (page) =>
   choices(page, { label: "Losses that count", field: "counted", options: { each: "every step", last: "the last only" } });

@@ -65,7 +65,8 @@ function atom(tokens) {
   if (token.startsWith("\\") && token.length > 1) return command(token.slice(1), tokens);
   if (/^\d/.test(token)) return m("mn", {}, token);
   if (/^\p{L}/u.test(token) || token === "∞") return m("mi", token === "∂" ? { mathvariant: "normal" } : {}, token);
-  return m("mo", /^[()[\]]$/.test(token) ? { stretchy: "false" } : {}, token === "-" ? "−" : token);
+  const spacing = /^[+=]$/.test(token) ? { form: "infix" } : /^[()[\]]$/.test(token) ? { stretchy: "false" } : {};
+  return m("mo", spacing, token === "-" ? "−" : token);
 }
 
 function command(name, tokens) {
@@ -108,8 +109,7 @@ function table(tokens) {
     else rows.at(-1).at(-1).push(token);
   }
   const cells = (row) => row.map((cell) => m("mtd", {}, sequence(cell, null)));
-  const body = m("mtable", {}, rows.map((row) => m("mtr", {}, cells(row))));
-  return m("mrow", {}, m("mo", { stretchy: "true" }, "["), body, m("mo", { stretchy: "true" }, "]"));
+  return m("mtable", {}, rows.map((row) => m("mtr", {}, cells(row)))); // the style draws the brackets
 }
 
 // The text of \matrix for numbers: a vector stands upright. `say` turns a number into text.

@@ -2,11 +2,11 @@
 //
 // Keys of what can be lit: the matrices "hx" "hh" "yh" (every copy), one edge "hx3" "hh3" "yh3" (the one that ends in, or
 // starts from, step 3) and "loss3", one node "x3" "h3" "y3" "L3"; h0 is the start.
-import { el, onWidth, svg, uniqueName } from "./dom.js";
+import { el, onWidth, svg } from "./dom.js";
 
 const ROWS = { L: 30, y: 106, h: 206, x: 306 };
 const EDGES = ["hx", "hh", "yh", "loss"];
-const LABELLED = 60; // pixels between two steps, from which each edge bears its matrix's name
+const LABELLED = 60; // pixels between two steps, from which each edge bears its matrix's name; else the last alone
 const WIDEST = 165;
 
 // describe(state, results) → {T, open: 0..1, lit: Set of keys (empty: nothing dims), losses: false, label: for a screen
@@ -40,8 +40,6 @@ export function networkDrawing(page, describe, pick = null) {
 function build({ T, losses }, pick) {
   const root = svg("svg", { role: "img", class: "network" });
   const parts = new Map();
-  const own = uniqueName("arrow");
-  root.append(svg("defs", {}, EDGES.map((kind) => arrowhead(`${own}-${kind}`, kind))));
   const add = (key, t, part) => {
     part.group.setAttribute("data-key", key);
     if (pick) listen(part.group, key, t, pick);
@@ -49,7 +47,7 @@ function build({ T, losses }, pick) {
     root.append(part.group);
   };
   for (let t = 1; t <= T; t++) {
-    for (const kind of losses ? EDGES : EDGES.slice(0, 3)) add(`${kind}${t}`, t, edge(kind, `${own}-${kind}`));
+    for (const kind of losses ? EDGES : EDGES.slice(0, 3)) add(`${kind}${t}`, t, edge(kind));
   }
   for (let t = 0; t <= T; t++) {
     for (const kind of t === 0 ? ["h"] : losses ? ["x", "h", "y", "L"] : ["x", "h", "y"]) add(`${kind}${t}`, t, circle(kind));
@@ -57,18 +55,13 @@ function build({ T, losses }, pick) {
   return { root, parts, T, losses };
 }
 
-function arrowhead(id, kind) {
-  const shape = svg("path", { d: "M0 0 L8 4 L0 8 z", class: `head ${kind}` });
-  const size = { markerWidth: 8, markerHeight: 8, refX: 7, refY: 4, markerUnits: "userSpaceOnUse" };
-  return svg("marker", { id, orient: "auto", ...size }, shape);
-}
-
-function edge(kind, marker) {
-  const line = svg("path", { class: "line", "marker-end": `url(#${marker})` });
+function edge(kind) {
+  const line = svg("path", { class: "line" });
+  const head = svg("path", { class: "head", d: "M-8 -4 L0 0 L-8 4 z" });
   const wide = svg("path", { class: "touch" }); // a finger needs more than a line
   const name = kind === "loss" ? null : svg("text", { class: "name" }, "W", svg("tspan", { dy: 4, class: "index" }, kind));
-  const group = svg("g", { class: `edge ${kind}` }, wide, line, name);
-  return { group, line, wide, name, kind, edge: true };
+  const group = svg("g", { class: `edge ${kind}` }, wide, line, head, name);
+  return { group, line, head, wide, name, kind, edge: true };
 }
 
 function circle(kind) {
@@ -90,7 +83,7 @@ function place({ root, parts, T, losses }, width, open) {
   const margin = 30;
   const span = Math.min(width - 2 * margin, T * WIDEST);
   const gap = span / T;
-  const radius = Math.min(25, Math.max(3, gap * 0.37));
+  const radius = Math.min(25, Math.max(gap * 0.28, Math.min(16, gap * 0.4)));
   const column = (t) => width / 2 + open * ((t - T / 2) * gap);
   const at = { T, open, gap, radius, column };
   root.setAttribute("viewBox", `0 ${top} ${width} ${height}`);
@@ -105,27 +98,37 @@ function place({ root, parts, T, losses }, width, open) {
   }
 }
 
-function placeEdge({ line, wide, name, kind, t }, { T, open, gap, radius, column }) {
+function placeEdge({ line, head, wide, name, kind, t }, { T, open, gap, radius, column }) {
   const x = column(t);
   const ends = { hx: [ROWS.x, ROWS.h], yh: [ROWS.h, ROWS.y], loss: [ROWS.y, ROWS.L] }[kind];
-  const path = ends
-    ? `M${x} ${ends[0] - radius} L${x} ${ends[1] + radius + 2}`
-    : recurrent(column(t - 1), x, radius, 1 - open);
+  const { path, end, angle } = ends ? upward(x, ends, radius) : recurrent(column(t - 1), x, radius, 1 - open);
   line.setAttribute("d", path);
   wide.setAttribute("d", path);
+  head.setAttribute("transform", `translate(${end}) rotate(${angle})`);
   if (!name) return;
-  const named = open < 0.5 || gap >= LABELLED || t === T;
-  name.style.display = named ? "" : "none";
-  const [left, above] = ends ? [x - 10, (ends[0] + ends[1]) / 2 + 6] : [(column(t - 1) + x) / 2 + 14, ROWS.h - 12 - 62 * (1 - open)];
-  name.setAttribute("x", ends || open > 0.5 ? left : x + radius + 58);
-  name.setAttribute("y", ends || open > 0.5 ? above : ROWS.h + 6);
+  name.style.display = open * gap >= LABELLED || t === T ? "" : "none";
+  const loop = [x + radius + 94, ROWS.h + 5];
+  const above = [(column(t - 1) + x) / 2 + 14, ROWS.h - Math.max(12, 30 - radius / 2)];
+  const [left, base] = ends ? [x - 9, (ends[0] + ends[1]) / 2 + 6] : open < 0.3 ? loop : above;
+  name.setAttribute("x", left);
+  name.setAttribute("y", base);
 }
 
-// From the right of h(t−1) to the left of h(t): a straight line when unfolded, a loop around the node when folded.
+function upward(x, [from, to], radius) {
+  const end = [x, to + radius + 1];
+  return { path: `M${x} ${from - radius} L${x} ${end[1] + 4}`, end, angle: -90 };
+}
+
+// From h(t−1) to h(t): a straight line when unfolded, a loop on the right of the node when folded.
 function recurrent(from, to, radius, folded) {
-  const [right, left] = [from + radius, to - radius - 2];
-  const [bend, rise] = [70 * folded, 84 * folded];
-  return `M${right} ${ROWS.h} C${right + bend} ${ROWS.h - rise} ${left - bend} ${ROWS.h - rise} ${left} ${ROWS.h}`;
+  const leave = -0.9 * folded;
+  const arrive = Math.PI - (Math.PI - 0.9) * folded; // from the left, by below, to the right
+  const on = (x, turn, distance) => [x + distance * Math.cos(turn), ROWS.h + distance * Math.sin(turn)];
+  const bend = 95 * folded;
+  const start = on(from, leave, radius);
+  const end = on(to, arrive, radius + 1);
+  const path = `M${start} C${on(from, leave, radius + bend)} ${on(to, arrive, radius + 5 + bend)} ${on(to, arrive, radius + 5)}`;
+  return { path, end, angle: (arrive * 180) / Math.PI - 180 };
 }
 
 function placeNode({ shape, name, kind, t }, { T, open, gap, radius, column }) {
@@ -136,7 +139,8 @@ function placeNode({ shape, name, kind, t }, { T, open, gap, radius, column }) {
   name.setAttribute("x", x);
   name.setAttribute("y", y + 5);
   name.textContent = open < 0.3 && t === T ? kind : `${kind}(${t})`;
-  name.style.display = gap >= 38 || t === T || t === 0 ? "" : "none";
+  name.classList.toggle("small", radius < 18);
+  name.style.display = open * gap >= 2 * radius || t === T ? "" : "none";
 }
 
 function light({ parts }, { lit, counts }) {

@@ -2,7 +2,7 @@
 import { button } from "./inputs.js";
 import { el } from "./dom.js";
 
-// options: texts; right: the index of the right one, or a function (state, results) → index; why: text or nodes, shown
+// question: a text, or texts and nodes; options: texts; right: the index of the right one, or a function (state, results) → index; why: text or nodes, shown
 // after the prediction whether it was right or not.
 export function predictFirst(page, { question, options, right, why }) {
   const verdict = el("p", { class: "verdict" });

@@ -1,6 +1,6 @@
 // Scene 1, lecture lines 2 to 4: the compact network and its copies along time are one network with one set of weights.
 import { el } from "../components/dom.js";
-import { formula } from "../components/formula.js";
+import { formula, maths } from "../components/formula.js";
 import { button, matrixEditor, slider } from "../components/inputs.js";
 import { networkDrawing } from "../components/network.js";
 import { predictFirst } from "../components/predict.js";
@@ -52,7 +52,7 @@ function mount(root, page) {
       "per time step. The copies share their weights: point at a matrix to see all of them."),
     drawing,
     el("div", { class: "controls" }, foldButton(page), openSlider(page), stepSlider(page)),
-    el("p", { class: "said", role: "status" }, counted(page, () => pointed)),
+    counted(page, () => pointed),
     el("div", { class: "matrices" }, Object.keys(MATRICES).map((kind) => matrix(page, kind, pin, point))),
     predictFirst(page, {
       question: "The sequence becomes twice as long. How many weights has the network then?",
@@ -78,15 +78,19 @@ function matrix(page, kind, pin, point) {
   return matrixEditor(page, { field: `W_${kind}`, caption, colour: kind });
 }
 
+// How many copies there are, in words.
 function counted(page, pointed) {
-  const text = document.createTextNode("");
+  const node = el("p", { class: "said", role: "status" });
+  let now = "";
   page.follow(({ x, fold_lit }) => {
     const kind = pointed() || fold_lit;
+    if (now === `${kind}${x.length}`) return;
+    now = `${kind}${x.length}`;
     const copies = `${x.length} ${x.length === 1 ? "copy" : "copies"}`;
-    const said = kind ? `W_${kind}, ${MATRICES[kind]}: ${copies}, one matrix.` : `T = ${x.length}: ${copies} of one network.`;
-    if (text.data !== said) text.data = said;
+    if (kind) node.replaceChildren(maths(`\\${kind}{W_{${kind}}}`), `, ${MATRICES[kind]}: ${copies} in time, one matrix.`);
+    else node.replaceChildren(`${copies} in time, one network.`);
   });
-  return text;
+  return node;
 }
 
 function openSlider(page) {

@@ -29,9 +29,9 @@ function mount(root, page) {
     drawing,
     el("div", { class: "controls" }, lossStepSlider(page), activationChoice(page), headChoice(page)),
     equation(page, "Net input, as a sum of two products",
-      formula("z_h(t) =", "\\hx{W_{hx}} x(t) +", "\\hh{W_{hh}} h(t-1) +", "b_h"), [numbersOfSum]),
+      formula("z_h(t) =", "\\hx{W_{hx}} x(t)", "+ \\hh{W_{hh}} h(t-1)", "+ b_h"), [numbersOfSum]),
     equation(page, "The same in one product",
-      formula("z_h(t) =", "\\matrix{\\hx{W_{hx}}, \\hh{W_{hh}}} \\matrix{x(t); h(t-1)} +", "b_h"), [numbersOfOne]),
+      formula("z_h(t) =", "\\matrix{\\hx{W_{hx}}, \\hh{W_{hh}}} \\matrix{x(t); h(t-1)}", "+ b_h"), [numbersOfOne]),
     equation(page, "Hidden state", formula("h(t) = σ_h(z_h(t))"), [numbersOfHidden]),
     equation(page, "Output", formula("z_y(t) = \\yh{W_{yh}} h(t) + b_y,", "y(t) = σ_y(z_y(t))"), [numbersOfNet, numbersOfOutput]),
     el("h3", {}, "The numbers to change"),
@@ -63,8 +63,8 @@ const found = (values) => matrixText(values, show);
 
 function numbersOfSum({ W_hx, W_hh, b_h, x, t }, { forward }) {
   return [
-    `z_h(${t}) =`, `\\hx{${given(W_hx)}} ${given(x[t - 1])} +`, `\\hh{${given(W_hh)}} ${found(forward.steps[t - 1].h)} +`,
-    given(b_h), `= ${found(forward.steps[t].z)}`,
+    `z_h(${t}) =`, `\\hx{${given(W_hx)}} ${given(x[t - 1])}`, `+ \\hh{${given(W_hh)}} ${found(forward.steps[t - 1].h)}`,
+    `+ ${given(b_h)}`, `= ${found(forward.steps[t].z)}`,
   ];
 }
 
@@ -72,7 +72,7 @@ function numbersOfOne({ W_hx, W_hh, b_h, x, t }, { forward }) {
   const colours = (row, i) => [...row.map((w) => `\\hx{${plain(w)}}`), ...W_hh[i].map((w) => `\\hh{${plain(w)}}`)];
   const both = matrixText(W_hx.map(colours), String);
   const stacked = matrixText([...x[t - 1].map(plain), ...forward.steps[t - 1].h.map((h) => show(h))], String);
-  return [`z_h(${t}) =`, `${both} ${stacked} +`, given(b_h), `= ${found(forward.steps[t].z)}`];
+  return [`z_h(${t}) =`, `${both} ${stacked}`, `+ ${given(b_h)}`, `= ${found(forward.steps[t].z)}`];
 }
 
 function numbersOfHidden({ activation, t }, { forward }) {
@@ -81,7 +81,7 @@ function numbersOfHidden({ activation, t }, { forward }) {
 
 function numbersOfNet({ t }, { net, forward }) {
   return [
-    `z_y(${t}) =`, `\\yh{${given(net.W_yh)}} ${found(forward.steps[t].h)} +`, given(net.b_y),
+    `z_y(${t}) =`, `\\yh{${given(net.W_yh)}} ${found(forward.steps[t].h)}`, `+ ${given(net.b_y)}`,
     `= ${found(forward.outputs[t].z)}`,
   ];
 }

@@ -1,7 +1,7 @@
 // Scene 3, lecture line 8: a loss at each step, and their sum.
 import { el, onWidth, svg } from "../components/dom.js";
 import { countedChoice, headChoice, inputEditor, targetEditors, weightEditor } from "../components/editors.js";
-import { formula, liveMaths } from "../components/formula.js";
+import { formula, liveMaths, maths } from "../components/formula.js";
 import { networkDrawing } from "../components/network.js";
 import { show } from "../components/numbers.js";
 import { predictFirst } from "../components/predict.js";
@@ -41,7 +41,7 @@ function mount(root, page) {
       el("div", { class: "formula" }, total.map(({ node }) => node)), bars(page)),
     remark(page),
     predictFirst(page, {
-      question: "Only the last loss counts. Does W_hh still get a gradient through step 1?",
+      question: ["Only the last loss counts. Does ", maths("\\hh{W_{hh}}"), " still get a gradient through step 1?"],
       options: ["no, step 1 has no loss", "yes, through the hidden states", "only if T = 1"],
       right: 1,
       why: [
