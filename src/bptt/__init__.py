@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bptt import cells as cells
+    from bptt import explain as explain
     from bptt import flow as flow
     from bptt import gradient as gradient
     from bptt import kernels as kernels
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 # Where each public name lives. They are imported on first use, so that `bptt --help` need not wait for torch.
-_MODULES = ("cells", "flow", "gradient", "kernels", "layers", "network")
+_MODULES = ("cells", "explain", "flow", "gradient", "kernels", "layers", "network")
 _HOMES = {
     "Cell": "bptt.cells",
     "PointwiseCell": "bptt.cells",

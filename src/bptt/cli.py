@@ -1,4 +1,4 @@
-"""The command line: `bptt train`, `bptt predict` and `bptt bench`, made from the dataclasses of `bptt.options`.
+"""The command line: `bptt train`, `predict`, `explain` and `bench`, made from the dataclasses of `bptt.options`.
 
 Exit codes: 0 done; 1 the loss became infinite or not a number, or bench found wrong gradients; 2 something given cannot be
 used; 130 and 143 stopped by Ctrl-C and SIGTERM. torch is imported only when there is work for it: help and mistakes are
@@ -19,10 +19,10 @@ from typing import Annotated, Any, Union, get_args
 
 import bptt
 from bptt.errors import InputError
-from bptt.options import TASKS, BenchOptions, PredictOptions, TrainOptions
+from bptt.options import TASKS, BenchOptions, ExplainOptions, PredictOptions, TrainOptions
 
 HELP = f"""\
-usage: bptt [-h] [--version] {{train,predict,bench}} ...
+usage: bptt [-h] [--version] {{train,predict,explain,bench}} ...
 
 Train recurrent networks by backpropagation through time, and use them.
 
@@ -35,13 +35,14 @@ Train recurrent networks by backpropagation through time, and use them.
   bptt train {{adding,copy}} --length 100                two problems that need a long memory
   bptt train --resume RUN                              go on where a run stopped
   bptt predict RUN                                     use a run: continue a text, forecast, label
+  bptt explain                                         the lecture on backpropagation through time as a page
   bptt bench                                           torch.nn against bptt on this machine; a minute
 
   torchrun --nproc-per-node N -m bptt train …          train in N processes
 
 options:
   -h, --help     show this help; also `bptt train --help`, `bptt train TASK --help`, `bptt predict --help`,
-                 `bptt bench --help`
+                 `bptt explain --help`, `bptt bench --help`
   --version      show the version ({bptt.__version__})
 """
 
@@ -87,7 +88,12 @@ def _command(arguments: list[str]) -> int:
     # cores the demo then went 5 times slower. Spinning briefly loses nothing when alone. To be set before torch is loaded.
     if arguments[:1] != ["bench"]:  # which measures torch as it is in the user's own programs
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    commands: dict[str, Callable[[list[str]], int]] = {"train": _train, "predict": _predict, "bench": _bench}
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "train": _train,
+        "predict": _predict,
+        "explain": _explain,
+        "bench": _bench,
+    }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(HELP, end="")
         return 0 if arguments else 2
@@ -96,7 +102,7 @@ def _command(arguments: list[str]) -> int:
         return 0
     if arguments[0] not in commands:
         raise InputError(
-            f"unknown command {arguments[0]!r}: give train, predict or bench; `bptt --help` shows examples"
+            f"unknown command {arguments[0]!r}: give train, predict, explain or bench; `bptt --help` shows examples"
         )
     return commands[arguments[0]](arguments[1:])
 
@@ -298,6 +304,24 @@ def _predict(arguments: list[str]) -> int:
     from bptt.train.predict import predict
 
     predict(parsed.run, options)
+    return 0
+
+
+# explain -----------------------------------------------------------------------------------------------------------
+
+
+def _explain(arguments: list[str]) -> int:
+    parsed = _parse(_with_plain_help(ExplainOptions), "bptt explain", arguments)
+    options = ExplainOptions(**_values(parsed, ExplainOptions))
+    from bptt import explain
+
+    path = explain.write(options.out)
+    print(f"wrote {path}")
+    if options.open:
+        import webbrowser
+
+        if not webbrowser.open(path.absolute().as_uri()):
+            print("found no browser: open the file by hand")
     return 0
 
 

@@ -213,6 +213,16 @@ class PredictOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExplainOptions:
+    """The lecture on backpropagation through time as one page on which every number can be changed."""
+
+    out: Path = Path("bptt-explain.html")
+    """HTML file to write; it needs neither a network nor a server."""
+    open: bool = True
+    """Show it in the browser."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class BenchOptions:
     """One training step of torch.nn's layers against bptt's, on this machine and at your sizes."""
 

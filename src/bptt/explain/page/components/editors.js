@@ -1,0 +1,46 @@
+// The shared network's editors, as the scenes need them.
+import { formula, maths } from "./formula.js";
+import { choices, matrixEditor, slider } from "./inputs.js";
+
+const step = (t) => `${t + 1}`;
+
+export const weightEditor = (page, kind) =>
+  matrixEditor(page, { field: `W_${kind}`, caption: formula(`\\${kind}{W_{${kind}}}`), colour: kind });
+
+export const biasEditor = (page, kind) => matrixEditor(page, { field: `b_${kind}`, caption: formula(`b_${kind}`) });
+
+// The columns are the steps.
+export const inputEditor = (page) =>
+  matrixEditor(page, { field: "x", caption: formula("x(t)"), upright: true, heads: step });
+
+// The targets of the head that is chosen: a label, 0 or 1, or a vector for each step.
+export function targetEditors(page) {
+  const linear = (state) => state.head === "linear";
+  const caption = () => formula("\\text{target}(t)");
+  return [
+    matrixEditor(page, {
+      field: "labels", caption: caption(), upright: true, heads: step, hidden: linear,
+      accepts: (value) => value === 0 || value === 1,
+    }),
+    matrixEditor(page, {
+      field: "targets", caption: caption(), upright: true, heads: step, hidden: (state) => !linear(state),
+    }),
+  ];
+}
+
+export const activationChoice = (page) =>
+  choices(page, { label: ["Activation ", maths("σ_h")], field: "activation", options: { tanh: "tanh", sigmoid: "sigmoid", relu: "ReLU" } });
+
+export const headChoice = (page) =>
+  choices(page, { label: ["Output ", maths("σ_y")], field: "head", options: { softmax: "softmax", sigmoid: "sigmoid", linear: "linear" } });
+
+export const countedChoice = (page) =>
+  choices(page, { label: "Losses that count", field: "counted", options: { each: "every step", last: "the last only" } });
+
+export const lossStepSlider = (page) =>
+  slider(page, {
+    label: "Step t", min: 1, max: (state) => state.x.length,
+    read: (state) => state.t,
+    write: (t, { k }) => ({ t, k: Math.min(k, t) }),
+    say: String,
+  });

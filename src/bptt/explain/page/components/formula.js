@@ -1,0 +1,124 @@
+// Formulas as MathML, which browsers draw and read aloud without a library. They are written in a few words of TeX:
+//   letters, digits and Unicode signs as they are; a_b a^b a_{bc}; \frac{a}{b}; \sum_{k=1}^{t} and \prod;
+//   \text{some~words}; \fn{softmax} upright; \matrix{1, 2; 3, 4}; \hx{…} \hh{…} \yh{…} in the matrix's colour;
+//   \key{name}{…} an element with data-key="name", for formulas that can be pointed at.
+// `formula` takes chunks: a line may break between them.
+import { el, filled } from "./dom.js";
+
+const MATHML = "http://www.w3.org/1998/Math/MathML";
+const TOKEN = /\\[a-z]+|\d+(?:\.\d+)?(?:·10[⁻⁰¹²³⁴-⁹]+)?|\p{L}\p{M}*|[^\s]/gu;
+const COLOURED = ["hx", "hh", "yh"];
+
+function m(tag, attributes = {}, ...children) {
+  return filled(document.createElementNS(MATHML, tag), attributes, children);
+}
+
+export function formula(...chunks) {
+  return el("span", { class: "formula" }, chunks.map((chunk) => maths(chunk)));
+}
+
+// One <math> element.
+export function maths(text) {
+  return m("math", { displaystyle: "true" }, parse(text));
+}
+
+// A formula whose chunks make(state, results) gives; only those that have changed are made anew.
+export function liveFormula(page, make) {
+  const node = el("div", { class: "formula live" });
+  let before = [];
+  page.follow((state, results) => {
+    const chunks = make(state, results);
+    chunks.forEach((chunk, i) => {
+      if (i >= before.length) node.append(maths(chunk));
+      else if (chunk !== before[i]) node.children[i].replaceWith(maths(chunk));
+    });
+    while (node.children.length > chunks.length) node.lastChild.remove();
+    before = chunks;
+  });
+  return node;
+}
+
+function parse(text) {
+  const tokens = text.match(TOKEN) ?? [];
+  return sequence(tokens, null);
+}
+
+// The tokens up to `end` as one row, with their indices attached.
+function sequence(tokens, end) {
+  const parts = [];
+  while (tokens.length && tokens[0] !== end) {
+    const base = atom(tokens);
+    parts.push(scripted(base, tokens));
+  }
+  if (end !== null) tokens.shift();
+  return parts.length === 1 ? parts[0] : m("mrow", {}, parts);
+}
+
+function scripted(base, tokens) {
+  const scripts = {};
+  while (tokens[0] === "_" || tokens[0] === "^") scripts[tokens.shift()] = atom(tokens);
+  const { _: below, "^": above } = scripts;
+  const [sub, sup, both] = /^[∑∏]$/.test(base.textContent) ? ["munder", "mover", "munderover"] : ["msub", "msup", "msubsup"];
+  if (below && above) return m(both, {}, base, below, above);
+  if (below) return m(sub, {}, base, below);
+  return above ? m(sup, {}, base, above) : base;
+}
+
+function atom(tokens) {
+  const token = tokens.shift();
+  if (token === "{") return sequence(tokens, "}");
+  if (token.startsWith("\\") && token.length > 1) return command(token.slice(1), tokens);
+  if (/^\d/.test(token)) return m("mn", {}, token);
+  if (/^\p{L}/u.test(token) || token === "∞") return m("mi", token === "∂" ? { mathvariant: "normal" } : {}, token);
+  const spacing = /^[+=]$/.test(token) ? { form: "infix" } : /^[()[\]]$/.test(token) ? { stretchy: "false" } : {};
+  return m("mo", spacing, token === "-" ? "−" : token);
+}
+
+function command(name, tokens) {
+  if (COLOURED.includes(name)) return m("mrow", { class: name }, group(tokens));
+  switch (name) {
+    case "frac": return m("mfrac", {}, group(tokens), group(tokens));
+    case "sum": return m("mo", {}, "∑");
+    case "prod": return m("mo", {}, "∏");
+    case "text": return m("mtext", {}, words(tokens));
+    case "fn": return m("mi", { mathvariant: "normal" }, words(tokens));
+    case "key": return m("mrow", { "data-key": words(tokens) }, group(tokens));
+    case "matrix": return table(tokens);
+    default: throw new Error(`formula: unknown command \\${name}`);
+  }
+}
+
+function group(tokens) {
+  if (tokens.shift() !== "{") throw new Error("formula: a { was expected");
+  return sequence(tokens, "}");
+}
+
+// The tokens between this { and its }.
+function inside(tokens) {
+  if (tokens.shift() !== "{") throw new Error("formula: a { was expected");
+  let depth = 1;
+  const end = tokens.findIndex((token) => (depth += token === "{" ? 1 : token === "}" ? -1 : 0) === 0);
+  return tokens.splice(0, end + 1).slice(0, -1);
+}
+
+// Spaces are lost among the tokens: ~ stands for one.
+function words(tokens) {
+  return inside(tokens).join("").replaceAll("~", "\u00a0");
+}
+
+function table(tokens) {
+  const rows = [[[]]];
+  for (const token of inside(tokens)) {
+    if (token === ";") rows.push([[]]);
+    else if (token === ",") rows.at(-1).push([]);
+    else rows.at(-1).at(-1).push(token);
+  }
+  const cells = (row) => row.map((cell) => m("mtd", {}, sequence(cell, null)));
+  return m("mtable", {}, rows.map((row) => m("mtr", {}, cells(row)))); // the style draws the brackets
+}
+
+// The text of \matrix for numbers: a vector stands upright. `say` turns a number into text.
+export function matrixText(values, say) {
+  const rows = values.map((row) => (Array.isArray(row) ? row.map(say).join(", ") : say(row)));
+  return `\\matrix{${rows.join("; ")}}`;
+}

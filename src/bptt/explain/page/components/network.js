@@ -1,0 +1,154 @@
+// The network drawn compact, unfolded, or anything in between (lecture line 2).
+//
+// Keys of what can be lit: the matrices "hx" "hh" "yh" (every copy), one edge "hx3" "hh3" "yh3" (the one that ends in, or
+// starts from, step 3) and "loss3", one node "x3" "h3" "y3" "L3"; h0 is the start.
+import { el, onWidth, svg } from "./dom.js";
+
+const ROWS = { L: 30, y: 106, h: 206, x: 306 };
+const EDGES = ["hx", "hh", "yh", "loss"];
+const LABELLED = 60; // pixels between two steps, from which each edge bears its matrix's name; else the last alone
+const WIDEST = 165;
+
+// describe(state, results) → {T, open: 0..1, lit: Set of keys (empty: nothing dims), losses: false, label: for a screen
+// reader, counts: [t] false where L(t) does not count}. pick(key, t) is called when a part is pointed at or clicked:
+// pick(key, t, "enter" | "leave" | "click").
+export function networkDrawing(page, describe, pick = null) {
+  const host = el("div", { class: "drawing" });
+  let width = 0;
+  let drawing = null;
+
+  function update(state, results) {
+    const wanted = { open: 1, lit: new Set(), losses: false, ...describe(state, results) };
+    if (width === 0) return;
+    if (drawing?.T !== wanted.T || drawing.losses !== wanted.losses) {
+      drawing = build(wanted, pick);
+      host.replaceChildren(drawing.root);
+    }
+    drawing.root.setAttribute("aria-label", wanted.label);
+    place(drawing, width, wanted.open);
+    light(drawing, wanted);
+  }
+
+  page.follow(update);
+  onWidth(host, (now) => {
+    width = now;
+    page.refresh();
+  });
+  return host;
+}
+
+function build({ T, losses }, pick) {
+  const root = svg("svg", { role: "img", class: "network" });
+  const parts = new Map();
+  const add = (key, t, part) => {
+    part.group.setAttribute("data-key", key);
+    if (pick) listen(part.group, key, t, pick);
+    parts.set(key, { ...part, key, t });
+    root.append(part.group);
+  };
+  for (let t = 1; t <= T; t++) {
+    for (const kind of losses ? EDGES : EDGES.slice(0, 3)) add(`${kind}${t}`, t, edge(kind));
+  }
+  for (let t = 0; t <= T; t++) {
+    for (const kind of t === 0 ? ["h"] : losses ? ["x", "h", "y", "L"] : ["x", "h", "y"]) add(`${kind}${t}`, t, circle(kind));
+  }
+  return { root, parts, T, losses };
+}
+
+function edge(kind) {
+  const line = svg("path", { class: "line" });
+  const head = svg("path", { class: "head", d: "M-8 -4 L0 0 L-8 4 z" });
+  const wide = svg("path", { class: "touch" }); // a finger needs more than a line
+  const name = kind === "loss" ? null : svg("text", { class: "name" }, "W", svg("tspan", { dy: 4, class: "index" }, kind));
+  const group = svg("g", { class: `edge ${kind}` }, wide, line, head, name);
+  return { group, line, head, wide, name, kind, edge: true };
+}
+
+function circle(kind) {
+  const shape = svg("circle");
+  const name = svg("text", { class: "node-name" });
+  return { group: svg("g", { class: `node ${kind}` }, shape, name), shape, name, kind, edge: false };
+}
+
+function listen(group, key, t, pick) {
+  group.addEventListener("pointerenter", (event) => event.pointerType === "mouse" && pick(key, t, "enter"));
+  group.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && pick(key, t, "leave"));
+  group.addEventListener("click", () => pick(key, t, "click"));
+}
+
+// Every part to its place: at open = 0 all steps lie on one another, at 1 they stand side by side.
+function place({ root, parts, T, losses }, width, open) {
+  const top = losses ? 0 : ROWS.y - 34;
+  const height = ROWS.x + 34 - top;
+  const margin = 30;
+  const span = Math.min(width - 2 * margin, T * WIDEST);
+  const gap = span / T;
+  const radius = Math.min(25, Math.max(gap * 0.28, Math.min(16, gap * 0.4)));
+  const column = (t) => width / 2 + open * ((t - T / 2) * gap);
+  const at = { T, open, gap, radius, column };
+  root.setAttribute("viewBox", `0 ${top} ${width} ${height}`);
+  root.setAttribute("width", width);
+  root.setAttribute("height", height);
+  for (const part of parts.values()) {
+    const last = part.t === T;
+    part.group.style.opacity = last ? "" : String(Math.min(1, open * 1.6));
+    part.group.classList.toggle("away", !last && open === 0);
+    if (part.edge) placeEdge(part, at);
+    else placeNode(part, at);
+  }
+}
+
+function placeEdge({ line, head, wide, name, kind, t }, { T, open, gap, radius, column }) {
+  const x = column(t);
+  const ends = { hx: [ROWS.x, ROWS.h], yh: [ROWS.h, ROWS.y], loss: [ROWS.y, ROWS.L] }[kind];
+  const { path, end, angle } = ends ? upward(x, ends, radius) : recurrent(column(t - 1), x, radius, 1 - open);
+  line.setAttribute("d", path);
+  wide.setAttribute("d", path);
+  head.setAttribute("transform", `translate(${end}) rotate(${angle})`);
+  if (!name) return;
+  name.style.display = open * gap >= LABELLED || t === T ? "" : "none";
+  const loop = [x + radius + 94, ROWS.h + 5];
+  const above = [(column(t - 1) + x) / 2 + 14, ROWS.h - Math.max(12, 30 - radius / 2)];
+  const [left, base] = ends ? [x - 9, (ends[0] + ends[1]) / 2 + 6] : open < 0.3 ? loop : above;
+  name.setAttribute("x", left);
+  name.setAttribute("y", base);
+}
+
+function upward(x, [from, to], radius) {
+  const end = [x, to + radius + 1];
+  return { path: `M${x} ${from - radius} L${x} ${end[1] + 4}`, end, angle: -90 };
+}
+
+// From h(t−1) to h(t): a straight line when unfolded, a loop on the right of the node when folded.
+function recurrent(from, to, radius, folded) {
+  const leave = -0.9 * folded;
+  const arrive = Math.PI - (Math.PI - 0.9) * folded; // from the left, by below, to the right
+  const on = (x, turn, distance) => [x + distance * Math.cos(turn), ROWS.h + distance * Math.sin(turn)];
+  const bend = 95 * folded;
+  const start = on(from, leave, radius);
+  const end = on(to, arrive, radius + 1);
+  const path = `M${start} C${on(from, leave, radius + bend)} ${on(to, arrive, radius + 5 + bend)} ${on(to, arrive, radius + 5)}`;
+  return { path, end, angle: (arrive * 180) / Math.PI - 180 };
+}
+
+function placeNode({ shape, name, kind, t }, { T, open, gap, radius, column }) {
+  const [x, y] = [column(t), ROWS[kind]];
+  shape.setAttribute("cx", x);
+  shape.setAttribute("cy", y);
+  shape.setAttribute("r", radius);
+  name.setAttribute("x", x);
+  name.setAttribute("y", y + 5);
+  name.textContent = open < 0.3 && t === T ? kind : `${kind}(${t})`;
+  name.classList.toggle("small", radius < 18);
+  name.style.display = open * gap >= 2 * radius || t === T ? "" : "none";
+}
+
+function light({ parts }, { lit, counts }) {
+  for (const part of parts.values()) {
+    const on = lit.has(part.key) || (part.edge && lit.has(part.kind));
+    part.group.classList.toggle("lit", on);
+    part.group.classList.toggle("dim", lit.size > 0 && !on);
+    const ignored = (part.kind === "loss" || part.kind === "L") && counts && !counts[part.t];
+    part.group.classList.toggle("ignored", Boolean(ignored));
+  }
+}

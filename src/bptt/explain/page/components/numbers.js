@@ -1,0 +1,25 @@
+// Numbers as text: three decimals, a true minus sign, powers of ten where three decimals would show nothing.
+
+const RAISED = { "-": "⁻", 0: "⁰", 1: "¹", 2: "²", 3: "³", 4: "⁴", 5: "⁵", 6: "⁶", 7: "⁷", 8: "⁸", 9: "⁹" };
+
+export function show(value, decimals = 3) {
+  if (Number.isNaN(value)) return "NaN";
+  if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
+  const size = Math.abs(value);
+  if (value !== 0 && (size < 0.5 * 10 ** -decimals || size >= 1e5)) return power(value);
+  return withMinus((value === 0 ? 0 : value).toFixed(decimals));
+}
+
+// The number as it was typed, with a true minus sign.
+export function plain(value) {
+  return withMinus(String(value));
+}
+
+function power(value) {
+  const [digits, exponent] = value.toExponential(1).split("e");
+  return `${withMinus(digits)}·10${[...String(Number(exponent))].map((sign) => RAISED[sign]).join("")}`;
+}
+
+function withMinus(text) {
+  return text.replace("-", "−");
+}

@@ -1,0 +1,177 @@
+// The page: header, one section a scene, the address, the keyboard. Scenes know nothing of it but the `page` they get.
+import { codeBlock } from "../components/code.js";
+import { el } from "../components/dom.js";
+import { button } from "../components/inputs.js";
+import { flag } from "./fields.js";
+import { decode, encode, initialState } from "./link.js";
+import { FIELDS, consistent, results } from "./model.js";
+import { createStore } from "./store.js";
+
+const TYPING = "input, select, textarea, summary, pre";
+
+export function start(root, scenes) {
+  scenes.sort((a, b) => a.order - b.order);
+  const fields = allFields(scenes);
+  const store = createStore(initialState(fields));
+  const views = scenes.map((scene) => view(scene, store));
+  const header = head(scenes, () => store.set(initialState(fields)), () => store.set(({ lecture }) => ({ lecture: !lecture })));
+  const notice = el("p", { class: "notice", role: "status", hidden: true });
+  root.append(header.node, notice, el("main", {}, views.map((one) => one.section)));
+  let current = null;
+
+  function open(hash, focus) {
+    const found = decode(hash, fields, consistent);
+    const unknown = found.scene !== "" && !scenes.some((scene) => scene.id === found.scene);
+    notice.hidden = !(found.broken || unknown);
+    notice.textContent = found.broken
+      ? "The numbers in this address could not be read: the page starts with its own."
+      : "There is no such scene: the page starts with the first.";
+    show(unknown || found.scene === "" ? scenes[0].id : found.scene, focus);
+    store.set(found.state);
+  }
+
+  function show(id, focus) {
+    const changed = current?.scene.id !== id;
+    current = views.find((one) => one.scene.id === id);
+    for (const one of views) one.section.hidden = one !== current;
+    header.show(id);
+    document.title = `${current.scene.title} · Backpropagation through time`;
+    if (changed && focus) {
+      window.scrollTo(0, 0);
+      current.heading.focus({ preventScroll: true });
+    }
+    current.mount();
+  }
+
+  // To the scene `by` places further, if there is one.
+  function move(by) {
+    const next = scenes[scenes.indexOf(current.scene) + by];
+    if (next) location.hash = encode(next.id, store.get(), fields);
+  }
+
+  const repaint = oncePerFrame(() => {
+    const state = store.get();
+    document.documentElement.classList.toggle("lecture", state.lecture);
+    header.update(state, (id) => encode(id, state, fields));
+    views.forEach((one, i) => one.link(scenes[i - 1], scenes[i + 1], (id) => encode(id, state, fields)));
+    current.update();
+    remember();
+  });
+
+  const remember = afterPause(() => {
+    const address = encode(current.scene.id, store.get(), fields);
+    if (location.hash !== address) history.replaceState(null, "", address);
+  });
+
+  store.subscribe(repaint);
+  window.addEventListener("hashchange", () => open(location.hash, true));
+  document.addEventListener("keydown", (event) => {
+    if (!store.get().lecture || event.target.closest(TYPING) || event.altKey || event.ctrlKey || event.metaKey) return;
+    const by = { ArrowRight: 1, PageDown: 1, ArrowLeft: -1, PageUp: -1 }[event.key];
+    if (by) event.preventDefault();
+    if (by) move(by);
+    if (event.key === "Escape") store.set({ lecture: false });
+  });
+  open(location.hash, false);
+  return { store, results: () => results(store.get()), scenes };
+}
+
+function allFields(scenes) {
+  const fields = { ...FIELDS, lecture: flag(false) };
+  for (const scene of scenes) {
+    for (const [name, field] of Object.entries(scene.fields ?? {})) {
+      if (Object.hasOwn(fields, name)) throw new Error(`scene ${scene.id}: there is a field ${name} already`);
+      fields[name] = field;
+    }
+  }
+  return fields;
+}
+
+// A scene's section; its content is made when it is first shown, and follows the state while it is.
+function view(scene, store) {
+  const followers = [];
+  const page = {
+    get: store.get,
+    set: store.set,
+    results: () => results(store.get()),
+    follow: (follower) => followers.push(follower),
+    refresh: () => update(),
+  };
+  const heading = el("h2", { tabindex: "-1", id: `title-${scene.id}` }, scene.title);
+  const [before, after] = [el("a", { rel: "prev" }), el("a", { rel: "next" })];
+  const body = el("div", { class: "scene-body" });
+  const section = el(
+    "section", { id: `scene-${scene.id}`, class: "scene", "aria-labelledby": `title-${scene.id}`, hidden: true },
+    heading, body, el("nav", { class: "neighbours", "aria-label": "Neighbouring scenes" }, before, after),
+  );
+  let mounted = false;
+
+  function update() {
+    const state = store.get();
+    if (mounted && !section.hidden) for (const follower of [...followers]) follower(state, results(state));
+  }
+
+  function mount() {
+    if (!mounted) scene.mount(body, page);
+    if (!mounted && scene.pytorch) body.append(codeBlock(page, scene.pytorch));
+    mounted = true;
+    update();
+  }
+
+  function link(previous, next, address) {
+    for (const [node, other, text] of [[before, previous, `← ${previous?.title}`], [after, next, `${next?.title} →`]]) {
+      node.hidden = !other;
+      if (other) node.setAttribute("href", address(other.id));
+      if (node.textContent !== text) node.textContent = text;
+    }
+  }
+
+  return { scene, section, heading, mount, update, link };
+}
+
+function head(scenes, onReset, onLecture) {
+  const links = scenes.map((scene, i) =>
+    el("a", { href: `#${scene.id}`, "aria-label": `${i + 1} ${scene.title}` }, el("b", {}, i + 1), el("span", {}, scene.short)),
+  );
+  const lecture = button("Lecture mode", onLecture, { "aria-pressed": "false", title: "Larger; the arrow keys move between scenes" });
+  const node = el(
+    "header", {},
+    el("h1", {}, "Backpropagation through time"),
+    el("div", { class: "tools" }, lecture, button("Start over", onReset)),
+    el("nav", { "aria-label": "Scenes" }, el("ol", {}, links.map((link) => el("li", {}, link)))),
+  );
+  return {
+    node,
+    show(id) {
+      scenes.forEach((scene, i) => {
+        if (scene.id === id) links[i].setAttribute("aria-current", "page");
+        else links[i].removeAttribute("aria-current");
+      });
+    },
+    update(state, address) {
+      lecture.setAttribute("aria-pressed", String(state.lecture));
+      scenes.forEach((scene, i) => links[i].setAttribute("href", address(scene.id)));
+    },
+  };
+}
+
+function oncePerFrame(work) {
+  let waiting = false;
+  return () => {
+    if (waiting) return;
+    waiting = true;
+    requestAnimationFrame(() => {
+      waiting = false;
+      work();
+    });
+  };
+}
+
+// Browsers allow few changes of the address a second.
+function afterPause(work) {
+  let timer = 0;
+  return () => {
+    clearTimeout(timer);
+    timer = setTimeout(work, 200);
+  };
+}
