@@ -219,3 +219,34 @@ def test_strategies_by_name():
             parse_strategy(wrong)
     with pytest.raises(ValueError, match="at least 1"):
         parse_strategy("truncated:0")
+
+
+def test_truncation_measures_what_it_loses():
+    """Against the same gradients by hand; and it changes neither the gradient nor the state."""
+    torch.manual_seed(0)
+    model = network(CELLS["gru"], "linear", 3, 5, 2)
+    x, y = torch.randn(20, 2, 3, dtype=torch.float64), torch.randn(20, 2, 2, dtype=torch.float64)
+
+    def loss(z, target):
+        return model.head.losses(z, target).sum()
+
+    plain = bptt.backward(model, x, y, loss, bptt.Truncated(3, 4))
+    want = named_gradients(model)
+    found = bptt.backward(model, x, y, loss, bptt.Truncated(3, 4, measure=True))
+    assert_same(named_gradients(model), want, 0)
+    assert plain.lost is None
+    assert torch.equal(plain.state, found.state)
+    vectors = []
+    for back in (found.lost.lookback, 4):
+        with torch.no_grad():
+            _, state = model(x[: 20 - back])
+        z, _ = model(x[20 - back :], state)
+        grads = torch.autograd.grad(loss(z[-2:], y[-2:]), list(model.parameters()))  # the last block has 2 steps
+        vectors.append(torch.cat([g.flatten() for g in grads]))
+    whole, part = vectors
+    assert found.lost.lookback >= 8
+    assert found.lost.share == pytest.approx(float((whole - part).norm() / whole.norm()))
+    assert found.lost.cosine == pytest.approx(float(whole @ part / whole.norm() / part.norm()))
+    assert bptt.backward(model, x, y, loss, bptt.Truncated(20, measure=True)).lost[:2] == pytest.approx((0, 1))
+    zero = bptt.backward(model, x, y, lambda z, _: 0 * z.sum(), bptt.Truncated(3, 4, measure=True))
+    assert zero.lost[:2] == (0.0, 1.0)

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from bptt.flow import watch as watch
     from bptt.fusing import fuse as fuse
     from bptt.fusing import unfuse as unfuse
+    from bptt.gradient import RTRL as RTRL
     from bptt.gradient import Exact as Exact
     from bptt.gradient import Result as Result
+    from bptt.gradient import SnAp1 as SnAp1
     from bptt.gradient import Strategy as Strategy
     from bptt.gradient import Truncated as Truncated
     from bptt.gradient import backward as backward
@@ -53,6 +55,8 @@ _HOMES = {
     "backward": "bptt.gradient",
     "Exact": "bptt.gradient",
     "Truncated": "bptt.gradient",
+    "RTRL": "bptt.gradient",
+    "SnAp1": "bptt.gradient",
     "Strategy": "bptt.gradient",
     "Result": "bptt.gradient",
     "gradient_map": "bptt.flow",

@@ -407,3 +407,19 @@ def _check_sizes(
         )
     if not 0 <= proj_size < hidden_size:
         raise ValueError(f"proj_size is {proj_size}, must be at least 0 and smaller than hidden_size {hidden_size}")
+
+
+_NN_CELLS: dict[str, Cell] = {
+    "RNN_TANH": Elman("tanh"),
+    "RNN_RELU": Elman("relu"),
+    "GRU": GRUCell(),
+    "LSTM": LSTMCell(),
+}
+
+
+def cell_of(module: nn.Module) -> Cell | None:
+    """The cell that one of torch.nn's or bptt's recurrent layers repeats; None for any other module."""
+    cell = getattr(module, "cell", None)
+    if isinstance(module, (Recurrent, nn.RNNBase)) and isinstance(cell, Cell):
+        return cell
+    return _NN_CELLS.get(module.mode) if isinstance(module, nn.RNNBase) else None

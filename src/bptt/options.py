@@ -26,8 +26,9 @@ class TrainOptions:
     """Share of the units between recurrent layers that is dropped in training; needs --layers 2 or more."""
 
     strategy: str = "exact"
-    """How the gradient travels back: exact (through every step that is at hand), or truncated:K1[,K2] (every K1 steps,
-    back through K2 steps)."""
+    """How the gradient travels back: exact (through every step that is at hand), truncated:K1[,K2] (every K1 steps,
+    back through K2 steps); or forward in time instead, for small networks: rtrl (exact) or snap1 (its cheap
+    approximation)."""
     batch: int = 32
     """Sequences (or parallel lanes of a stream) in one update, over all processes."""
     optimizer: Literal["adam", "adamw", "rmsprop", "sgd"] = "adam"

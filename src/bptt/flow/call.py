@@ -14,29 +14,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from bptt.cells import GRU, LSTM, Cell, Elman, PointwiseCell, State, Weights
+from bptt.cells import Cell, PointwiseCell, State, Weights
 from bptt.flow.lookback import Link
 from bptt.flow.trace import Trace, Way
 from bptt.kernels import Sequences, Stack, choose, cpu
-from bptt.layers import Recurrent
 
-_NN_CELLS: dict[str, Cell] = {
-    "RNN_TANH": Elman("tanh"), "RNN_RELU": Elman("relu"), "GRU": GRU(), "LSTM": LSTM(),
-}  # fmt: skip
 _CHECKED = 128  # rows on which the recomputed outputs are compared with the model's
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}  # other formats 0.1: the model's own rounding
 
 
 class Unseen(RuntimeError):
     """A call that cannot be taken up again; the message says why and what to do."""
-
-
-def cell_of(module: nn.Module) -> Cell | None:
-    """The cell that a recurrent module runs; None if it is not one."""
-    cell = getattr(module, "cell", None)
-    if isinstance(module, (Recurrent, nn.RNNBase)) and isinstance(cell, Cell):
-        return cell
-    return _NN_CELLS.get(module.mode) if isinstance(module, nn.RNNBase) else None
 
 
 @dataclass

@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from bptt.cells import GRU, LSTM, Cell, Elman, PointwiseCell, State, Weights
+from bptt.cells import Cell, PointwiseCell, State, Weights
+from bptt.layers import cell_of as known_cell
 
 Rows = Tensor | PackedSequence
 Hidden = Tensor | tuple[Tensor, ...]
@@ -135,15 +136,9 @@ def cell_of(layer: RecurrentLayer) -> Cell:
 
     Raises TypeError for a module that is no such layer.
     """
-    cell = getattr(layer, "cell", None)
-    if isinstance(cell, Cell):
+    cell = known_cell(layer)
+    if cell is not None:
         return cell
-    if isinstance(layer, nn.RNN):
-        return Elman(layer.nonlinearity)
-    if isinstance(layer, nn.GRU):
-        return GRU()
-    if isinstance(layer, nn.LSTM):
-        return LSTM()
     raise TypeError(
         f"layer is a {type(layer).__name__}, wanted torch.nn.RNN/GRU/LSTM, bptt.RNN/GRU/LSTM or bptt.Recurrent: "
         "pass the recurrent layer itself (model.rnn), not the model around it"

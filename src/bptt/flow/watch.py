@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from bptt.flow.call import Call, Unseen, cell_of, needs_draws
+from bptt.flow.call import Call, Unseen, needs_draws
 from bptt.flow.lookback import Link, Truncation, compare, lost
 from bptt.flow.profile import LayerFlow, NonFinite
 from bptt.flow.trace import Trace
 from bptt.flow.verdict import Cut, Finding, judge
+from bptt.layers import cell_of
 
 P = ParamSpec("P")
 

@@ -8,9 +8,21 @@ from torch import Tensor
 from bptt.gradient.base import Chunk, Loss, Past, Result, Strategy, steps_of
 from bptt.gradient.double_sum import double_sum
 from bptt.gradient.exact import Exact
+from bptt.gradient.online import RTRL, SnAp1
 from bptt.gradient.truncated import Truncated
 
-__all__ = ["Exact", "Past", "Result", "Strategy", "Truncated", "backward", "double_sum", "parse_strategy"]
+__all__ = [
+    "RTRL",
+    "Exact",
+    "Past",
+    "Result",
+    "SnAp1",
+    "Strategy",
+    "Truncated",
+    "backward",
+    "double_sum",
+    "parse_strategy",
+]
 
 
 def backward(
@@ -31,7 +43,7 @@ def backward(
         y: targets in the same way.
         loss: `(outputs, y) -> scalar`: the sum of the losses L(t) of the steps it is given. (A mean over the steps would
             weigh the pieces of a truncated run wrongly; divide by a number fixed beforehand instead.)
-        strategy: `Exact()` or `Truncated(k1, k2)`.
+        strategy: `Exact()`, `Truncated(k1, k2)`, `RTRL()` or `SnAp1()`.
         state: where to begin: None for zeros, a state, or the `Result` of the previous call: then the state goes on
             from there, and a truncated window may reach back into that call's steps.
         reset: bool [T, B], handed to the model as `reset=`: rows that start anew at that step.
@@ -67,15 +79,19 @@ def backward(
 
 
 def parse_strategy(text: str) -> Strategy:
-    """The strategy that a text names: "exact", "truncated:K1" or "truncated:K1,K2". Raises ValueError.
+    """The strategy that a text names: "exact", "truncated:K1", "truncated:K1,K2", "rtrl" or "snap1". Raises ValueError.
 
     >>> parse_strategy("truncated:20,40")
     Truncated(k1=20, k2=40)
     """
     name, _, numbers = text.partition(":")
-    if text == "exact":
-        return Exact()
+    simple: dict[str, type[Strategy]] = {"exact": Exact, "rtrl": RTRL, "snap1": SnAp1}
+    if text in simple:
+        return simple[text]()
     parts = numbers.split(",")
     if name == "truncated" and len(parts) <= 2 and all(part.strip().isdecimal() for part in parts):
-        return Truncated(*(int(part) for part in parts))
-    raise ValueError(f"strategy {text!r} is unknown: give exact, truncated:K1 or truncated:K1,K2 with whole numbers")
+        k1, k2 = int(parts[0]), int(parts[1]) if len(parts) == 2 else None
+        return Truncated(k1, k2)
+    raise ValueError(
+        f"strategy {text!r} is unknown: give exact, truncated:K1 or truncated:K1,K2 with whole numbers, rtrl, or snap1"
+    )

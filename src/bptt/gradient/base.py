@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ class Chunk:
         loss: `(outputs, y) -> Σ_t L(t)` over the steps it is given.
         state: the model's state before the first step.
         reset: bool [T, B], or None.
-        past: the steps before the first one, as far as a truncated window must look back; or None.
+        past: what the strategy left in the previous call's `Result`; or None.
     """
 
     model: Callable[..., tuple[Any, Any]]
@@ -31,7 +31,7 @@ class Chunk:
     loss: Loss
     state: Any = None
     reset: Tensor | None = None
-    past: "Past | None" = None
+    past: "Past | tuple[Tensor, ...] | None" = None
 
     @property
     def steps(self) -> int:
@@ -53,6 +53,20 @@ class Past:
     reset: Tensor | None = None
 
 
+class Lost(NamedTuple):
+    """An estimate of what a truncation loses of the gradient, from one block of losses.
+
+    Attributes:
+        share: ‖longer − truncated‖ / ‖longer‖; 0 where the longer one is 0.
+        cosine: between the two; 1 where the longer one is 0.
+        lookback: steps of the longer one.
+    """
+
+    share: float
+    cosine: float
+    lookback: int
+
+
 @dataclass(frozen=True)
 class Result:
     """What `bptt.backward` returns; the gradient itself is in `.grad` of the parameters.
@@ -60,12 +74,15 @@ class Result:
     Attributes:
         loss: L = Σ_t L(t) of this call, a scalar without graph.
         state: the model's state after the last step, without graph: for the next chunk, or to go on predicting.
-        past: None, or what `Truncated(k1, k2)` with k2 > k1 needs to look back across calls.
+        past: None, or what a strategy carries from call to call: the steps that `Truncated(k1, k2)` with k2 > k1 looks back
+            on, or the influence of `RTRL` and `SnAp1`.
+        lost: what `Truncated(k1, k2, measure=True)` estimates to have lost; else None.
     """
 
     loss: Tensor
     state: Any
-    past: Past | None = None
+    past: Past | tuple[Tensor, ...] | None = None
+    lost: Lost | None = None
 
 
 class Strategy(ABC):

@@ -1,13 +1,14 @@
 """Truncated backpropagation through time: every k1 steps, back through k2 steps."""
 
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from bptt.gradient.base import Chunk, Past, Result, Strategy, cut, detach, join, total
+from bptt.gradient.base import Chunk, Lost, Past, Result, Strategy, cut, detach, join, total
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,17 @@ class Truncated(Strategy):
     weights that have changed. Costs k2/k1 times the forward and backward of k2 = k1, and the memory of one window.
     Across calls the window reaches back k2-k1 steps, so let the calls be at least k1 steps long.
 
+    With `measure`, the result's `lost` estimates what is cut off: the losses of the call's last block are sent back once
+    more through k2 and through 2·k2 steps (or as many as the call and the past have), and the two gradients compared. That
+    says nothing of what lies further back, and costs up to three windows a call. The exact figures: `flow.truncation(k)`.
+
     Raises ValueError unless k1 ≥ 1 and k2 ≥ 1, in steps.
     Source: R. Williams, J. Peng 1990, BPTT(h; h') with h = k2, h' = k1; I. Sutskever 2013, section 2.8.6.
     """
 
     k1: int
     k2: int | None = None
+    measure: bool = field(default=False, kw_only=True, repr=False)
 
     def __post_init__(self) -> None:
         for name, value in (("k1", self.k1), ("k2", self.window)):
@@ -48,6 +54,7 @@ class Truncated(Strategy):
         line = _Line.of(chunk)
         at, state = 0, line.chunk.state  # the state before step `at`, where the next window starts
         losses = []
+        starts: deque[tuple[int, Any]] = deque()  # of windows, with the state there: as far back as 2 k2 steps
         for begin, end in line.blocks(self.k1):
             start = max(0, end - self.window)
             if at < start:  # steps that no window covers
@@ -57,10 +64,14 @@ class Truncated(Strategy):
                 min(end + self.k1, line.steps) - self.window if end < line.steps else end + self.k1 - self.window
             )
             at = min(max(start, next_start), end)
+            starts.append((start, state))
+            while len(starts) > 1 and starts[1][0] <= end - 2 * self.window:
+                starts.popleft()
             state, after, loss = line.window(start, at, end, begin, state)
             losses.append(loss)
         past = line.past(at, state) if at < line.steps else None
-        return Result(torch.stack(losses).sum(), after, past)
+        lost = line.lost(starts[0], starts[-1], begin) if self.measure else None
+        return Result(torch.stack(losses).sum(), after, past, lost)
 
 
 @dataclass(frozen=True)
@@ -73,7 +84,7 @@ class _Line:
     @staticmethod
     def of(chunk: Chunk) -> "_Line":
         past = chunk.past
-        if past is None:
+        if not isinstance(past, Past):  # none, or another strategy's
             return _Line(chunk, 0)
         x = join(past.x, chunk.x)
         offset = replace(chunk, x=past.x).steps
@@ -122,6 +133,26 @@ class _Line:
         loss = total(self.chunk.loss(outputs, self._targets(first, end)))
         loss.backward()
         return detach(state_at_split), detach(state), loss.detach()
+
+    def lost(self, longer: tuple[int, Any], shorter: tuple[int, Any], begin: int) -> Lost:
+        """The losses from `begin` on, sent back to the start of each window: (step, state there)."""
+        if not isinstance(self.chunk.model, nn.Module):
+            raise TypeError(f"measure=True needs a torch.nn.Module, the model is a {type(self.chunk.model).__name__}")
+        parameters = [p for p in self.chunk.model.parameters() if p.requires_grad]
+        found = []
+        for start, state in (longer, shorter):
+            first = max(start, begin)
+            outputs, _ = self._forward(start, self.steps, state)
+            loss = total(
+                self.chunk.loss(cut(outputs, first - start, self.steps - start), self._targets(first, self.steps))
+            )
+            grads = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+            found.append(torch.cat([g.flatten().double() for g in grads]))
+        whole, part = found
+        if not bool(whole.any()):
+            return Lost(0.0, 1.0, self.steps - longer[0])
+        cosine = torch.nn.functional.cosine_similarity(whole, part, dim=0)
+        return Lost(float((whole - part).norm() / whole.norm()), float(cosine), self.steps - longer[0])
 
     def _forward(self, start: int, stop: int, state: Any) -> tuple[Any, Any]:
         reset = self.chunk.reset

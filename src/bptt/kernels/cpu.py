@@ -43,7 +43,11 @@ class Cpu(LayerKernel):
             return f"the native core has no {stack.cell}"
         reason = _unfit_numbers(stack, sequences) or _unfit_derivative(sequences.x)
         if reason is None and library() is None:
-            return "the native core does not fit this torch" if _CORE.exists() else NOT_BUILT
+            return (
+                "the native core does not fit this torch or this version of bptt: install bptt once more"
+                if _CORE.exists()
+                else NOT_BUILT
+            )
         return reason
 
     def forward(
@@ -243,7 +247,7 @@ class Native(NamedTuple):
 
 @functools.cache
 def library() -> Native | None:
-    """The native core, loaded on first use; None if it was not built, or this torch has no `torch_parallel_for`."""
+    """The native core, loaded on first use; None if it was not built, or does not fit torch or this file."""
     if not _CORE.exists():
         return None
     try:
@@ -252,6 +256,8 @@ def library() -> Native | None:
         parallel_for = ctypes.cast(torch_cpu.torch_parallel_for, ctypes.c_void_p)
     except (OSError, AttributeError):
         return None
+    if not hasattr(core, "bptt_problem_size") or core.bptt_problem_size() != ctypes.sizeof(_Problem):
+        return None  # built from another version's source
     core.bptt_units.argtypes, core.bptt_units.restype = (ctypes.c_int64, ctypes.c_int64), ctypes.c_int64
     core.bptt_run.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)
     core.bptt_isa.restype = ctypes.c_char_p

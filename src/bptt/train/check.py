@@ -71,12 +71,21 @@ def _check_network(options: TrainOptions) -> None:
 
 
 def _check_strategy(options: TrainOptions) -> None:
-    from bptt.gradient import Truncated, parse_strategy
+    from bptt.gradient import RTRL, SnAp1, Truncated, parse_strategy
 
     try:
         strategy = parse_strategy(options.strategy)
     except ValueError as error:
         raise InputError(f"--strategy {options.strategy}: {error}") from error
+    if isinstance(strategy, RTRL) and options.hidden > strategy.limit:
+        raise InputError(
+            f"--strategy rtrl needs H⁴ multiplications a step, too many for --hidden {options.hidden}: give --hidden "
+            f"{strategy.limit} or less, or --strategy snap1, truncated:K1 or exact"
+        )
+    if isinstance(strategy, SnAp1) and options.layers > 1:
+        raise InputError(
+            f"--strategy snap1 is for one layer, --layers is {options.layers}: give --strategy rtrl or exact"
+        )
     chunk = getattr(options, "chunk", None)
     if chunk is not None and isinstance(strategy, Truncated) and strategy.k1 > chunk:
         raise InputError(

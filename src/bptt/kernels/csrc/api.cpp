@@ -47,6 +47,9 @@ BPTT_EXPORT const char* bptt_isa() { return bptt::isa().name; }
 // H rounded up to whole registers: the width of `gates` and `candidate`.
 BPTT_EXPORT int64_t bptt_units(int64_t hidden, int64_t is_double) { return bptt::isa().units(hidden, is_double != 0); }
 
+// Bytes of a bptt_problem: a core of another version must not be taken for this one.
+BPTT_EXPORT int64_t bptt_problem_size() { return sizeof(bptt_problem); }
+
 // 0, or why not: 1 no such cell, 2 out of memory.
 BPTT_EXPORT int bptt_run(const bptt_problem* p, int64_t backward, bptt_parallel_for parallel_for) {
   bptt::Run run = bptt::isa().find_run(*p);
