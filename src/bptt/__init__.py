@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bptt.flow import watch as watch
     from bptt.fusing import fuse as fuse
     from bptt.fusing import unfuse as unfuse
+    from bptt.gradient import Checkpointed as Checkpointed
     from bptt.gradient import Exact as Exact
     from bptt.gradient import Result as Result
     from bptt.gradient import Strategy as Strategy
@@ -50,6 +51,7 @@ _HOMES = {
     "watch": "bptt.flow",
     "Flow": "bptt.flow",
     "backward": "bptt.gradient",
+    "Checkpointed": "bptt.gradient",
     "Exact": "bptt.gradient",
     "Truncated": "bptt.gradient",
     "Strategy": "bptt.gradient",

@@ -6,11 +6,23 @@ from typing import Any
 from torch import Tensor
 
 from bptt.gradient.base import Chunk, Loss, Past, Result, Strategy, steps_of
+from bptt.gradient.checkpointed import Checkpointed
 from bptt.gradient.double_sum import double_sum
 from bptt.gradient.exact import Exact
+from bptt.gradient.stream import opened
 from bptt.gradient.truncated import Truncated
 
-__all__ = ["Exact", "Past", "Result", "Strategy", "Truncated", "backward", "double_sum", "parse_strategy"]
+__all__ = [
+    "Checkpointed",
+    "Exact",
+    "Past",
+    "Result",
+    "Strategy",
+    "Truncated",
+    "backward",
+    "double_sum",
+    "parse_strategy",
+]
 
 
 def backward(
@@ -51,6 +63,7 @@ def backward(
     >>> second.state.shape
     torch.Size([1, 1, 2])
     """
+    x, y = opened(x), opened(y)
     steps, targets = steps_of(x), steps_of(y)
     if steps != targets:
         raise ValueError(
