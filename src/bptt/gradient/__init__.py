@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from bptt.gradient.base import Chunk, Loss, Past, Result, Strategy, steps_of
 from bptt.gradient.checkpointed import Checkpointed
@@ -39,11 +40,13 @@ def backward(
 
     Args:
         model: `(x, state) -> (outputs, state)` with time first, as nn.LSTM; it accepts state None.
-        x: inputs [T, B, ...], or a tree (tuple, dict) of tensors that all have T steps along the first axis.
+        x: inputs [T, B, ...], or a tree (tuple, dict) of tensors that all have T steps along the first axis. A leaf may also
+            be an array (memory-mapped, say), or a stream of chunks: an iterable that starts anew each time, or a function
+            that makes an iterator. Strategies that go by pieces then read a piece at a time.
         y: targets in the same way.
         loss: `(outputs, y) -> scalar`: the sum of the losses L(t) of the steps it is given. (A mean over the steps would
             weigh the pieces of a truncated run wrongly; divide by a number fixed beforehand instead.)
-        strategy: `Exact()` or `Truncated(k1, k2)`.
+        strategy: `Exact()`, `Truncated(k1, k2)` or `Checkpointed(memory)`.
         state: where to begin: None for zeros, a state, or the `Result` of the previous call: then the state goes on
             from there, and a truncated window may reach back into that call's steps.
         reset: bool [T, B], handed to the model as `reset=`: rows that start anew at that step.
@@ -63,6 +66,11 @@ def backward(
     >>> second.state.shape
     torch.Size([1, 1, 2])
     """
+    if isinstance(x, PackedSequence):
+        raise ValueError(
+            "x is a packed sequence, which has no time axis to go along: pass it padded [T, B, ...], and let the loss leave "
+            "the padding out (a mask beside the targets)"
+        )
     x, y = opened(x), opened(y)
     steps, targets = steps_of(x), steps_of(y)
     if steps != targets:
@@ -80,7 +88,7 @@ def backward(
 
 
 def parse_strategy(text: str) -> Strategy:
-    """The strategy that a text names: "exact", "truncated:K1" or "truncated:K1,K2". Raises ValueError.
+    """The strategy that a text names: "exact", "truncated:K1[,K2]" or "checkpointed:MEMORY[,STORAGE]". Raises ValueError.
 
     >>> parse_strategy("truncated:20,40")
     Truncated(k1=20, k2=40)
@@ -89,6 +97,11 @@ def parse_strategy(text: str) -> Strategy:
     if text == "exact":
         return Exact()
     parts = numbers.split(",")
+    if name == "checkpointed" and numbers and len(parts) <= 2:
+        return Checkpointed(*(part.strip() for part in parts))
     if name == "truncated" and len(parts) <= 2 and all(part.strip().isdecimal() for part in parts):
         return Truncated(*(int(part) for part in parts))
-    raise ValueError(f"strategy {text!r} is unknown: give exact, truncated:K1 or truncated:K1,K2 with whole numbers")
+    raise ValueError(
+        f"strategy {text!r} is unknown: give exact, truncated:K1 or truncated:K1,K2 with whole numbers, or "
+        "checkpointed:MEMORY, e.g. checkpointed:256MB"
+    )

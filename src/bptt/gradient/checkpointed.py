@@ -9,13 +9,13 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from bptt.gradient.base import NO_GRAPH, Chunk, Loss, Result, Strategy, cut
-from bptt.gradient.measure import RANDOM, measure
+from bptt.gradient.measure import ADDED, RANDOM, measure
 from bptt.gradient.plan import Plan, Planner, parse_bytes
 from bptt.gradient.replay import Generators, Replay, Went, buffers_of, owned, put_back, same
 from bptt.gradient.schedule import Advance, Restore, Reverse, Snapshot, schedule
 from bptt.gradient.snapshots import STORAGES, Snapshots, open_snapshots
 from bptt.gradient.stream import Stream, opened
-from bptt.gradient.system_memory import freed_at_once
+from bptt.gradient.system_memory import TRIM_EVERY, freed_at_once, trim
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,7 @@ class Checkpointed(Strategy):
         _refuse_derivatives_of_inputs(chunk)
         with freed_at_once():
             plan, replay, uses_random = _prepared(chunk, self)
+        with freed_at_once(plan.frees):
             run = _Run(replay, plan, uses_random)
             with closing(open_snapshots(self.storage, plan.snapshots)) as snapshots:
                 run.all(snapshots)
@@ -182,6 +183,8 @@ class _Run:
             raise RuntimeError(RANDOM)
         self._before_later, self.d_state = state, went.d_state
         self._add(went)
+        if not self.plan.frees and i % TRIM_EVERY == 0:
+            trim()
 
     def _add(self, went: Went) -> None:
         """Float64 sums: over thousands of chunks, float32 would lose what each adds."""
@@ -193,12 +196,15 @@ class _Run:
             went.d_leaves[j] = None
             if gradient is None:
                 continue
-            gradient = gradient.to_dense() if gradient.is_sparse else gradient
+            gradient = (gradient.to_dense() if gradient.is_sparse else gradient).reshape(-1)
             total = self.sums[j]
             if total is None:
-                self.sums[j] = gradient.to(torch.complex128 if gradient.is_complex() else torch.float64, copy=True)
-            else:
-                total.add_(gradient)
+                wide = torch.complex128 if gradient.is_complex() else torch.float64
+                total = self.sums[j] = torch.zeros(gradient.shape, dtype=wide, device=gradient.device)
+            # By pieces, for torch converts what it adds as a whole.
+            for part, more in zip(total.split(ADDED), gradient.split(ADDED), strict=True):
+                part.add_(more)
+            del gradient
 
     def _generators(self) -> Any:
         return None if self.generators is None else self.generators.state()
@@ -222,7 +228,7 @@ class _Run:
             if total is None:
                 continue
             self.sums[j] = None
-            gradient = total.to(leaf.dtype)
+            gradient = total.to(leaf.dtype).view(leaf.shape)
             leaf.grad = gradient if leaf.grad is None else leaf.grad.add_(gradient)
         assert self.loss is not None
         return CheckpointedResult(self.loss.to(self._loss_dtype), state, None, self.plan, self.extra_steps)

@@ -5,21 +5,25 @@ they are recorded by torch's memory profiler; the working memory of bptt's nativ
 sizes.
 """
 
-from bisect import bisect_left
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from bptt.cells import GRU
 from bptt.gradient.base import Chunk, cut
 from bptt.gradient.replay import Generators, Replay, buffers_kept, is_number, owned, same
 
-_PROBED = 16  # steps on which the model is tried out
-_SHARE = 32  # the probes take about a share 1/32 of the whole time at most
+_PROBED = 16  # steps on which the model is tried out; then twice as many
+_LOOPS = 512  # steps that are tried at most where a chunk's blocks are not those of a shorter one
+_SHARE = 32  # or a share 1/32 of the sequence, if that is more
+ADDED = 1 << 14  # numbers that are added to a sum at a time
 _BLOCK = 1 << 20  # bytes of a block of steps in the native core's backward (csrc/loops.h, kCache)
 RANDOM = (
     "the same chunk, run again from the same state and with the same random numbers of torch, gave another result: the "
@@ -64,6 +68,45 @@ class NativeWork:
 
 
 @dataclass(frozen=True)
+class Peak:
+    """Bytes at the highest while a chunk of c steps goes forward and back: the highest of straight lines a + b c.
+
+    Where chunks of two lengths allocate and free in the same order, each block's size is a straight line through the two
+    that were seen, and so is every sum of blocks that are alive together. Else (a loop over the steps in Python, say) the
+    line is that through the peaks of the two longest chunks tried, and `tried` holds (length, peak) of all of them.
+    """
+
+    lines: tuple[tuple[float, float], ...]
+    tried: tuple[tuple[int, int], ...] = ()
+
+    def at(self, steps: int) -> int:
+        """Bytes for a chunk of so many steps."""
+        for (m, low), (n, high) in pairwise(self.tried):
+            if m <= steps <= n:
+                return int(low + (high - low) * (steps - m) / (n - m))
+        return int(max(a + b * steps for a, b in self.lines))
+
+    @property
+    def step_bytes(self) -> float:
+        """Bytes that one more step adds to a long chunk."""
+        return max(b for _, b in self.lines)
+
+    @staticmethod
+    def through(lengths: list[int], values: list[list[int]]) -> "Peak":
+        """The lines through values that belong together, seen at two lengths."""
+        (m, n), (left, right) = lengths, values
+        slopes = [(v - u) / (n - m) for u, v in zip(left, right, strict=True)]
+        lines = {(u - b * m, b) for u, b in zip(left, slopes, strict=True)}
+        # Of lines with the same slope only the highest; and only those that are the highest somewhere from 1 on.
+        highest = {b: max(a for a, c in lines if c == b) for b in {b for _, b in lines}}
+        kept: list[tuple[float, float]] = []
+        for b in sorted(highest, reverse=True):
+            if not kept or highest[b] + b > max(a + c for a, c in kept):
+                kept.append((highest[b], b))
+        return Peak(tuple(kept))
+
+
+@dataclass(frozen=True)
 class Measured:
     """What was measured.
 
@@ -71,7 +114,8 @@ class Measured:
         state_bytes: one state, and the random generators if the model uses them: what a snapshot takes.
         parameter_bytes: Σ over the tensors that get a gradient, at 8 bytes a number: the sums over the chunks.
         native: working memory of bptt's native core.
-        lengths, peaks: steps of a chunk, and bytes at the highest while it goes forward and back.
+        peak: bytes of torch's allocator at the highest for a chunk of any length.
+        on_cpu: whether the tensors come from the C library's memory.
         uses_random: whether the forward draws from torch's generators.
         with_tape: whether a forward without a graph differs in some bit from one with it.
         leaves: the tensors that get gradients.
@@ -80,32 +124,11 @@ class Measured:
     state_bytes: int
     parameter_bytes: int
     native: NativeWork
-    lengths: tuple[int, ...]
-    peaks: tuple[int, ...]
+    peak: Peak
+    on_cpu: bool
     uses_random: bool
     with_tape: bool
     leaves: tuple[Tensor, ...]
-
-    @property
-    def tape_bytes(self) -> float:
-        """Bytes that one more step adds to a chunk."""
-        if len(self.lengths) == 1:
-            return self.peaks[0] / self.lengths[0]
-        return max(1.0, (self.peaks[-1] - self.peaks[-2]) / (self.lengths[-1] - self.lengths[-2]))
-
-    def peak(self, steps: int) -> int:
-        """Bytes at the highest for a chunk of so many steps."""
-        return self.native.bytes(steps) + self._torch_peak(steps)
-
-    def _torch_peak(self, steps: int) -> int:
-        """Between and beyond the lengths measured, a straight line."""
-        i = bisect_left(self.lengths, steps)
-        if i == len(self.lengths):
-            return int(self.peaks[-1] + (steps - self.lengths[-1]) * self.tape_bytes)
-        if i == 0 or self.lengths[i] == steps:
-            return self.peaks[i]
-        share = (steps - self.lengths[i - 1]) / (self.lengths[i] - self.lengths[i - 1])
-        return int(self.peaks[i - 1] + share * (self.peaks[i] - self.peaks[i - 1]))
 
     @property
     def fixed_bytes(self) -> int:
@@ -123,8 +146,7 @@ def measure(chunk: Chunk, budget: float) -> Measured:
         TypeError: the state is not made of tensors.
         RuntimeError: the model is random in a way that cannot be repeated.
     """
-    steps = chunk.steps
-    probed = Replay(chunk, min(_PROBED, steps))
+    probed = Replay(chunk, min(_PROBED, chunk.steps))
     generators = Generators(probed.device)
     before = generators.state()
     try:
@@ -136,14 +158,15 @@ def measure(chunk: Chunk, budget: float) -> Measured:
             _refuse_other_losses(probed, generators, before)
             if not uses_random:
                 _refuse_lookahead(probed, state)
-            lengths, peaks = _peaks(replace(chunk, state=state), leaves, steps, budget)
+            peak = _peak(replace(chunk, state=state), leaves, budget)
     finally:
         generators.set(before)
     of_state = sum(t.nbytes for t in tree_leaves(state) if isinstance(t, Tensor))
     of_generators = sum(t.nbytes for t in before) if uses_random else 0
     sums = sum(16 * p.numel() if p.is_complex() else 8 * p.numel() for p in leaves)
     native = NativeWork.of(chunk.model, state)
-    return Measured(of_state + of_generators, sums, native, lengths, peaks, uses_random, with_tape, tuple(leaves))
+    on_cpu = all(leaf.device.type == "cpu" for leaf in leaves)
+    return Measured(of_state + of_generators, sums, native, peak, on_cpu, uses_random, with_tape, tuple(leaves))
 
 
 def _try(probed: Replay, generators: Generators, before: Any, model: Callable[..., Any]) -> tuple[Any, bool]:
@@ -241,60 +264,73 @@ def _tolerance(value: Tensor) -> float:
 # Bytes ---------------------------------------------------------------------------------------------------------------
 
 
-def _peaks(chunk: Chunk, leaves: list[Tensor], steps: int, budget: float) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Lengths and the peaks of their chunks, from one step on, as far as time and budget go."""
-    state = chunk.state
-    d_after = [torch.ones_like(s) if is_number(s) else None for s in tree_leaves(state)]
-    lengths: list[int] = []
-    peaks: list[int] = []
-    for length in _lengths(steps):
-        if len(lengths) > 1:
-            slope = (peaks[-1] - peaks[-2]) / (lengths[-1] - lengths[-2])
-            if peaks[-1] + slope * (length - lengths[-1]) > budget:
-                break
+def _peak(chunk: Chunk, leaves: list[Tensor], budget: float) -> Peak:
+    """The peak of a chunk of any length, from short ones."""
+    d_after = [torch.ones_like(s) if is_number(s) else None for s in tree_leaves(chunk.state)]
+
+    def levels(length: int) -> list[int]:
         replay = Replay(_first_steps(chunk, length), length, leaves)
-        held = tree_map(lambda leaf: leaf, state)
-        lengths.append(length)
-        peaks.append(peak_of(lambda r=replay, s=held: r.reverse(0, s, d_after), replay.device))  # type: ignore[misc]
-    return tuple(lengths), tuple(peaks)
+        return levels_of(partial(replay.reverse, 0, chunk.state, d_after), replay.device)
+
+    steps = chunk.steps
+    # While the gradients of the chunk before are added to their sums, they and a piece in the wide format are alive.
+    adding = float(sum(p.nbytes for p in leaves) + 8 * max(min(p.numel(), ADDED) for p in leaves))
+    peaks = {n: max(levels(n)) for n in (1, 2) if n <= steps}
+    if steps == 1:
+        return Peak(((max(adding, float(peaks[1])), 0.0),))
+    lengths = [min(_PROBED, steps // 2), min(2 * _PROBED, steps)]
+    if 64 * (peaks[2] - peaks[1]) < budget:
+        seen = [levels(length) for length in lengths]
+        if len(seen[0]) == len(seen[1]) > 1:
+            return Peak((*Peak.through(lengths, seen).lines, (adding, 0.0)))
+        peaks |= {n: max(s) for n, s in zip(lengths, seen, strict=False)}
+    return _peak_of_others({n: max(peak, int(adding)) for n, peak in peaks.items()}, levels, steps, budget)
 
 
-def _lengths(steps: int) -> list[int]:
-    lengths, length = [n for n in (1, 2, 4) if n <= steps], _PROBED
-    while length <= min(steps, max(_PROBED, steps // _SHARE)):
-        lengths.append(length)
-        length *= 4
-    return lengths
+def _peak_of_others(peaks: dict[int, int], levels: Callable[[int], list[int]], steps: int, budget: float) -> Peak:
+    """The line through the peaks of the two longest chunks that may be tried, within the budget and some time."""
+    length = 2 * max(peaks)
+    while length <= min(steps, max(_LOOPS, steps // _SHARE)) and 2 * max(peaks.values()) <= budget:
+        peaks[length] = max(peaks[1], *levels(length))
+        length *= 2
+    m, n = sorted(peaks)[-2:]
+    slope = (peaks[n] - peaks[m]) / (n - m)
+    if 2 * slope * n < peaks[n]:  # the tape is hidden behind the weights' gradients yet: no more than in proportion
+        slope = peaks[n] / n
+    return Peak(((peaks[n] - slope * n, slope),), tuple(sorted(peaks.items())))
 
 
-def peak_of(run: Callable[[], Any], device: torch.device | None) -> int:
-    """Bytes that torch's allocator has handed out at the highest while `run` runs, above those before."""
+def levels_of(run: Callable[[], Any], device: torch.device | None) -> list[int]:
+    """Bytes that torch's allocator has handed out, above those before `run`, each time it hands out or gets back a block.
+
+    Where that is not recorded, the highest alone.
+    """
     if device is not None and device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         run()
-        return int(torch.cuda.max_memory_allocated(device) - before)
+        return [int(torch.cuda.max_memory_allocated(device) - before)]
     if torch._C._autograd._profiler_enabled():  # the user's own: there can be one
-        return _saved_bytes(run)
-    return _recorded_bytes(run)
+        return [_saved_bytes(run)]
+    return _recorded(run)
 
 
-def _recorded_bytes(run: Callable[[], Any]) -> int:
+def _recorded(run: Callable[[], Any]) -> list[int]:
     from torch._C._profiler import ProfilerConfig, ProfilerState, _ExperimentalConfig
 
     config = ProfilerConfig(ProfilerState.CPU, False, True, False, False, False, _ExperimentalConfig())
+    collects = gc.isenabled()
+    gc.disable()  # what others left would be freed at any time
     torch._C._autograd._enable_profiler_legacy(config)
     try:
         run()
     finally:
         records: Any = torch._C._autograd._disable_profiler_legacy()
-    now = highest = 0
-    for thread in records:
-        for event in thread:
-            if event.kind() == "memory_alloc":
-                now += event.cpu_memory_usage()
-                highest = max(highest, now)
-    return highest
+        if collects:
+            gc.enable()
+    events = (event for thread in records for event in thread)
+    sizes = (event.cpu_memory_usage() for event in events if event.kind() == "memory_alloc")
+    return list(accumulate(sizes, initial=0))
 
 
 def _saved_bytes(run: Callable[[], Any]) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from bptt.gradient.measure import Measured
 from bptt.gradient.schedule import extra_links, repetitions
+from bptt.gradient.system_memory import WASTE, can_waste
 
 _UNITS = {
     "": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
@@ -15,7 +16,8 @@ _SIZE = re.compile(r"\s*([0-9]+\.?[0-9]*(?:e[+-]?[0-9]+)?|\.[0-9]+)\s*([a-z]*)\s
 _MOST_REPETITIONS = 32  # a budget that needs more is refused: some hundreds of bytes more save hours
 _CALL = 64  # steps that take as long as a call alone; a round figure, so that plans do not change with the clock
 _BACK = 2  # a step back takes as long as two forward
-_ABOUT = 1.03  # of two plans whose times differ by less, the smaller one
+_ABOUT = 1.01  # of two plans whose times differ by less, the smaller one
+_FRESH = 1.25  # times as long where freed memory goes back to the system, and comes again as fresh pages
 _MARGIN = 0.97  # of the budget: the rest is the allocator's
 
 
@@ -62,13 +64,16 @@ class Plan:
         snapshots: s, states kept at a time, the first one included.
         repetitions: r, how often a step is run without a tape at most.
         extra_steps: forward steps beyond the T of a full tape.
-        peak: predicted bytes at the highest, above the parameters, their gradients of before, and the inputs.
-        budget: bytes allowed.
+        peak: predicted bytes at the highest, of tensors and the native core's working memory, above the parameters, their
+            gradients of before, and the inputs.
+        resident: the same with what the C library wastes: bytes of the process.
+        budget: bytes allowed; `resident` is within it.
         least: the smallest budget that would do.
         time_factor: predicted time over that of a full tape; a backward step counted as two forward.
         state_bytes, tape_bytes: of one state, and of one step's tape.
         storage: where the snapshots are: "memory", "host" or "disk".
         held: steps of a stream that are held in memory.
+        frees: whether freed memory goes back to the system at once, which costs some time (system_memory.py).
     """
 
     steps: int
@@ -77,6 +82,7 @@ class Plan:
     repetitions: int
     extra_steps: int
     peak: int
+    resident: int
     budget: int
     least: int
     time_factor: float
@@ -84,6 +90,7 @@ class Plan:
     tape_bytes: int
     storage: str = "memory"
     held: int = 0
+    frees: bool = False
 
     @property
     def chunks(self) -> int:
@@ -94,7 +101,8 @@ class Plan:
         where = {"memory": "", "host": " in host memory", "disk": " on disk"}[self.storage]
         return (
             f"{self.steps:,} steps in {self.chunks:,} chunks of {self.chunk:,}, {self.snapshots:,} snapshots{where}: "
-            f"peak {as_text(self.peak)} of {as_text(self.budget)}, {self.extra_steps:,} extra forward steps "
+            f"peak {as_text(self.peak)} ({as_text(self.resident)} of the process) of {as_text(self.budget)}, "
+            f"{self.extra_steps:,} extra forward steps "
             f"(each step at most {self.repetitions} times), about {self.time_factor:.2f} x the time of a full tape; "
             f"a state takes {as_text(self.state_bytes)}, a step's tape {as_text(self.tape_bytes)}, "
             f"the least budget is {as_text(self.least)}"
@@ -123,28 +131,34 @@ class Planner:
 
         Raises ValueError, with the least budget, if there is none.
         """
-        plans = [plan for chunk in self._lengths() if (plan := self._with(chunk, budget)) is not None]
+        wastes = (WASTE, 1.0) if self.measured.on_cpu and can_waste() else (1.0,)
+        tried = (self._with(chunk, budget, waste) for chunk in self._lengths() for waste in wastes)
+        plans = [plan for plan in tried if plan is not None]
         fastest = min((plan.time_factor for plan in plans), default=0.0)
         best = min((p for p in plans if p.time_factor <= _ABOUT * fastest), key=lambda p: p.peak, default=None)
+        least = self.least()
         if best is None:
             raise ValueError(
                 f"a budget of {as_text(budget)} cannot be met: this model and batch need at least "
-                f"{self.least():,} bytes ({as_text(self.least())}), of which {as_text(self.measured.fixed_bytes)} are sums "
-                f"of gradients and the like, and {as_text(self.measured.peak(1))} one step forward and back"
+                f"{least:,} bytes ({as_text(least)}), of which {as_text(self.measured.fixed_bytes)} are sums "
+                f"of gradients and the like, and {as_text(self.measured.peak.at(1))} one step forward and back"
             )
-        return replace(best, least=self.least())
+        return replace(best, least=least)
 
     def least(self) -> int:
-        """The smallest budget, in bytes: chunks of one step, and as few snapshots as `_MOST_REPETITIONS` allows."""
-        return math.ceil((self._without_snapshots(1) + (self._fewest(1) - 1) * self._snapshot_bytes) / _MARGIN)
+        """The smallest budget, in bytes: short chunks, and as few snapshots as `_MOST_REPETITIONS` allows."""
+        size = self._snapshot_bytes
+        return math.ceil(
+            min(self._without_snapshots(c, 1.0) + (self._fewest(c) - 1) * size for c in self._lengths()) / _MARGIN
+        )
 
     @property
     def _snapshot_bytes(self) -> int:
         return self.measured.state_bytes if self.storage == "memory" else 0
 
-    def _without_snapshots(self, chunk: int) -> float:
-        streamed = (chunk + self.longest) * self.stream_bytes
-        return self.measured.fixed_bytes + self.measured.peak(chunk) + streamed
+    def _without_snapshots(self, chunk: int, waste: float) -> float:
+        measured, streamed = self.measured, (chunk + self.longest) * self.stream_bytes
+        return measured.fixed_bytes + measured.native.bytes(chunk) + waste * measured.peak.at(chunk) + streamed
 
     def _fewest(self, chunk: int) -> int:
         links, snapshots = -(-self.steps // chunk), 1
@@ -160,29 +174,32 @@ class Planner:
             length = max(length + 1, length * 21 // 20)
         return [*lengths, self.steps]
 
-    def _with(self, chunk: int, budget: int) -> Plan | None:
+    def _with(self, chunk: int, budget: int, waste: float) -> Plan | None:
         """The plan with that chunk length, or None if the budget does not hold it."""
-        room = budget * _MARGIN - self._without_snapshots(chunk)
+        needed = self._without_snapshots(chunk, waste)
+        room = budget * _MARGIN - needed
         if room < 0:
             return None
-        links = -(-self.steps // chunk)
+        links, size = -(-self.steps // chunk), self._snapshot_bytes
         for_stream = room / 4 if self.stream_bytes else 0.0
-        size = self._snapshot_bytes
         snapshots = links if size == 0 else int(min(links, 1 + (room - for_stream) // size))
         r = repetitions(links, snapshots)
         if r > _MOST_REPETITIONS:
             return None
         snapshots = _enough(links, snapshots, r)
         held = int(min(self.steps, chunk + for_stream // self.stream_bytes)) if self.stream_bytes else 0
-        extra = chunk * extra_links(links, snapshots)
-        calls = links + extra / chunk
-        whole = (1 + _BACK) * self.steps + _CALL
-        needed = self._without_snapshots(chunk) + (snapshots - 1) * size + max(0, held - chunk) * self.stream_bytes
+        needed += (snapshots - 1) * size + max(0, held - chunk) * self.stream_bytes
+        extra, frees = chunk * extra_links(links, snapshots), waste == 1.0 and self.measured.on_cpu
         return Plan(
-            self.steps, chunk, snapshots, r, extra, int(needed), budget, 0,
-            ((1 + _BACK) * self.steps + extra + _CALL * calls) / whole,
-            self.measured.state_bytes, int(self.measured.tape_bytes), self.storage, held,
+            self.steps, chunk, snapshots, r, extra, int(needed - (waste - 1) * self.measured.peak.at(chunk)), int(needed),
+            budget, 0, self._time_factor(links, extra, chunk) * (_FRESH if frees else 1.0), self.measured.state_bytes,
+            int(self.measured.peak.step_bytes), self.storage, held, frees,
         )  # fmt: skip
+
+    def _time_factor(self, links: int, extra: int, chunk: int) -> float:
+        """Forward, back, and the calls, over those of a full tape."""
+        full = (1 + _BACK) * self.steps + _CALL
+        return (full + extra + _CALL * (links - 1 + extra / chunk)) / full
 
 
 def _enough(links: int, snapshots: int, r: int) -> int:
