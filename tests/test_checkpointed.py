@@ -607,3 +607,13 @@ def test_a_full_disk_changes_nothing(tmp_path, monkeypatch):
     assert all(p.grad is None for p in model.parameters())
     assert str(optimizer.state_dict()) == before[2]
     assert not list(tmp_path.glob("bptt-snapshots-*"))
+
+
+def test_training_says_its_plan_and_its_peak(tmp_path):
+    (tmp_path / "a.txt").write_text("a tale of two cities " * 2000)
+    command = f"-m bptt train text --data {tmp_path / 'a.txt'} --chunk 3000 --batch 2 --steps 2 --hidden 16"
+    command += f" --strategy checkpointed:2MB --out {tmp_path / 'run'}"
+    run = subprocess.run([sys.executable, *command.split()], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stderr.count("plan: 3,000 steps in ") == 1
+    assert "memory: the gradient took at most" in run.stderr
