@@ -236,7 +236,7 @@ def test_buffers_end_as_after_one_pass():
 
 @pytest.mark.parametrize("layer", [nn.RNN, nn.GRU, nn.LSTM, bptt.LSTM])
 def test_autocast_is_entered_again(layer):
-    """Chunks without a tape would leave converted weights without a graph in autocast's cache."""
+    """Chunks with and without a tape take turns, and share what autocast converted."""
     torch.manual_seed(0)
     model = layer(3, 8)
     x, y = torch.randn(60, 2, 3), torch.randn(60, 2, 8)

@@ -82,7 +82,7 @@ class Replay:
             return scalar(self.whole.loss(outputs, self._to_device(cut(self.whole.y, start, stop))))
 
     def _forward(self, i: int, state: Any) -> tuple[Any, Any]:
-        # What autocast converted without a graph it would hand out again where one is wanted: no gradient would come.
+        # A weight that autocast converted without a graph must not serve where one is wanted (torch 2.13 sees to it itself).
         torch.clear_autocast_cache()
         reset = self.whole.reset
         return self.whole.forward(self._piece(self.whole.x, i), state, None if reset is None else self._piece(reset, i))
