@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from bptt.fusing import fuse as fuse
     from bptt.fusing import unfuse as unfuse
     from bptt.gradient import RTRL as RTRL
+    from bptt.gradient import Checkpointed as Checkpointed
     from bptt.gradient import Exact as Exact
     from bptt.gradient import Result as Result
     from bptt.gradient import SnAp1 as SnAp1
@@ -53,6 +54,7 @@ _HOMES = {
     "watch": "bptt.flow",
     "Flow": "bptt.flow",
     "backward": "bptt.gradient",
+    "Checkpointed": "bptt.gradient",
     "Exact": "bptt.gradient",
     "Truncated": "bptt.gradient",
     "RTRL": "bptt.gradient",

@@ -26,9 +26,9 @@ class TrainOptions:
     """Share of the units between recurrent layers that is dropped in training; needs --layers 2 or more."""
 
     strategy: str = "exact"
-    """How the gradient travels back: exact (through every step that is at hand), truncated:K1[,K2] (every K1 steps,
-    back through K2 steps); or forward in time instead, for small networks: rtrl (exact) or snap1 (its cheap
-    approximation)."""
+    """How the gradient travels back: exact (through every step that is at hand), checkpointed:MEMORY (the same within a
+    budget, e.g. checkpointed:256MB), or truncated:K1[,K2] (every K1 steps, back through K2 steps); or forward in time
+    instead, for small networks: rtrl (exact) or snap1 (its cheap approximation)."""
     batch: int = 32
     """Sequences (or parallel lanes of a stream) in one update, over all processes."""
     optimizer: Literal["adam", "adamw", "rmsprop", "sgd"] = "adam"
@@ -82,8 +82,9 @@ class TextOptions(TrainOptions):
     hidden: int = 256
     """Hidden units of each recurrent layer."""
     strategy: str = "exact"
-    """How the gradient travels back: exact (through the whole chunk, as truncated:CHUNK), or truncated:K1[,K2] (every K1
-    steps, back through K2 steps, also into the chunk before)."""
+    """How the gradient travels back: exact (through the whole chunk, as truncated:CHUNK), checkpointed:MEMORY (the same
+    within a budget, e.g. checkpointed:256MB, for long chunks), or truncated:K1[,K2] (every K1 steps, back through K2
+    steps, also into the chunk before)."""
     minutes: float | None = 1.5
     """Budget: minutes of training. The one of --steps and --minutes that is given counts; of both, what ends first."""
 

@@ -4,15 +4,19 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from bptt.gradient.base import Chunk, Loss, Past, Result, Strategy, steps_of
+from bptt.gradient.checkpointed import Checkpointed
 from bptt.gradient.double_sum import double_sum
 from bptt.gradient.exact import Exact
 from bptt.gradient.online import RTRL, SnAp1
+from bptt.gradient.stream import opened
 from bptt.gradient.truncated import Truncated
 
 __all__ = [
     "RTRL",
+    "Checkpointed",
     "Exact",
     "Past",
     "Result",
@@ -39,11 +43,13 @@ def backward(
 
     Args:
         model: `(x, state) -> (outputs, state)` with time first, as nn.LSTM; it accepts state None.
-        x: inputs [T, B, ...], or a tree (tuple, dict) of tensors that all have T steps along the first axis.
+        x: inputs [T, B, ...], or a tree (tuple, dict) of tensors that all have T steps along the first axis. A leaf may also
+            be an array (memory-mapped, say), or a stream of chunks: an iterable that starts anew each time, or a function
+            that makes an iterator. Strategies that go by pieces then read a piece at a time.
         y: targets in the same way.
         loss: `(outputs, y) -> scalar`: the sum of the losses L(t) of the steps it is given. (A mean over the steps would
             weigh the pieces of a truncated run wrongly; divide by a number fixed beforehand instead.)
-        strategy: `Exact()`, `Truncated(k1, k2)`, `RTRL()` or `SnAp1()`.
+        strategy: `Exact()`, `Checkpointed(memory)`, `Truncated(k1, k2)`, `RTRL()` or `SnAp1()`.
         state: where to begin: None for zeros, a state, or the `Result` of the previous call: then the state goes on
             from there, and a truncated window may reach back into that call's steps.
         reset: bool [T, B], handed to the model as `reset=`: rows that start anew at that step.
@@ -63,6 +69,12 @@ def backward(
     >>> second.state.shape
     torch.Size([1, 1, 2])
     """
+    if isinstance(x, PackedSequence):
+        raise ValueError(
+            "x is a packed sequence, which has no time axis to go along: pass it padded [T, B, ...], and let the loss leave "
+            "the padding out (a mask beside the targets)"
+        )
+    x, y = opened(x), opened(y)
     steps, targets = steps_of(x), steps_of(y)
     if steps != targets:
         raise ValueError(
@@ -79,7 +91,9 @@ def backward(
 
 
 def parse_strategy(text: str) -> Strategy:
-    """The strategy that a text names: "exact", "truncated:K1", "truncated:K1,K2", "rtrl" or "snap1". Raises ValueError.
+    """The strategy that a text names: "exact", "checkpointed:MEMORY[,STORAGE]", "truncated:K1[,K2]", "rtrl" or "snap1".
+
+    Raises ValueError for any other.
 
     >>> parse_strategy("truncated:20,40")
     Truncated(k1=20, k2=40)
@@ -89,9 +103,12 @@ def parse_strategy(text: str) -> Strategy:
     if text in simple:
         return simple[text]()
     parts = numbers.split(",")
+    if name == "checkpointed" and numbers and len(parts) <= 2:
+        return Checkpointed(*(part.strip() for part in parts))
     if name == "truncated" and len(parts) <= 2 and all(part.strip().isdecimal() for part in parts):
         k1, k2 = int(parts[0]), int(parts[1]) if len(parts) == 2 else None
         return Truncated(k1, k2)
     raise ValueError(
-        f"strategy {text!r} is unknown: give exact, truncated:K1 or truncated:K1,K2 with whole numbers, rtrl, or snap1"
+        f"strategy {text!r} is unknown: give exact, truncated:K1 or truncated:K1,K2 with whole numbers, "
+        "checkpointed:MEMORY, e.g. checkpointed:256MB, rtrl, or snap1"
     )

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
+from bptt.gradient.stream import Stream, is_array, to_tensor
+
 Loss = Callable[[Any, Any], Tensor]
 
 
@@ -95,22 +97,43 @@ class Strategy(ABC):
 
 def steps_of(tree: Any) -> int:
     """T, the first size of every leaf. Raises ValueError if the leaves disagree or there is none."""
-    sizes = {leaf.shape[0] for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.dim() > 0}
+    sizes = {size for size in map(_steps_of_leaf, tree_leaves(tree)) if size is not None}
     if len(sizes) != 1:
         found = f"sizes {sorted(sizes)}" if sizes else "no tensor with a time axis"
         raise ValueError(f"x or y has {found} along the first axis, wanted one number of steps: put time first")
     return int(sizes.pop())
 
 
+def _steps_of_leaf(leaf: Any) -> int | None:
+    if isinstance(leaf, Stream):
+        return leaf.steps
+    has_time = (isinstance(leaf, Tensor) or is_array(leaf)) and len(leaf.shape) > 0
+    return int(leaf.shape[0]) if has_time else None
+
+
+def in_memory(tree: Any) -> Any:
+    """The tree with tensors in place of arrays and streams."""
+    outside = any(isinstance(leaf, Stream) or is_array(leaf) for leaf in tree_leaves(tree))
+    return cut(tree, 0, steps_of(tree)) if outside else tree
+
+
 def cut(tree: Any, start: int, stop: int) -> Any:
-    """Steps [start, stop) of every leaf."""
-    return tree_map(lambda leaf: leaf[start:stop] if isinstance(leaf, Tensor) else leaf, tree)
+    """Steps [start, stop) of every leaf, as tensors: what lies in a file or a stream is read."""
+
+    def of_leaf(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return leaf[start:stop]
+        if isinstance(leaf, Stream):
+            return leaf.read(start, stop)
+        return to_tensor(leaf[start:stop]) if is_array(leaf) else leaf
+
+    return tree_map(of_leaf, tree)
 
 
 def join(first: Any, second: Any) -> Any:
     """Two trees of the same structure, one after the other in time."""
     left, structure = tree_flatten(first)
-    right = tree_leaves(second)
+    right = tree_leaves(in_memory(second))
     joined = [torch.cat([a, b]) if isinstance(a, Tensor) else a for a, b in zip(left, right, strict=True)]
     return structure.unflatten(joined)
 
@@ -122,11 +145,18 @@ def detach(tree: Any) -> Any:
 
 def total(value: Tensor) -> Tensor:
     """Check that the user's loss is a number with a graph behind it."""
+    value = scalar(value)
+    if not value.requires_grad:
+        raise ValueError(NO_GRAPH)
+    return value
+
+
+NO_GRAPH = "the loss depends on no parameter that requires a gradient: check requires_grad, torch.no_grad and detach"
+
+
+def scalar(value: Any) -> Tensor:
+    """Check that the user's loss is a number."""
     if not isinstance(value, Tensor) or value.numel() != 1:
         came = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
         raise ValueError(f"loss returned {came}, wanted a scalar tensor, the sum over the steps: end it with .sum()")
-    if not value.requires_grad:
-        raise ValueError(
-            "the loss depends on no parameter that requires a gradient: check requires_grad, torch.no_grad and detach"
-        )
     return value.reshape(())

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from bptt.gradient.base import Chunk, Result, Strategy, detach, total
+from bptt.gradient.base import Chunk, Result, Strategy, detach, in_memory, total
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Exact(Strategy):
 
     def backward(self, chunk: Chunk) -> Result:
         """One forward, one backward."""
-        outputs, state = chunk.forward(chunk.x, chunk.state, chunk.reset)
-        loss = total(chunk.loss(outputs, chunk.y))
+        outputs, state = chunk.forward(in_memory(chunk.x), chunk.state, chunk.reset)
+        loss = total(chunk.loss(outputs, in_memory(chunk.y)))
         loss.backward()
         return Result(loss.detach(), detach(state))

@@ -126,6 +126,8 @@ def check_memory(options: TrainOptions, parameters: int) -> None:
         return
     width = 8 if options.dtype == "float64" else 4
     steps = getattr(options, "chunk", None) or getattr(options, "length", None) or 1
+    if options.strategy.startswith("checkpointed"):  # it keeps to its own budget
+        steps = 1
     activations = 8 * steps * options.batch * options.hidden * options.layers
     needed = width * (6 * parameters + activations)
     if needed > available:

@@ -19,6 +19,7 @@ from bptt.tasks import Batch, Json, Task
 from bptt.train.checkpoint import Checkpoint, Standing, lanes_of_all, lanes_of_one, map_lanes
 from bptt.train.distributed import Processes
 from bptt.train.interrupt import Interrupt
+from bptt.train.memory import MemoryLog
 from bptt.train.model import build_network
 from bptt.train.optimizer import Budget, clip, learning_rate, make_optimizer, optimizer_tensors, restore_optimizer
 from bptt.train.sealed_tensors import Tensors, snapshot
@@ -97,6 +98,7 @@ class Training:
     Attributes:
         standing: step, clock and validation so far.
         carried: None, or the `Result` from which the next batch goes on.
+        memory: says the plan of a strategy with a budget of memory, and what was measured.
         best: the weights of the best validation, kept if patience may end the run.
     """
 
@@ -109,6 +111,7 @@ class Training:
         self.parameters = list(self.model.parameters())
         self.optimizer = make_optimizer(options, self.parameters)
         self.strategy = parse_strategy(options.strategy)
+        self.memory = MemoryLog(self.strategy, processes.first)
         self.budget = Budget(options.steps, options.minutes)
         self.stream = task.stream(processes.shard)
         self.standing = Standing()
@@ -153,8 +156,9 @@ class Training:
         if batch.x.shape[1] == 0:
             return None
         loss = counted_loss(self.model.head, batch.count)
-        return backward(
-            self.model, batch.x, (batch.y, batch.mask), loss, self.strategy, self.carried, reset=batch.reset
+        target = (batch.y, batch.mask)
+        return self.memory.measured(
+            lambda: backward(self.model, batch.x, target, loss, self.strategy, self.carried, reset=batch.reset)
         )
 
     def _agree(

@@ -148,6 +148,7 @@ def _run(training: Training, folder: Path, checkpoint: Checkpoint | None) -> int
 
 def _hand_out(training: Training, folder: Path, record: Record, finished: bool) -> None:
     """Write the weights, and at the end of the training the report."""
+    training.memory.close()
     write_model(folder, training.chosen_weights(), training.standing.step)
     if finished:
         training.model.load_state_dict(training.chosen_weights())

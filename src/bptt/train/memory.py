@@ -1,0 +1,62 @@
+"""What a run with a budget of memory tells: the plan once it is made, and at the end the peak that was measured."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from bptt.gradient import Checkpointed, Result, Strategy
+from bptt.gradient.checkpointed import CheckpointedResult
+from bptt.gradient.plan import Plan, as_text
+
+_SELF = Path("/proc/self")
+
+
+class MemoryLog:
+    """Says the plan of the first update, and measures all updates; with other strategies it does nothing.
+
+    Attributes:
+        plan: the first update's, None before.
+        peak: resident bytes while a gradient was made, above those before it: the most of all updates. None where the
+            kernel does not tell.
+    """
+
+    def __init__(self, strategy: Strategy, speaks: bool) -> None:
+        self._wanted = speaks and isinstance(strategy, Checkpointed)
+        self.plan: Plan | None = None
+        self.peak: int | None = None
+
+    def measured(self, run: Callable[[], Result]) -> Result:
+        """The result of `run`."""
+        if not self._wanted:
+            return run()
+        before = _resident_from_now()
+        result = run()
+        if self.plan is None and isinstance(result, CheckpointedResult):
+            self.plan = result.plan
+            _say(f"plan: {self.plan}")
+        if before is not None:
+            self.peak = max(self.peak or 0, _status("VmHWM") - before)
+        return result
+
+    def close(self) -> None:
+        """Say the peak."""
+        if self.plan is not None and self.peak is not None:
+            _say(f"memory: the gradient took at most {as_text(self.peak)}; planned were {as_text(self.plan.resident)}")
+
+
+def _resident_from_now() -> int | None:
+    """The process's resident bytes; from now on VmHWM is the most since now. None where the kernel does not tell."""
+    try:
+        (_SELF / "clear_refs").write_text("5")
+        return _status("VmRSS")
+    except OSError:
+        return None
+
+
+def _status(key: str) -> int:
+    lines = (_SELF / "status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
