@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from bptt.files import write_atomically
 from bptt.train.metrics import read_metrics
-from bptt.train.run_folder import CURVE, Json, write_atomically
+from bptt.train.run_folder import CURVE, Json
 
 _POINTS = 400  # the training loss is drawn as means over at most so many stretches
 

@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from bptt.errors import InputError
+from bptt.files import TEMPORARY
 from bptt.options import LabelsOptions, PredictOptions, SeriesOptions, TrainOptions
 from bptt.tasks import Sizes, task_class
 from bptt.train import check, run_folder
 from bptt.train.model import build_network
-from bptt.train.run_folder import CONFIG, MODEL, TEMPORARY
+from bptt.train.run_folder import CONFIG, MODEL
 from bptt.train.sealed_tensors import load_weights, read_model
 
 

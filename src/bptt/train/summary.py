@@ -4,11 +4,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from bptt.files import write_atomically
 from bptt.tasks import Json
 from bptt.train.curve import draw_curve
 from bptt.train.loop import Training
 from bptt.train.progress import Wording, clock
-from bptt.train.run_folder import CURVE, REPORT, SAMPLE, write_atomically, write_json
+from bptt.train.run_folder import CURVE, REPORT, SAMPLE, write_json
 
 
 def finish(training: Training, folder: Path, wording: Wording) -> None:
