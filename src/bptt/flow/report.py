@@ -42,9 +42,9 @@ def compact(flow: "Flow") -> str:
     ], more=[layer.name for layer in layers[_COMPACT:]])  # fmt: skip
 
 
-def sections(flow: "Flow") -> dict[str, Any]:
-    """What the templates of a whole page need."""
-    losses = _truncations(flow)
+def sections(flow: "Flow", truncations: bool = True) -> dict[str, Any]:
+    """What the templates of a whole page need; without the truncations, which may take a second or two, if so wanted."""
+    losses = _truncations(flow) if truncations else []
     return _verdict(flow) | {
         "layers": [_layer(layer) for layer in flow],
         "truncations": losses,

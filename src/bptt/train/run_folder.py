@@ -6,7 +6,7 @@ seal nor anything else here runs code from the file: configurations are JSON, we
     config.json             what the run is: task, options, sizes, what the task needs to predict     sealed
     model.safetensors       the weights to use                                                        sealed
     checkpoint.safetensors  everything needed to go on                                                sealed
-    metrics.jsonl           one line an update or validation, the same at every repetition
+    metrics.jsonl           one line an update, validation or watched gradient, the same at every repetition
     timing.jsonl            speed and clock times, which are not
     report.html             curve, result, gradient flow and verdict, for a browser; written anew as the run goes on
     report.json curve.png sample.txt        made at the end
