@@ -70,6 +70,7 @@ def reach(trace: Trace) -> Reach:
     chosen = _chosen(torch.where(weight > 0, weight, 0))
     if bool((chosen < 0).all()) or not bool(torch.isfinite(weight).all()):
         return Reach([], [], 0.0)
+    chosen = chosen[(chosen >= 0).any(1)]
     norm = (
         torch.where(weight > 0, weight, 1.0).sqrt().unsqueeze(-1)
     )  # each loss step's e has norm 1: no float32 underflows
@@ -123,22 +124,21 @@ def _send_back(trace: Trace, places: tuple[Tensor, Tensor], units: _Units, last_
     delta = [e.new_zeros(*chosen.shape, e.shape[-1]) for e in (units.external[0], *units.final[1:])]
     log_scale = torch.zeros_like(chosen, dtype=torch.float64)
     alive = torch.zeros_like(chosen, dtype=torch.bool)
-    seen: list[tuple[Tensor, Tensor]] = []  # log of the squared gain, and which pairs count, from position `top` down
-    top = int(chosen.max())
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []  # squares, their scale, which pairs count; from position `top` down
+    top, starts, everywhere = int(chosen.max()), set(chosen.flatten().tolist()), bool(exists.all())
     for high in range(top + 1, 0, -_BLOCK):
         low = max(0, high - _BLOCK)
         block = _Block.of(trace, rows[low:high])
         for p in range(high - 1, low - 1, -1):
-            starting = chosen == p
-            if bool(starting.any()):
-                delta = _started(delta, starting, last_row == p, units, p)
-                alive = alive | starting
-            alive = alive & exists[p]
-            seen.append((_squares(delta).double().log() + 2 * log_scale, alive))
+            if p in starts:
+                delta = _started(delta, chosen == p, last_row == p, units, p)
+                alive = alive | (chosen == p)
+            alive = alive if everywhere else alive & exists[p]
+            seen.append((_squares(delta), log_scale, alive))
             delta, alive = block.step(p - low, delta, alive)
             if p % _RESCALED == 0:
                 delta, log_scale = _rescaled(delta, log_scale)
-    arrived = (_squares(delta).double().log() + 2 * log_scale).clamp(max=690).exp()[alive]
+    arrived = _gains(_squares(delta), log_scale)[alive]
     at_start = float(arrived.mean().sqrt()) if arrived.numel() else 0.0
     return _by_lag(seen, chosen, at_start)
 
@@ -150,17 +150,22 @@ def _started(delta: list[Tensor], starting: Tensor, ends: Tensor, units: _Units,
     return [first, *(torch.where(at_end, f, d) for f, d in zip(units.final[1:], delta[1:], strict=True))]
 
 
-def _by_lag(seen: list[tuple[Tensor, Tensor]], chosen: Tensor, at_start: float) -> Reach:
+def _gains(squares: Tensor, log_scale: Tensor) -> Tensor:
+    """Squared gains in float64, at most e^690."""
+    return (squares.double().log() + 2 * log_scale).clamp(max=690).exp()
+
+
+def _by_lag(seen: list[tuple[Tensor, Tensor, Tensor]], chosen: Tensor, at_start: float) -> Reach:
     """Root mean squares over the pairs that count at each lag."""
     top = int(chosen.max())
-    gains = torch.stack([log for log, _ in seen]).clamp(max=690).exp()  # T,K,b from position `top` down
-    alive = torch.stack([a for _, a in seen])
+    squares, scales, alives = (torch.stack(parts) for parts in zip(*seen, strict=True))  # T,K,b
+    gains = _gains(squares, scales)[alives]
     lags = chosen - (top - torch.arange(top + 1, device=chosen.device)).view(-1, 1, 1)
-    squares, counts = gains.new_zeros(top + 1), gains.new_zeros(top + 1)
-    squares.index_add_(0, lags[alive], gains[alive])
-    counts.index_add_(0, lags[alive], torch.ones_like(gains[alive]))
+    total, counts = gains.new_zeros(top + 1), gains.new_zeros(top + 1)
+    total.index_add_(0, lags[alives], gains)
+    counts.index_add_(0, lags[alives], torch.ones_like(gains))
     n = int((counts > 0).sum())
-    return Reach((squares[:n] / counts[:n]).sqrt().tolist(), [int(c) for c in counts[:n]], at_start)
+    return Reach((total[:n] / counts[:n]).sqrt().tolist(), [int(c) for c in counts[:n]], at_start)
 
 
 @dataclass(frozen=True)

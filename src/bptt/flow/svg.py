@@ -82,8 +82,10 @@ def line_chart(
         return _figure(title, "", "<p>Nothing to draw: every value is zero or not finite.</p>")
     across, up = _axes(shown, marks, log)
     parts = [_grid(across, up, x, y + (", log scale" if log else ""))]
-    parts += [_mark(mark, across, up) for mark in marks]
+    drawn = [_mark(mark, across, up) for mark in marks]
+    parts += [line for line, _ in drawn]
     parts += [_path(curve, n, across, up) for n, curve in enumerate(shown)]
+    parts += [word for _, word in drawn]  # above the curves, with a white edge
     below = _legend(shown) if len(curves) > 1 else ""
     return _figure(title, _svg(parts, f"{title}: {y} over {x}"), below + (f"<p>{escape(note)}</p>" if note else ""))
 
@@ -191,20 +193,21 @@ def _grid(across: _Axis, up: _Axis, x: str, y: str) -> str:
     return "".join(parts)
 
 
-def _mark(mark: Mark, across: _Axis, up: _Axis) -> str:
+def _mark(mark: Mark, across: _Axis, up: _Axis) -> tuple[str, str]:
+    """The line and its word."""
     if not mark.upright:
         place = up(mark.at)
         line = f"M{_LEFT} {place:.1f}H{_WIDTH - _RIGHT}"
         text = f'x="{_WIDTH - _RIGHT - 2}" y="{place - 4:.1f}" text-anchor="end"'
     else:
         if not across.low <= mark.at <= across.high:
-            return ""
+            return "", ""
         place = across(mark.at)
         line = f"M{place:.1f} {_TOP}V{up.begin}"
         right = place > 0.6 * _WIDTH
         text = f'x="{place + (-5 if right else 5):.1f}" y="{_TOP + 11}" text-anchor="{"end" if right else "start"}"'
     word = f'<text class="m" {text}>{escape(mark.text)}</text>' if mark.text else ""
-    return f'<path class="k" d="{line}"/>{word}'
+    return f'<path class="k" d="{line}"/>', word
 
 
 def _path(curve: Curve, n: int, across: _Axis, up: _Axis) -> str:

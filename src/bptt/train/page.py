@@ -2,9 +2,9 @@
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,17 @@ from bptt.files import write_atomically
 from bptt.flow import Flow
 from bptt.flow.report import render, sections
 from bptt.flow.svg import Curve, Mark, line_chart
-from bptt.flow.words import joined, level_of
+from bptt.flow.words import UNKNOWN, joined, level_of
 from bptt.train.curve import smooth, spans_decades, yardsticks
 from bptt.train.metrics import read_metrics
 from bptt.train.progress import Wording
 from bptt.train.run_folder import PAGE, REPORT, Config, Json, read_config
 
-_PAUSE, _SHARE = 5.0, 100.0  # seconds between two writings: at least so many, and so many times what the last one took
+_PAUSE, _SHARE = 5.0, 200.0  # seconds between two writings: at least so many, and so many times what the last one took
 
 
 class LivePage:
-    """The page while training goes on: written at a watched update, at most so often that it takes 1 % of the time."""
+    """The page while training goes on: written at a watched update, at most so often that it takes 0.5 % of the time."""
 
     def __init__(self, folder: Path, wording: Wording) -> None:
         self.folder, self.wording = folder, wording
@@ -131,15 +131,18 @@ def _over_updates(name: str, points: Sequence[Json], key: str) -> Curve:
 
 
 def _history(lines: Sequence[Json]) -> list[Json]:
-    """What each layer's verdict was from which to which watched update; the same ones in a row are one entry."""
+    """In how many of the watched updates each layer had which verdicts, the most frequent first, and when last."""
     rows = []
     for name, points in _by_layer(lines).items():
-        for verdicts, group in groupby(points, key=lambda p: tuple(p["verdict"])):
-            steps = [p["step"] for p in group]
-            level = max(map(level_of, verdicts), key=lambda level: level.rank, default=None)
-            when = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
-            symbol = level.symbol if level else "?"
-            rows.append({"layer": name, "when": when, "symbol": symbol, "verdict": joined(verdicts) or "not seen"})
+        counts = Counter(tuple(p["verdict"]) for p in points)
+        for verdicts, count in counts.most_common():
+            level = max(map(level_of, verdicts), key=lambda level: level.rank, default=UNKNOWN)
+            last = max(p["step"] for p in points if tuple(p["verdict"]) == verdicts)
+            word = joined(verdicts) or "not seen"
+            rows.append({
+                "layer": name, "symbol": level.symbol, "verdict": word, "count": count, "of": len(points),
+                "last": f"update {last:,}",
+            })  # fmt: skip
     return rows
 
 
