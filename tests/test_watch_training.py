@@ -16,7 +16,7 @@ from bptt.train.progress import Silent, Wording
 from bptt.train.record import Record
 from bptt.train.watching import Once, figures, watch_training_data
 from tests.browser import PHONE, browser, opened
-from tests.runs import SMALL, Run, bptt, corpus, losses, metrics, size, wait_for
+from tests.runs import SMALL, Run, bptt, corpus, failed, losses, metrics, size, wait_for
 
 ADDING = ["adding", "--length", "8", *SMALL]
 
@@ -196,6 +196,16 @@ def test_the_page_is_written_anew_while_training_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr("bptt.train.page.write_page", lambda *_, **__: torch.randn(400, 400) @ torch.randn(400, 400))
     page.write(1, None)
     assert not page.is_due, "what was written took time, and is not written anew at once"
+
+
+def test_a_run_that_diverges_shows_where_it_began(tmp_path):
+    arguments = ["adding", "--length", "60", "--cell", "rnn", "--activation", "relu", "--lr", "1e4", "--clip", "0"]
+    for watch in ("0", "100"):
+        run = tmp_path / watch
+        error = failed(bptt("train", *arguments, *SMALL, "--steps", "50", "--watch", watch, "--out", run), code=1)
+        assert "is kept" in error
+        assert (f"where it began: {run / 'report.html'}" in error) == (watch == "100")
+    assert "✕ Broken" in (tmp_path / "100" / "report.html").read_text()
 
 
 @pytest.fixture(scope="module")

@@ -82,7 +82,8 @@ def line_chart(
         return _figure(title, "", "<p>Nothing to draw: every value is zero or not finite.</p>")
     across, up = _axes(shown, marks, log)
     parts = [_grid(across, up, x, y + (", log scale" if log else ""))]
-    drawn = [_mark(mark, across, up) for mark in marks]
+    points = [(across(float(p)), up(float(v))) for c in shown for p, v in zip(c.places(), c.y, strict=True) if v == v]
+    drawn = [_mark(mark, across, up, points) for mark in marks]
     parts += [line for line, _ in drawn]
     parts += [_path(curve, n, across, up) for n, curve in enumerate(shown)]
     parts += [word for _, word in drawn]  # above the curves, with a white edge
@@ -193,21 +194,27 @@ def _grid(across: _Axis, up: _Axis, x: str, y: str) -> str:
     return "".join(parts)
 
 
-def _mark(mark: Mark, across: _Axis, up: _Axis) -> tuple[str, str]:
-    """The line and its word."""
-    if not mark.upright:
-        place = up(mark.at)
-        line = f"M{_LEFT} {place:.1f}H{_WIDTH - _RIGHT}"
-        text = f'x="{_WIDTH - _RIGHT - 2}" y="{place - 4:.1f}" text-anchor="end"'
-    else:
+def _mark(mark: Mark, across: _Axis, up: _Axis, points: Sequence[tuple[float, float]]) -> tuple[str, str]:
+    """The line and its word, which stands at the end where it hides fewer of the points."""
+    left, right = across.begin, across.end
+    if mark.upright:
         if not across.low <= mark.at <= across.high:
             return "", ""
         place = across(mark.at)
-        line = f"M{place:.1f} {_TOP}V{up.begin}"
-        right = place > 0.6 * _WIDTH
-        text = f'x="{place + (-5 if right else 5):.1f}" y="{_TOP + 11}" text-anchor="{"end" if right else "start"}"'
-    word = f'<text class="m" {text}>{escape(mark.text)}</text>' if mark.text else ""
-    return f'<path class="k" d="{line}"/>', word
+        before = place > 0.6 * _WIDTH
+        word = _word(place + (-5 if before else 5), _TOP + 11, mark.text, ends=before)
+        return f'<path class="k" d="M{place:.1f} {_TOP}V{up.begin}"/>', word
+    place, wide = up(mark.at), 6.2 * len(mark.text)
+    near = [x for x, y in points if place - 18 < y < place + 3]
+    at_end = sum(x > right - wide for x in near) <= sum(x < left + wide for x in near)
+    word = _word(right - 2 if at_end else left + 3, place - 4, mark.text, ends=at_end)
+    return f'<path class="k" d="M{left} {place:.1f}H{right}"/>', word
+
+
+def _word(x: float, y: float, text: str, ends: bool) -> str:
+    """Text that begins, or ends, at a place."""
+    anchor = "end" if ends else "start"
+    return f'<text class="m" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>' if text else ""
 
 
 def _path(curve: Curve, n: int, across: _Axis, up: _Axis) -> str:

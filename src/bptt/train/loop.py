@@ -30,7 +30,15 @@ if TYPE_CHECKING:
 
 
 class Diverged(RuntimeError):
-    """The loss or its gradient is no longer a finite number. The message says where, and what to try."""
+    """The loss or its gradient is no longer a finite number. The message says where, and what to try.
+
+    Attributes:
+        flow: how the gradient flowed back there; None if that was not seen.
+    """
+
+    def __init__(self, message: str, flow: Flow | None = None) -> None:
+        super().__init__(message)
+        self.flow = flow
 
 
 @dataclass(frozen=True)
@@ -142,9 +150,9 @@ class Training:
         norm = clip(self.parameters, self.options.clip).item()
         step, spent = self.standing.step, self.budget.spent(self.standing.step, elapsed)
         if not math.isfinite(loss):
-            raise self._diverged(step + 1, f"the loss is {loss}")
+            raise self._diverged(step + 1, f"the loss is {loss}", self._look_again(batch))
         if not math.isfinite(norm):
-            raise self._diverged(step + 1, f"the gradient's norm is {norm}")
+            raise self._diverged(step + 1, f"the gradient's norm is {norm}", self._look_again(batch))
         lr = learning_rate(self.options, step, spent)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -181,11 +189,20 @@ class Training:
         figures = self.processes.sum_gradients(self.parameters, torch.cat([loss.reshape(1), asked])).tolist()
         return figures[0], figures[1] > 0, figures[2], figures[3] > 0
 
-    def _diverged(self, step: int, what: str) -> Diverged:
+    def _look_again(self, batch: Batch) -> Flow | None:
+        """Watch the update that failed, once more: where is its first number that is not finite?"""
+        if not (self.processes.first and self.options.watch):
+            return None
+        self.optimizer.zero_grad()
+        flow = watch(self.model, self._warn_once)
+        self._gradient(batch, flow)
+        return flow
+
+    def _diverged(self, step: int, what: str, flow: Flow | None = None) -> Diverged:
         o = self.options
         clipping = f"--clip {o.clip / 10:g} (it is {o.clip:g})" if o.clip else "--clip 1 (it is off)"
         remedy = f"try a smaller --lr in a new run, e.g. --lr {o.lr / 10:g} (it is {o.lr:g}), or {clipping}"
-        return Diverged(f"at step {step:,} {what}: {remedy}")
+        return Diverged(f"at step {step:,} {what}: {remedy}", flow)
 
     # Validation ----------------------------------------------------------------------------------------------------
 

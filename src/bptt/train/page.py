@@ -35,11 +35,16 @@ class LivePage:
         """True when the last one is old."""
         return time.monotonic() >= self._due
 
-    def write(self, step: int, flow: Flow) -> None:
-        """Write it anew. Raises OSError."""
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        return self.folder / PAGE
+
+    def write(self, step: int, flow: Flow, state: str = "before clipping; training goes on") -> None:
+        """Write it anew, with the state of the training in words. Raises OSError."""
         began = time.monotonic()
-        watched = f"in update {step:,}, before clipping; training goes on"
-        write_page(self.folder / PAGE, self.folder, self.wording, flow, watched, truncations=False)
+        watched = f"in update {step:,}, {state}"
+        write_page(self.path, self.folder, self.wording, flow, watched, truncations=False)
         now = time.monotonic()
         self._due = now + max(_PAUSE, _SHARE * (now - began))
 

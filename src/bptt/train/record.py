@@ -54,6 +54,17 @@ class Record:
                 self.metrics.flush()
                 self._page.write(step, flow)
 
+    def diverged(self, step: int, flow: Flow) -> str:
+        """Write report.html of an update that failed; returns where it is, in words, or nothing if that fails too."""
+        if self._page is None:
+            return ""
+        try:
+            self._page.write(step, flow, "whose loss or gradient is no finite number")
+        except Exception as error:
+            self._warn_once(f"could not write the report: {type(error).__name__}: {error}")
+            return ""
+        return f"; where it began: {self._page.path}"
+
     def validation(self, training: Training, validation: Validation) -> None:
         """Note a validation."""
         if self.metrics is not None:

@@ -135,7 +135,8 @@ def _run(training: Training, folder: Path, checkpoint: Checkpoint | None) -> int
                 _hand_out(training, folder, record, finished)
             return 0 if finished else 128 + (training.processes.tell(interrupt.number) or signal.SIGINT)
     except Diverged as error:
-        raise Diverged(f"{error}; {record.kept}") from error
+        seen = "" if error.flow is None else record.diverged(training.standing.step + 1, error.flow)
+        raise Diverged(f"{error}; {record.kept}{seen}") from error
     except BrokenPipeError:  # nobody reads the summary
         raise
     except OSError as error:
@@ -180,7 +181,8 @@ def _describe(training: Training) -> str:
     budget = [f"{o.steps:,} updates"] if o.steps else []
     budget += [f"{o.minutes:g} minutes"] if o.minutes else []
     layers = f"{o.layers} layers of {o.hidden}" if o.layers > 1 else f"{o.hidden}"
-    return f"{o.task}, {o.cell} {layers} ({count:,} weights), {o.strategy}, {' or '.join(budget)}"
+    live = f"; see its {run_folder.PAGE} meanwhile" if o.watch else ""
+    return f"{o.task}, {o.cell} {layers} ({count:,} weights), {o.strategy}, {' or '.join(budget)}{live}"
 
 
 def _say(line: str) -> None:
