@@ -45,7 +45,7 @@ def test_verdict_on_the_screen_and_report_in_the_folder(name, runs, tmp_path):
     assert "recurrent.l0" in result.stdout
     assert f"report:    {run / 'report.html'}" in result.stdout
     page = (run / "report.html").read_text()
-    assert "on the training data, with the final weights" in page
+    assert "on the training data, with the run" in page
     assert "Training curve" in page
     assert {path.name: path.read_bytes() for path in run.iterdir() if path.name != "report.html"} == before
 
@@ -99,6 +99,20 @@ def test_data_that_changed_since_the_training_are_refused(runs):
         data.write_text(before)
     assert "the data are not those" in error
     assert "--data" in error
+
+
+def test_help_names_the_options():
+    shown = bptt("inspect", "--help")
+    assert shown.returncode == 0
+    assert all(word in shown.stdout for word in ("RUN", "--data", "--out", "--device"))
+
+
+def test_metrics_that_are_damaged_or_gone(runs, tmp_path):
+    run = shutil.copytree(runs / "run-adding", tmp_path / "run")
+    (run / "metrics.jsonl").write_text("{half\n")
+    assert "metrics.jsonl" in failed(bptt("inspect", run))
+    (run / "metrics.jsonl").unlink()
+    assert bptt("inspect", run).returncode == 0
 
 
 def test_a_run_without_weights_says_so(runs, tmp_path):

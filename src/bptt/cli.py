@@ -53,14 +53,8 @@ Without a task it learns text: `bptt train --steps 500` is `bptt train text --st
 
 Options of a task: `bptt train TASK --help`."""
 
-_MAY_CHANGE = {
-    "steps",
-    "minutes",
-    "watch",
-    "device",
-    "data",
-    "test_data",
-}  # whether the data are the same, their hashes tell
+# Whether the data are the same, their hashes tell.
+_MAY_CHANGE = {"steps", "minutes", "watch", "device", "data", "test_data"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -71,9 +71,7 @@ def reach(trace: Trace) -> Reach:
     if bool((chosen < 0).all()) or not bool(torch.isfinite(weight).all()):
         return Reach([], [], 0.0)
     chosen = chosen[(chosen >= 0).any(1)]
-    norm = (
-        torch.where(weight > 0, weight, 1.0).sqrt().unsqueeze(-1)
-    )  # each loss step's e has norm 1: no float32 underflows
+    norm = torch.where(weight > 0, weight, 1.0).sqrt().unsqueeze(-1)
     units = _Units(
         (external / norm).to(trace.x.dtype), [(d / norm[last_row, columns]).to(trace.x.dtype) for d in final]
     )
@@ -81,7 +79,10 @@ def reach(trace: Trace) -> Reach:
 
 
 class _Units(NamedTuple):
-    """The loss steps' gradients at norm 1: of h at every position [T, b, P], and of the final state's components [b, ·]."""
+    """The loss steps' gradients e, each at norm 1 (whatever the loss is, float32 holds it).
+
+    external: of h at every position [T, b, P]; final: of the final state's components [b, ·].
+    """
 
     external: Tensor
     final: list[Tensor]
@@ -206,8 +207,7 @@ def _rescaled(delta: list[Tensor], log_scale: Tensor) -> tuple[list[Tensor], Ten
     """The same gradients with norm 1 and the logarithm of what was divided out: nothing underflows or overflows."""
     norm = _squares(delta).sqrt()
     norm = torch.where((norm > 0) & norm.isfinite(), norm, 1.0)
-    log_norm = norm.double().log()
-    return [d / norm.unsqueeze(-1) for d in delta], log_scale + log_norm
+    return [d / norm.unsqueeze(-1) for d in delta], log_scale + norm.double().log()
 
 
 def _one_step(

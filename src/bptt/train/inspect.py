@@ -13,7 +13,7 @@ from bptt.train import check
 from bptt.train.page import write_page
 from bptt.train.predict import load_network
 from bptt.train.progress import Wording
-from bptt.train.run_folder import PAGE, Config, read_config
+from bptt.train.run_folder import METRICS, PAGE, REPORT, Config, read_config
 from bptt.train.watching import watch_training_data
 
 
@@ -32,11 +32,15 @@ def inspect(folder: Path, options: InspectOptions) -> None:
     for line in [*map(str, findings), *flow.notes]:
         print(line)
     watched = (
-        f"on {'other data, ' + str(options.data) if options.data else 'the training data'}, with the final weights"
+        f"on {'other data, ' + str(options.data) if options.data else 'the training data'}, with the run's weights"
     )
     wording = Wording(task.name, task.metric, task.unit, task.score)
     try:
         write_page(out, folder, wording, flow, watched)
+    except ValueError as error:  # not JSON
+        raise InputError(
+            f"{folder / METRICS} or {folder / REPORT} is damaged ({error}): restore it from a copy"
+        ) from error
     except OSError as error:
         reason = f"cannot write the report {out}: {error.strerror or error}"
         raise InputError(f"{reason}; give --out a file in a folder that exists and can be written") from error

@@ -18,7 +18,7 @@ from bptt.flow.words import UNKNOWN, joined, level_of
 from bptt.train.curve import smooth, spans_decades, yardsticks
 from bptt.train.metrics import read_metrics
 from bptt.train.progress import Wording
-from bptt.train.run_folder import PAGE, REPORT, Config, Json, read_config
+from bptt.train.run_folder import METRICS, PAGE, REPORT, Config, Json, read_config
 
 _PAUSE, _SHARE = 5.0, 200.0  # seconds between two writings: at least so many, and so many times what the last one took
 
@@ -69,7 +69,8 @@ def write_page(
         result: what the task reported, if it is not in the folder yet.
         truncations: whether to compute what some truncations would lose, which may take a second or two.
     """
-    config, lines = read_config(folder), read_metrics(folder)
+    config = read_config(folder)
+    lines = read_metrics(folder) if (folder / METRICS).exists() else []
     if result is None and (folder / REPORT).exists():
         result = json.loads((folder / REPORT).read_text())
     page = render(

@@ -69,11 +69,8 @@ def resume(folder: Path, config: Config, options: TrainOptions) -> int:
         processes.together(lambda: _restore(training, folder, config, checkpoint))
         if processes.first:
             run_folder.remove_leftovers(folder)
-            for name in (
-                run_folder.REPORT,
-                run_folder.PAGE,
-                run_folder.MODEL,
-            ):  # of before; the checkpoint holds the weights by now
+            # What was made of before; the checkpoint holds the weights by now.
+            for name in (run_folder.REPORT, run_folder.PAGE, run_folder.MODEL):
                 (folder / name).unlink(missing_ok=True)
             run_folder.write_config(folder, _config(options, training.task))
             _say(f"{folder}: going on at step {training.standing.step:,}: {_describe(training)}")

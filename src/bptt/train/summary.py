@@ -32,7 +32,7 @@ def _write_page(training: Training, folder: Path, wording: Wording, report: Json
         return
     try:
         flow = watch_training_data(training.model, training.task, training.options)
-        watched = "on the training data, with the final weights"
+        watched = "on the training data, with the run's weights"
         write_page(folder / PAGE, folder, wording, flow, watched, report)
     except Exception as error:  # the training is done, and what it made is of more worth
         Once()(f"could not write {folder / PAGE}: {type(error).__name__}: {error}")
