@@ -1,6 +1,7 @@
 """Seeing how the gradient flows back through a trained run: `bptt inspect`."""
 
 import contextlib
+import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -37,7 +38,7 @@ def inspect(folder: Path, options: InspectOptions) -> None:
     wording = Wording(task.name, task.metric, task.unit, task.score)
     try:
         write_page(out, folder, wording, flow, watched)
-    except ValueError as error:  # not JSON
+    except json.JSONDecodeError as error:
         raise InputError(
             f"{folder / METRICS} or {folder / REPORT} is damaged ({error}): restore it from a copy"
         ) from error

@@ -72,10 +72,11 @@ def _table(training: Training, report: Json) -> Any:
 
 
 def _what_next(training: Training, folder: Path) -> list[str]:
-    page = [f"report:    {folder / PAGE}"] if (folder / PAGE).exists() else []
-    lines = [f"curve:     {folder / CURVE}", *page, f"use it:    bptt predict {folder}"]
+    lines = [f"curve:     {folder / CURVE}", f"use it:    bptt predict {folder}"]
     if not stopped_early(training):
         lines.append(f"train on:  bptt train --resume {folder} --steps {2 * training.standing.step}")
+    if (folder / PAGE).exists():
+        lines.append(f"report:    {folder / PAGE}")
     return lines
 
 
