@@ -24,6 +24,7 @@ bench: .venv/installed
 	.venv/bin/python benchmarks/gradient_map.py
 	.venv/bin/python benchmarks/verdict.py
 	.venv/bin/python benchmarks/watch.py
+	.venv/bin/python benchmarks/watch_training.py
 
 # The law tests again, with many more random inputs.
 fuzz: .venv/tools

@@ -21,7 +21,7 @@ TEXT = "".join(f"line {i}: the quick brown fox {i * i % 97} jumps over it\n" for
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "COLUMNS": "120"}
 
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["bptt.train.run", "torch._dynamo", "matplotlib.pyplot", "rich.table", "tyro"])
+_forks.set_forkserver_preload(["bptt.train.run", "torch._dynamo", "matplotlib.pyplot", "rich.table", "tyro", "jinja2"])
 
 
 @dataclass

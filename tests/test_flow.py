@@ -261,6 +261,20 @@ def test_reach_is_the_jacobian_product_along_the_trajectory():
     assert layer.lag_share.sum() == pytest.approx(1)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e25])
+def test_reach_in_float32_neither_underflows_nor_overflows(scale):
+    """Gains down to 1e-130, of gradients whose own squares float32 does not hold."""
+    model, x = nn.RNN(D, H, nonlinearity="relu"), torch.rand(30, B, D)
+    with torch.no_grad():
+        model.weight_hh_l0.copy_(3e-5 * torch.eye(H))
+        model.weight_ih_l0.abs_()
+        model.bias_ih_l0.fill_(1.0)
+    with bptt.watch(model) as flow:
+        (scale * model(x)[0][-1]).sum().backward()
+    wanted = 3e-5 ** np.arange(30.0)
+    np.testing.assert_allclose(flow["rnn.l0"].reach.gain, wanted, rtol=1e-4)
+
+
 def test_reach_ends_where_a_packed_sequence_or_a_reset_does():
     model = bptt.GRU(D, H, bidirectional=True, dtype=torch.float64)
     long, short = torch.randn(T, D, dtype=torch.float64), torch.randn(2, D, dtype=torch.float64)
@@ -414,6 +428,15 @@ def test_a_failure_inside_warns_and_training_goes_on(monkeypatch):
         assert _hooks(model) == 0
 
 
+def test_what_cannot_be_watched_is_handed_to_say():
+    said = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with bptt.watch(nn.Linear(2, 2), said.append) as flow:
+            pass
+    assert said == flow.notes != []
+
+
 def test_warnings_that_are_errors_stop_nobody(capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -539,4 +562,4 @@ def test_plot_and_json(steps, tmp_path):
     figure.savefig(tmp_path / "flow.png", dpi=60)
     found = json.loads(json.dumps(flow.to_json(), allow_nan=False))
     assert [layer["name"] for layer in found["layers"]] == ["gru.l0", "gru.l0_reverse"]
-    assert "<pre>" in flow._repr_html_()
+    assert "<figure>" in flow._repr_html_()

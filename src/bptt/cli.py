@@ -1,4 +1,4 @@
-"""The command line: `bptt train`, `predict`, `explain` and `bench`, made from the dataclasses of `bptt.options`.
+"""The command line: `bptt train`, `predict`, `inspect`, `explain` and `bench`, made from the dataclasses of `bptt.options`.
 
 Exit codes: 0 done; 1 the loss became infinite or not a number, or bench found wrong gradients; 2 something given cannot be
 used; 130 and 143 stopped by Ctrl-C and SIGTERM. torch is imported only when there is work for it: help and mistakes are
@@ -19,10 +19,10 @@ from typing import Annotated, Any, Union, get_args
 
 import bptt
 from bptt.errors import InputError
-from bptt.options import TASKS, BenchOptions, ExplainOptions, PredictOptions, TrainOptions
+from bptt.options import TASKS, BenchOptions, ExplainOptions, InspectOptions, PredictOptions, TrainOptions
 
 HELP = f"""\
-usage: bptt [-h] [--version] {{train,predict,explain,bench}} ...
+usage: bptt [-h] [--version] {{train,predict,inspect,explain,bench}} ...
 
 Train recurrent networks by backpropagation through time, and use them.
 
@@ -35,6 +35,7 @@ Train recurrent networks by backpropagation through time, and use them.
   bptt train {{adding,copy}} --length 100                two problems that need a long memory
   bptt train --resume RUN                              go on where a run stopped
   bptt predict RUN                                     use a run: continue a text, forecast, label
+  bptt inspect RUN                                     how the gradient flows back through a run, and a report
   bptt explain                                         the lecture on backpropagation through time as a page
   bptt bench                                           torch.nn against bptt on this machine; a minute
 
@@ -42,18 +43,19 @@ Train recurrent networks by backpropagation through time, and use them.
 
 options:
   -h, --help     show this help; also `bptt train --help`, `bptt train TASK --help`, `bptt predict --help`,
-                 `bptt explain --help`, `bptt bench --help`
+                 `bptt inspect --help`, `bptt explain --help`, `bptt bench --help`
   --version      show the version ({bptt.__version__})
 """
 
 _TRAIN = """Train a recurrent network by backpropagation through time, in a run folder of its own.
 
 Without a task it learns text: `bptt train --steps 500` is `bptt train text --steps 500`.
-`bptt train --resume RUN` goes on where RUN stopped; only --steps, --minutes and --device may be other than before.
+`bptt train --resume RUN` goes on where RUN stopped; only --steps, --minutes, --watch and --device may be other than before.
 
 Options of a task: `bptt train TASK --help`."""
 
-_MAY_CHANGE = {"steps", "minutes", "device", "data", "test_data"}  # whether the data are the same, their hashes tell
+# Whether the data are the same, their hashes tell.
+_MAY_CHANGE = {"steps", "minutes", "watch", "device", "data", "test_data"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -91,6 +93,7 @@ def _command(arguments: list[str]) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {
         "train": _train,
         "predict": _predict,
+        "inspect": _inspect,
         "explain": _explain,
         "bench": _bench,
     }
@@ -102,7 +105,7 @@ def _command(arguments: list[str]) -> int:
         return 0
     if arguments[0] not in commands:
         raise InputError(
-            f"unknown command {arguments[0]!r}: give train, predict, explain or bench; `bptt --help` shows examples"
+            f"unknown command {arguments[0]!r}: give train, predict, inspect, explain or bench; `bptt --help` shows examples"
         )
     return commands[arguments[0]](arguments[1:])
 
@@ -292,18 +295,34 @@ def _same(was: Any, now: Any) -> bool:
 
 
 def _predict(arguments: list[str]) -> int:
+    run, options = _run_and_options(PredictOptions, "bptt predict", arguments)
+    from bptt.train.predict import predict
+
+    predict(run, options)
+    return 0
+
+
+def _run_and_options(kind: type[Any], program: str, arguments: list[str]) -> tuple[Path, Any]:
+    """The run folder on the line, which is one, and the options."""
     import tyro
 
     about = "The folder that `bptt train` made."
     run = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN", help=about)]
-    parsed = _parse(_with_plain_help(PredictOptions, ("run", run)), "bptt predict", arguments)
-    options = PredictOptions(**_values(parsed, PredictOptions))
+    parsed = _parse(_with_plain_help(kind, ("run", run)), program, arguments)
     from bptt.train.run_folder import read_config
 
     read_config(parsed.run)  # says what is wrong with it before torch is loaded
-    from bptt.train.predict import predict
+    return parsed.run, kind(**_values(parsed, kind))
 
-    predict(parsed.run, options)
+
+# inspect -----------------------------------------------------------------------------------------------------------
+
+
+def _inspect(arguments: list[str]) -> int:
+    run, options = _run_and_options(InspectOptions, "bptt inspect", arguments)
+    from bptt.train.inspect import inspect
+
+    inspect(run, options)
     return 0
 
 

@@ -53,6 +53,9 @@ class TrainOptions:
     patience: int = 0
     """Stop after this many validations without a better one. 0: never."""
 
+    watch: int = 100
+    """Updates between two looks at how the gradient flows back in time, for RUN/report.html, with --strategy exact or
+    truncated. 0: never, and no report."""
     seed: int = 0
     """Seed of everything random."""
     device: str = "cpu"
@@ -210,6 +213,18 @@ class PredictOptions:
     """How freely to draw the next character (text runs): towards 0 the likeliest always, 1 as the model says."""
     seed: int = 0
     """Seed of the drawing."""
+    device: str = "cpu"
+    """Where to compute."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectOptions:
+    """See how the gradient flows back in time through a trained run: verdict here, everything in an HTML file."""
+
+    data: Path | None = None
+    """Other data in the form that the run was trained on. Default: the run's own."""
+    out: Path | None = None
+    """HTML file to write, anew if it is there. Default: RUN/report.html."""
     device: str = "cpu"
     """Where to compute."""
 

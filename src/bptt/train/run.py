@@ -69,7 +69,8 @@ def resume(folder: Path, config: Config, options: TrainOptions) -> int:
         processes.together(lambda: _restore(training, folder, config, checkpoint))
         if processes.first:
             run_folder.remove_leftovers(folder)
-            for name in (run_folder.REPORT, run_folder.MODEL):  # of before; the checkpoint holds the weights by now
+            # What was made of before; the checkpoint holds the weights by now.
+            for name in (run_folder.REPORT, run_folder.PAGE, run_folder.MODEL):
                 (folder / name).unlink(missing_ok=True)
             run_folder.write_config(folder, _config(options, training.task))
             _say(f"{folder}: going on at step {training.standing.step:,}: {_describe(training)}")
@@ -115,14 +116,7 @@ def _checkpoint(folder: Path) -> Checkpoint | None:
 
 def _restore(training: Training, folder: Path, config: Config, checkpoint: Checkpoint | None) -> None:
     """Put the checkpoint into the training. Raises InputError if the data are others."""
-    fingerprint = training.task.fingerprint()
-    if fingerprint != config.fingerprint:
-        before = config.fingerprint
-        changed = [key for key in {**fingerprint, **before} if fingerprint.get(key) != before.get(key)]
-        raise InputError(
-            f"the data are not those that {folder} was trained on (different: {', '.join(changed)}): "
-            "bring them back, or train a new run on these"
-        )
+    check.check_fingerprint(folder, config, training.task.fingerprint(), "train a new run on these")
     if checkpoint is not None:
         load_weights(training.model, checkpoint.weights, folder / run_folder.CHECKPOINT)
         training.restore(checkpoint)
@@ -138,7 +132,8 @@ def _run(training: Training, folder: Path, checkpoint: Checkpoint | None) -> int
                 _hand_out(training, folder, record, finished)
             return 0 if finished else 128 + (training.processes.tell(interrupt.number) or signal.SIGINT)
     except Diverged as error:
-        raise Diverged(f"{error}; {record.kept}") from error
+        seen = "" if error.flow is None else record.diverged(training.standing.step + 1, error.flow)
+        raise Diverged(f"{error}; {record.kept}{seen}") from error
     except BrokenPipeError:  # nobody reads the summary
         raise
     except OSError as error:
@@ -184,7 +179,8 @@ def _describe(training: Training) -> str:
     budget = [f"{o.steps:,} updates"] if o.steps else []
     budget += [f"{o.minutes:g} minutes"] if o.minutes else []
     layers = f"{o.layers} layers of {o.hidden}" if o.layers > 1 else f"{o.hidden}"
-    return f"{o.task}, {o.cell} {layers} ({count:,} weights), {o.strategy}, {' or '.join(budget)}"
+    live = f"; see its {run_folder.PAGE} meanwhile" if o.watch else ""
+    return f"{o.task}, {o.cell} {layers} ({count:,} weights), {o.strategy}, {' or '.join(budget)}{live}"
 
 
 def _say(line: str) -> None:
