@@ -1,4 +1,4 @@
-"""Golden cases for the engine of the page: random networks, and torch's float64 answers by autograd of the plain equations."""
+"""Golden cases for the engine of the page: random networks, and torch's float64 answers by autograd."""
 
 import torch
 

@@ -63,7 +63,10 @@ def test_every_number_is_torchs(drawn, tmp_path):
 
 
 def test_the_factors_of_line_10_multiply_to_the_term(drawn, tmp_path):
-    tested = [case for case in drawn if case["net"]["cell"] == "rnn" and "W_hh2" not in case["net"]]
+    plain = [case for case in drawn if case["net"]["cell"] == "rnn" and "W_hh2" not in case["net"]]
+    tested = [
+        case for case in plain if case["net"]["activation"] != "relu"
+    ]  # whose y may round to 1: ∂L/∂y is infinite
     for case, answer in zip(tested, in_node(tested, tmp_path), strict=True):
         f = {name: torch.tensor(value, dtype=torch.float64) for name, value in answer["factors"].items()}
         product = (f["lossByY"] @ f["yByH"] @ f["hByH"]) * f["slopes"]

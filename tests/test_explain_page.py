@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from playwright.sync_api import expect
 
 import bptt
 from bptt import cli, explain
@@ -48,6 +49,7 @@ def show(chromium, file):
     def opener(fragment="", size=DESKTOP, dark=False):
         context = opened(chromium, file, size, fragment, dark)
         seen = context.__enter__()
+        seen.page.set_default_timeout(15_000)
         open_pages.append((context, seen))
         return seen.page
 
@@ -70,6 +72,11 @@ def address_says(page, text):
     page.wait_for_function("(text) => location.hash.includes(text)", arg=text)
 
 
+def shown(page, selector, count):
+    """Waits until so many are visible: the page follows its state at the next frame."""
+    expect(page.locator(f"{selector}:visible")).to_have_count(count)
+
+
 def press(page, key, times):
     for _ in range(times):
         page.keyboard.press(key)
@@ -89,7 +96,9 @@ def test_a_module_that_the_bundle_does_not_understand_is_refused():
         join({"a.js": "export default 1;\n"})
     with pytest.raises(ValueError, match="imports b.js, which is not there"):
         join({"a.js": 'import { b } from "./b.js";\n'})
-    joined = join({"x/a.js": 'import { b as c } from "../b.js";\nexport const a = c;\n', "b.js": "export const b = 1;\n"})
+    joined = join(
+        {"x/a.js": 'import { b as c } from "../b.js";\nexport const a = c;\n', "b.js": "export const b = 1;\n"}
+    )
     assert joined.index('modules["b.js"]') < joined.index('modules["x/a.js"]')
     assert "const { b: c } = modules" in joined
 
@@ -155,17 +164,17 @@ def test_fold_by_mouse(show):
     page = show("#fold")
     page.get_by_role("button", name="Unfold").click()
     page.wait_for_function("window.bptt.app.store.get().fold_open === 1")
-    assert page.locator(".node:visible").count() == 3 * 4 + 1
-    page.locator("[data-key=hh2] .touch").hover()
-    assert page.locator(".edge.lit").count() == 4  # every copy of W_hh, no other
-    assert page.locator(".edge.hh.lit").count() == 4
+    shown(page, ".node", 3 * 4 + 1)
+    page.locator("[data-key=hh2] .name").hover()
+    shown(page, ".edge.lit", 4)  # every copy of W_hh, no other
+    shown(page, ".edge.hh.lit", 4)
     page.mouse.move(0, 0)
-    assert page.locator(".edge.lit").count() == 0
+    shown(page, ".edge.lit", 0)
     page.get_by_role("button", name="Light every copy of W yh").click()
     address_says(page, "fold_lit=yh")
     page.get_by_role("button", name="Fold", exact=True).click()
     page.wait_for_function("window.bptt.app.store.get().fold_open === 0")
-    assert page.locator(".node:visible").count() == 3
+    shown(page, ".node", 3)
 
 
 def test_fold_by_keyboard(show):
@@ -204,7 +213,7 @@ def test_forward_shows_what_the_engine_computes(show):
     page = show("#forward")
     before = page.locator("#scene-forward .live").nth(2).inner_text()
     assert "0.847" in before.replace("\n", "")  # h(3) = tanh(z_h(3))
-    page.locator("[data-key=h1] circle").click()
+    page.locator("[data-key=h1] .node-name").click()
     assert state(page)["t"] == 1
     page.get_by_role("radio", name="ReLU").check(force=True)
     page.get_by_label("W hh 1, 1").fill("-2.5")
@@ -297,7 +306,19 @@ def test_the_address_restores_the_state(show):
 
 @pytest.mark.parametrize(
     "broken",
-    ["W_hh=1,2;3", "W_hh=", "W_hh=a,b;c,d", "t=0", "t=99", "t=2&k=3", "nothing=1", "head=none", "x=1,2", "%", "toString=1"],
+    [
+        "W_hh=1,2;3",
+        "W_hh=",
+        "W_hh=a,b;c,d",
+        "t=0",
+        "t=99",
+        "t=2&k=3",
+        "nothing=1",
+        "head=none",
+        "x=1,2",
+        "%",
+        "toString=1",
+    ],
 )
 def test_a_broken_state_falls_back_to_the_default(broken, show):
     page = show(f"#forward?{broken}")

@@ -19,18 +19,23 @@ export function formula(...chunks) {
 
 // One <math> element.
 export function maths(text) {
-  return m("math", {}, parse(text));
+  return m("math", { displaystyle: "true" }, parse(text));
 }
 
-// A <math> whose content is exchanged by set(text), only where it has changed.
-export function liveMaths(text = "") {
-  const node = m("math");
-  let now = null;
-  const set = (next) => {
-    if (next !== now) node.replaceChildren(parse((now = next)));
-  };
-  set(text);
-  return { node, set };
+// A formula whose chunks make(state, results) gives; only those that have changed are made anew.
+export function liveFormula(page, make) {
+  const node = el("div", { class: "formula live" });
+  let before = [];
+  page.follow((state, results) => {
+    const chunks = make(state, results);
+    chunks.forEach((chunk, i) => {
+      if (i >= before.length) node.append(maths(chunk));
+      else if (chunk !== before[i]) node.children[i].replaceWith(maths(chunk));
+    });
+    while (node.children.length > chunks.length) node.lastChild.remove();
+    before = chunks;
+  });
+  return node;
 }
 
 function parse(text) {

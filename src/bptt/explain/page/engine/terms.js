@@ -74,7 +74,8 @@ export function chainsTo(forward, t) {
 
 // The factors of line 10 for one (t, k) of an RNN, each as it stands there:
 // lossByY ∂L(t)/∂y(t) [K], yByH ∂y(t)/∂h(t) [K, H], hByH ∂h(t)/∂h(k) [H, H], and the immediate derivative
-// ∂⁺h(k)/∂W_hh, whose entry [i][i, j] is slopes[i] · before[j] and 0 elsewhere.
+// ∂⁺h(k)/∂W_hh, whose entry [i][i, j] is slopes[i] · before[j] and 0 elsewhere. Where y(t) has rounded to 0 or 1, lossByY
+// is infinite and the product NaN; terms goes over ∂L(t)/∂z_y and has no such trouble.
 export function factors(net, forward, t, k) {
   const { outputs, steps, targets, counts, cell, round } = forward;
   const head = HEADS[net.head];

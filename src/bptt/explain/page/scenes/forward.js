@@ -1,7 +1,7 @@
 // Scene 2, lecture lines 5 to 7: the forward pass with its live numbers, in both forms of line 5.
 import { el } from "../components/dom.js";
 import { activationChoice, biasEditor, headChoice, inputEditor, lossStepSlider, weightEditor } from "../components/editors.js";
-import { formula, liveMaths, matrixText } from "../components/formula.js";
+import { formula, liveFormula, matrixText } from "../components/formula.js";
 import { networkDrawing } from "../components/network.js";
 import { plain, show } from "../components/numbers.js";
 import { PRINT, digits, loop, numbers, outputCode } from "../components/pytorch.js";
@@ -42,19 +42,7 @@ function mount(root, page) {
 
 // A title, the formula, and below it the formula with its numbers; each of `makers` gives a line of chunks.
 function equation(page, title, symbols, makers) {
-  const lines = makers.map((make) => {
-    const row = el("div", { class: "formula live" });
-    const chunks = [];
-    page.follow((state, results) => {
-      const texts = make(state, results);
-      while (chunks.length < texts.length) {
-        chunks.push(liveMaths());
-        row.append(chunks.at(-1).node);
-      }
-      texts.forEach((text, i) => chunks[i].set(text));
-    });
-    return row;
-  });
+  const lines = makers.map((make) => liveFormula(page, make));
   return el("div", { class: "equation" }, el("h3", {}, title), symbols, lines);
 }
 
@@ -63,7 +51,7 @@ const found = (values) => matrixText(values, show);
 
 function numbersOfSum({ W_hx, W_hh, b_h, x, t }, { forward }) {
   return [
-    `z_h(${t}) =`, `\\hx{${given(W_hx)}} ${given(x[t - 1])}`, `+ \\hh{${given(W_hh)}} ${found(forward.steps[t - 1].h)}`,
+    `z_h(${t}) =`, `\\hx{${given(W_hx)}}`, given(x[t - 1]), `+ \\hh{${given(W_hh)}}`, found(forward.steps[t - 1].h),
     `+ ${given(b_h)}`, `= ${found(forward.steps[t].z)}`,
   ];
 }
@@ -72,7 +60,7 @@ function numbersOfOne({ W_hx, W_hh, b_h, x, t }, { forward }) {
   const colours = (row, i) => [...row.map((w) => `\\hx{${plain(w)}}`), ...W_hh[i].map((w) => `\\hh{${plain(w)}}`)];
   const both = matrixText(W_hx.map(colours), String);
   const stacked = matrixText([...x[t - 1].map(plain), ...forward.steps[t - 1].h.map((h) => show(h))], String);
-  return [`z_h(${t}) =`, `${both} ${stacked}`, `+ ${given(b_h)}`, `= ${found(forward.steps[t].z)}`];
+  return [`z_h(${t}) =`, both, stacked, `+ ${given(b_h)}`, `= ${found(forward.steps[t].z)}`];
 }
 
 function numbersOfHidden({ activation, t }, { forward }) {
@@ -81,7 +69,7 @@ function numbersOfHidden({ activation, t }, { forward }) {
 
 function numbersOfNet({ t }, { net, forward }) {
   return [
-    `z_y(${t}) =`, `\\yh{${given(net.W_yh)}} ${found(forward.steps[t].h)}`, `+ ${given(net.b_y)}`,
+    `z_y(${t}) =`, `\\yh{${given(net.W_yh)}}`, found(forward.steps[t].h), `+ ${given(net.b_y)}`,
     `= ${found(forward.outputs[t].z)}`,
   ];
 }

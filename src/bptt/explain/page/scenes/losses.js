@@ -1,16 +1,16 @@
 // Scene 3, lecture line 8: a loss at each step, and their sum.
 import { el, onWidth, svg } from "../components/dom.js";
 import { countedChoice, headChoice, inputEditor, targetEditors, weightEditor } from "../components/editors.js";
-import { formula, liveMaths, maths } from "../components/formula.js";
+import { formula, liveFormula, maths } from "../components/formula.js";
 import { networkDrawing } from "../components/network.js";
 import { show } from "../components/numbers.js";
 import { predictFirst } from "../components/predict.js";
 import { digits, lossCode, loop, numbers } from "../components/pytorch.js";
 
 const FORMULAS = {
-  softmax: "L(t) = −\\fn{ln} y_{\\text{target}}(t)",
-  sigmoid: "L(t) = −\\fn{ln} y(t) \\text{~if~target~1,~} −\\fn{ln}(1 − y(t)) \\text{~if~0}",
-  linear: "L(t) = \\sum_i (y_i(t) − \\text{target}_i(t))^2",
+  softmax: ["L(t) = −\\fn{ln} y_{\\text{target}}(t)"],
+  sigmoid: ["L(t) = −\\fn{ln} y(t) \\text{~if~the~target~is~1,}", "−\\fn{ln}(1 − y(t)) \\text{~if~it~is~0}"],
+  linear: ["L(t) = \\sum_i (y_i(t) − \\text{target}_i(t))^2"],
 };
 
 export const scene = { id: "losses", order: 3, short: "Losses", title: "A loss at each step", mount, pytorch };
@@ -22,31 +22,21 @@ function mount(root, page) {
     counts: forward.counts,
     label: `The unfolded network with a loss above each output; ${counted === "each" ? "all count" : "only the last counts"}`,
   }));
-  const ofStep = liveMaths();
-  const total = [liveMaths(), liveMaths(), liveMaths()];
-  page.follow(({ head, counted }, { forward }) => {
-    const { T, losses, loss } = forward;
-    ofStep.set(FORMULAS[head]);
-    total[0].set(counted === "each" ? "L = \\sum_{t=1}^{T} L(t)" : `L = L(T) = L(${T})`);
-    total[1].set(counted === "each" ? `= ${losses.slice(1).map((value) => show(value)).join(" + ")}` : "");
-    total[2].set(`= ${show(loss)}`);
-  });
   root.append(
     el("p", { class: "lead" }, "Many-to-many: the network is judged at every step, and the overall loss is the sum. Many-to-one: " +
       "one loss at the last step is enough."),
     drawing,
     el("div", { class: "controls" }, countedChoice(page), headChoice(page)),
-    el("div", { class: "equation" }, el("h3", {}, "The loss of one step"), el("div", { class: "formula" }, ofStep.node)),
-    el("div", { class: "equation" }, el("h3", {}, "The overall loss"),
-      el("div", { class: "formula" }, total.map(({ node }) => node)), bars(page)),
+    el("div", { class: "equation" }, el("h3", {}, "The loss of one step"), liveFormula(page, ({ head }) => FORMULAS[head])),
+    el("div", { class: "equation" }, el("h3", {}, "The overall loss"), liveFormula(page, total), bars(page)),
     remark(page),
     predictFirst(page, {
-      question: ["Only the last loss counts. Does ", maths("\\hh{W_{hh}}"), " still get a gradient through step 1?"],
-      options: ["no, step 1 has no loss", "yes, through the hidden states", "only if T = 1"],
+      question: ["Only the last loss counts. Does ", maths("\\hh{W_{hh}}"), " still get a gradient through step 2?"],
+      options: ["no, step 2 has no loss", "yes, through the hidden states", "only if T = 2"],
       right: 1,
       why: [
         el("p", {}, "The last loss depends on h(T), which depends on h(T−1), and so on back to h(1). One loss gives a term for " +
-          "every earlier step k:"),
+          "every step k (that of k = 1 is zero here, since h(0) = 0):"),
         formula("\\frac{∂L(T)}{∂\\hh{W_{hh}}}", "= \\frac{∂L(T)}{∂y(T)} \\frac{∂y(T)}{∂h(T)}",
           "\\sum_{k=1}^{T} \\frac{∂h(T)}{∂h(k)} \\frac{∂^+h(k)}{∂\\hh{W_{hh}}}"),
       ],
@@ -54,6 +44,13 @@ function mount(root, page) {
     el("h3", {}, "The numbers to change"),
     el("div", { class: "matrices" }, targetEditors(page), inputEditor(page), weightEditor(page, "yh"), weightEditor(page, "hh")),
   );
+}
+
+// L as a sum with its numbers.
+function total({ counted }, { forward: { T, losses, loss } }) {
+  if (counted === "last") return [`L = L(T) = L(${T})`, `= ${show(loss)}`];
+  const parts = losses.slice(1).map((value, i) => `${i === 0 ? "=" : "+"} ${show(value)}`);
+  return ["L = \\sum_{t=1}^{T} L(t)", ...parts, `= ${show(loss)}`];
 }
 
 function remark(page) {

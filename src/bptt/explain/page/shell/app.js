@@ -19,7 +19,6 @@ export function start(root, all) {
   const notice = el("p", { class: "notice", role: "status", hidden: true });
   root.append(header.node, notice, el("main", {}, views.map((one) => one.section)));
   let current = null;
-  let written = null;
 
   function open(hash, focus) {
     const found = decode(hash, fields, consistent);
@@ -61,12 +60,12 @@ export function start(root, all) {
   });
 
   const remember = afterPause(() => {
-    written = encode(current.scene.id, store.get(), fields);
-    if (location.hash !== written) history.replaceState(null, "", written);
+    const address = encode(current.scene.id, store.get(), fields);
+    if (location.hash !== address) history.replaceState(null, "", address);
   });
 
   store.subscribe(repaint);
-  window.addEventListener("hashchange", () => location.hash !== written && open(location.hash, true));
+  window.addEventListener("hashchange", () => open(location.hash, true));
   document.addEventListener("keydown", (event) => {
     if (!store.get().lecture || event.target.closest(TYPING) || event.altKey || event.ctrlKey || event.metaKey) return;
     const by = { ArrowRight: 1, PageDown: 1, ArrowLeft: -1, PageUp: -1 }[event.key];
