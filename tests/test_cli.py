@@ -196,7 +196,7 @@ def test_a_run_leaves_what_it_promises(text_run):
     names = {path.name for path in folder.iterdir()} - {".lock"}
     assert names == {
         "config.json", "model.safetensors", "checkpoint.safetensors", "metrics.jsonl", "timing.jsonl",
-        "report.json", "curve.png", "sample.txt",
+        "report.json", "report.html", "curve.png", "sample.txt",
     }  # fmt: skip
     assert len(losses(folder)) == 12
     for wanted in ("unigram entropy", "xz", "written by the model", f"bptt predict {folder}", "curve.png"):

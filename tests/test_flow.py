@@ -527,4 +527,4 @@ def test_plot_and_json(steps, tmp_path):
     figure.savefig(tmp_path / "flow.png", dpi=60)
     found = json.loads(json.dumps(flow.to_json(), allow_nan=False))
     assert [layer["name"] for layer in found["layers"]] == ["gru.l0", "gru.l0_reverse"]
-    assert "<pre>" in flow._repr_html_()
+    assert "<figure>" in flow._repr_html_()

@@ -10,7 +10,7 @@ import bptt
 
 SOURCE = Path(bptt.__file__).parent
 # Each layer may import itself and what stands before it; the leaves may be imported by all.
-LEAVES = {"errors", "options"}
+LEAVES = {"errors", "files", "options"}
 LAYERS = [
     {"cells"}, {"kernels"}, {"layers"}, {"fusing"}, {"network"}, {"gradient", "flow"}, {"explain"}, {"tasks"}, {"train"},
     {"bench"}, {"cli"}, {"__main__"},

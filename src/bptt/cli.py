@@ -1,4 +1,4 @@
-"""The command line: `bptt train`, `predict`, `explain` and `bench`, made from the dataclasses of `bptt.options`.
+"""The command line: `bptt train`, `predict`, `inspect`, `explain` and `bench`, made from the dataclasses of `bptt.options`.
 
 Exit codes: 0 done; 1 the loss became infinite or not a number, or bench found wrong gradients; 2 something given cannot be
 used; 130 and 143 stopped by Ctrl-C and SIGTERM. torch is imported only when there is work for it: help and mistakes are
@@ -19,10 +19,10 @@ from typing import Annotated, Any, Union, get_args
 
 import bptt
 from bptt.errors import InputError
-from bptt.options import TASKS, BenchOptions, ExplainOptions, PredictOptions, TrainOptions
+from bptt.options import TASKS, BenchOptions, ExplainOptions, InspectOptions, PredictOptions, TrainOptions
 
 HELP = f"""\
-usage: bptt [-h] [--version] {{train,predict,explain,bench}} ...
+usage: bptt [-h] [--version] {{train,predict,inspect,explain,bench}} ...
 
 Train recurrent networks by backpropagation through time, and use them.
 
@@ -35,25 +35,34 @@ Train recurrent networks by backpropagation through time, and use them.
   bptt train {{adding,copy}} --length 100                two problems that need a long memory
   bptt train --resume RUN                              go on where a run stopped
   bptt predict RUN                                     use a run: continue a text, forecast, label
+  bptt inspect RUN                                     how the gradient flows back through a run, and a report
   bptt explain                                         the lecture on backpropagation through time as a page
+  bptt explain RUN                                     … with a run's own network on it
   bptt bench                                           torch.nn against bptt on this machine; a minute
 
   torchrun --nproc-per-node N -m bptt train …          train in N processes
 
 options:
   -h, --help     show this help; also `bptt train --help`, `bptt train TASK --help`, `bptt predict --help`,
-                 `bptt explain --help`, `bptt bench --help`
+                 `bptt inspect --help`, `bptt explain --help`, `bptt bench --help`
   --version      show the version ({bptt.__version__})
 """
 
 _TRAIN = """Train a recurrent network by backpropagation through time, in a run folder of its own.
 
 Without a task it learns text: `bptt train --steps 500` is `bptt train text --steps 500`.
-`bptt train --resume RUN` goes on where RUN stopped; only --steps, --minutes and --device may be other than before.
+`bptt train --resume RUN` goes on where RUN stopped; only --steps, --minutes, --watch and --device may be other than before.
 
 Options of a task: `bptt train TASK --help`."""
 
-_MAY_CHANGE = {"steps", "minutes", "device", "data", "test_data"}  # whether the data are the same, their hashes tell
+_MAY_CHANGE = {
+    "steps",
+    "minutes",
+    "watch",
+    "device",
+    "data",
+    "test_data",
+}  # whether the data are the same, their hashes tell
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,11 +98,8 @@ def _command(arguments: list[str]) -> int:
     if arguments[:1] != ["bench"]:  # which measures torch as it is in the user's own programs
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     commands: dict[str, Callable[[list[str]], int]] = {
-        "train": _train,
-        "predict": _predict,
-        "explain": _explain,
-        "bench": _bench,
-    }
+        "train": _train, "predict": _predict, "inspect": _inspect, "explain": _explain, "bench": _bench,
+    }  # fmt: skip
     if not arguments or arguments[0] in ("-h", "--help"):
         print(HELP, end="")
         return 0 if arguments else 2
@@ -102,7 +108,8 @@ def _command(arguments: list[str]) -> int:
         return 0
     if arguments[0] not in commands:
         raise InputError(
-            f"unknown command {arguments[0]!r}: give train, predict, explain or bench; `bptt --help` shows examples"
+            f"unknown command {arguments[0]!r}: give train, predict, inspect, explain or bench; "
+            "`bptt --help` shows examples"
         )
     return commands[arguments[0]](arguments[1:])
 
@@ -292,18 +299,34 @@ def _same(was: Any, now: Any) -> bool:
 
 
 def _predict(arguments: list[str]) -> int:
+    run, options = _run_and_options(PredictOptions, "bptt predict", arguments)
+    from bptt.train.predict import predict
+
+    predict(run, options)
+    return 0
+
+
+def _run_and_options(kind: type[Any], program: str, arguments: list[str]) -> tuple[Path, Any]:
+    """The run folder on the line, which is one, and the options."""
     import tyro
 
     about = "The folder that `bptt train` made."
     run = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN", help=about)]
-    parsed = _parse(_with_plain_help(PredictOptions, ("run", run)), "bptt predict", arguments)
-    options = PredictOptions(**_values(parsed, PredictOptions))
+    parsed = _parse(_with_plain_help(kind, ("run", run)), program, arguments)
     from bptt.train.run_folder import read_config
 
     read_config(parsed.run)  # says what is wrong with it before torch is loaded
-    from bptt.train.predict import predict
+    return parsed.run, kind(**_values(parsed, kind))
 
-    predict(parsed.run, options)
+
+# inspect -----------------------------------------------------------------------------------------------------------
+
+
+def _inspect(arguments: list[str]) -> int:
+    run, options = _run_and_options(InspectOptions, "bptt inspect", arguments)
+    from bptt.train.inspect import inspect
+
+    inspect(run, options)
     return 0
 
 
@@ -311,18 +334,34 @@ def _predict(arguments: list[str]) -> int:
 
 
 def _explain(arguments: list[str]) -> int:
-    parsed = _parse(_with_plain_help(ExplainOptions), "bptt explain", arguments)
+    import tyro
+
+    about = "The folder that `bptt train` made. Default: the lecture alone."
+    run = Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[RUN]", help=about, help_behavior_hint="")]
+    parsed = _parse(_with_plain_help(ExplainOptions, ("run", run, None)), "bptt explain", arguments)
     options = ExplainOptions(**_values(parsed, ExplainOptions))
     from bptt import explain
 
-    path = explain.write(options.out)
+    path = explain.write(options.out, _own(parsed.run, options))
     print(f"wrote {path}")
     if options.open:
-        import webbrowser
-
-        if not webbrowser.open(path.absolute().as_uri()):
-            print("found no browser: open the file by hand")
+        explain.show(path)
     return 0
+
+
+def _own(run: Path | None, options: ExplainOptions) -> dict[str, Any] | None:
+    """What the page shows of the run's network; None if there is no run."""
+    if run is None:
+        given = [name for name in ("data", "sample") if getattr(options, name) is not None]
+        if given:
+            raise InputError(f"--{given[0]} is of a run: give its folder, `bptt explain RUN --{given[0]} …`, or leave it out")
+        return None
+    from bptt.train.run_folder import read_config
+
+    read_config(run)  # says what is wrong with it before torch is loaded
+    from bptt.train.explain import own_of_run
+
+    return own_of_run(run, options)
 
 
 # bench -------------------------------------------------------------------------------------------------------------

@@ -52,6 +52,8 @@ class TrainOptions:
     patience: int = 0
     """Stop after this many validations without a better one. 0: never."""
 
+    watch: int = 100
+    """Updates between two looks at how the gradient flows back in time, for RUN/report.html. 0: never, and no report."""
     seed: int = 0
     """Seed of everything random."""
     device: str = "cpu"
@@ -213,13 +215,32 @@ class PredictOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InspectOptions:
+    """See how the gradient flows back in time through a trained run: verdict here, everything in an HTML file."""
+
+    data: Path | None = None
+    """Other data in the form that the run was trained on. Default: the run's own."""
+    out: Path | None = None
+    """HTML file to write, anew if it is there. Default: RUN/report.html."""
+    device: str = "cpu"
+    """Where to compute."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExplainOptions:
-    """The lecture on backpropagation through time as one page on which every number can be changed."""
+    """The lecture on backpropagation through time as one page on which every number can be changed.
+
+    With the folder of a run, the network of that run is on it too: its map (t, k), its Jacobian products, its losses.
+    """
 
     out: Path = Path("bptt-explain.html")
     """HTML file to write; it needs neither a network nor a server."""
     open: bool = True
     """Show it in the browser."""
+    data: Path | None = None
+    """With a run: other data in the form that it was trained on. Default: the run's own."""
+    sample: int | None = None
+    """With a run: which sequence of the first batch, from 1 on. Default: the first that gets a gradient."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -241,6 +241,8 @@ class _Seen:
                 )
             except ValueError as error:
                 words.append(f"The map cannot be shown: {error}.")
+        if bool((bad != 0).any()) and terms is not None:
+            words.append("What is below is of the other steps' losses.")
         words += _about(call, one)
         return _Seen(len(one.x), replace(finite, hx=_hidden(finite.hx)), bad, terms, tuple(words))
 

@@ -22,7 +22,8 @@ from torch import Tensor
 from bptt.cells import State
 from bptt.flow.trace import Trace, through
 
-_PAIRS, _SAMPLES, _BLOCK = 4, 16, 64  # loss steps for each sample, samples, steps whose diagonals are held at a time
+_PAIRS, _SAMPLES, _BLOCK = 4, 8, 64  # loss steps for each sample, samples, steps whose diagonals are held at a time
+_RESCALED = 4  # steps between two rescalings: float32 then holds a fall to 1e-4 at each of them
 
 
 class Reach(NamedTuple):
@@ -56,7 +57,7 @@ class Truncation:
 
 
 def reach(trace: Trace) -> Reach:
-    """The reach of a trace's loss steps: up to 4 for each of up to 16 samples, the last one and others evenly before it."""
+    """The reach of a trace's loss steps: up to 4 for each of up to 8 samples, the last one and others evenly before it."""
     rows, exists = _sample_rows(trace)
     external = trace.external[rows].double() * exists.unsqueeze(-1)  # T,b,P in the order of walking
     last_row = exists.sum(0) - 1 if not trace.way.reverse else torch.full_like(exists[0].long(), len(exists) - 1)
@@ -69,7 +70,21 @@ def reach(trace: Trace) -> Reach:
     chosen = _chosen(torch.where(weight > 0, weight, 0))
     if bool((chosen < 0).all()) or not bool(torch.isfinite(weight).all()):
         return Reach([], [], 0.0)
-    return _send_back(trace, (rows, exists), external, last_row, final, chosen)
+    chosen = chosen[(chosen >= 0).any(1)]
+    norm = (
+        torch.where(weight > 0, weight, 1.0).sqrt().unsqueeze(-1)
+    )  # each loss step's e has norm 1: no float32 underflows
+    units = _Units(
+        (external / norm).to(trace.x.dtype), [(d / norm[last_row, columns]).to(trace.x.dtype) for d in final]
+    )
+    return _send_back(trace, (rows, exists), units, last_row, chosen)
+
+
+class _Units(NamedTuple):
+    """The loss steps' gradients at norm 1: of h at every position [T, b, P], and of the final state's components [b, ·]."""
+
+    external: Tensor
+    final: list[Tensor]
 
 
 def _samples(trace: Trace) -> Tensor:
@@ -104,65 +119,83 @@ def _chosen(weight: Tensor) -> Tensor:
     return chosen
 
 
-def _send_back(
-    trace: Trace,
-    places: tuple[Tensor, Tensor],
-    external: Tensor,
-    last_row: Tensor,
-    final: list[Tensor],
-    chosen: Tensor,
-) -> Reach:
+def _send_back(trace: Trace, places: tuple[Tensor, Tensor], units: _Units, last_row: Tensor, chosen: Tensor) -> Reach:
     rows, exists = places
-    K, b = chosen.shape
-    w_hh = trace.weights["weight_hh"].double()
-    delta = [e.new_zeros(K, b, e.shape[-1]) for e in (external[0], *final[1:])]
-    log_scale, origin = external.new_zeros(K, b), external.new_ones(K, b)
+    delta = [e.new_zeros(*chosen.shape, e.shape[-1]) for e in (units.external[0], *units.final[1:])]
+    log_scale = torch.zeros_like(chosen, dtype=torch.float64)
     alive = torch.zeros_like(chosen, dtype=torch.bool)
-    squares, counts = external.new_zeros(len(rows)), external.new_zeros(len(rows))
-    top = int(chosen.max())
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []  # squares, their scale, which pairs count; from position `top` down
+    top, starts, everywhere = int(chosen.max()), set(chosen.flatten().tolist()), bool(exists.all())
     for high in range(top + 1, 0, -_BLOCK):
         low = max(0, high - _BLOCK)
-        block = rows[low:high].flatten()
-        zx, zh, before = trace.inputs(block)
-        partials = trace.cell.partials(zx, zh, before, *trace.vectors())
-        diagonals = tuple(d.double().unflatten(0, (high - low, b)) for d in partials.zh)
-        direct = [
-            [None if d is None else d.double().unflatten(0, (high - low, b)) for d in row] for row in partials.direct
-        ]
-        cut = None if trace.way.cut is None else trace.way.cut[block].unflatten(0, (high - low, b))
+        block = _Block.of(trace, rows[low:high])
         for p in range(high - 1, low - 1, -1):
-            i = p - low
-            starting = chosen == p
-            if bool(starting.any()):
-                delta[0] = torch.where(starting.unsqueeze(-1), external[p], delta[0])
-                for r in range(1, len(delta)):
-                    ends = (starting & (last_row == p)).unsqueeze(-1)
-                    delta[r] = torch.where(ends, final[r], delta[r])
-                size = _squares(delta)
-                origin = torch.where(starting, size, origin)
-                alive = alive | starting
-            alive = alive & exists[p]
-            gain = (_squares(delta).log() + 2 * log_scale - origin.log()).clamp(max=690).exp()
-            lag = (chosen - p)[alive]
-            squares.index_add_(0, lag, gain[alive])
-            counts.index_add_(0, lag, torch.ones_like(gain[alive]))
-            raw = (
-                [delta[0] @ trace.weights["weight_hr"].double(), *delta[1:]] if "weight_hr" in trace.weights else delta
-            )
-            delta = _one_step(
-                raw, [d[i] for d in diagonals], [[None if d is None else d[i] for d in row] for row in direct], w_hh
-            )
-            if cut is not None:
-                alive = alive & ~cut[i]
-                delta = [d.masked_fill(cut[i][:, None], 0) for d in delta]
-            if p % 16 == 0:
+            if p in starts:
+                delta = _started(delta, chosen == p, last_row == p, units, p)
+                alive = alive | (chosen == p)
+            alive = alive if everywhere else alive & exists[p]
+            seen.append((_squares(delta), log_scale, alive))
+            delta, alive = block.step(p - low, delta, alive)
+            if p % _RESCALED == 0:
                 delta, log_scale = _rescaled(delta, log_scale)
-    arrived = (_squares(delta).log() + 2 * log_scale - origin.log()).clamp(max=690).exp()[alive]
-    lags = int((counts > 0).sum())
-    mean = (squares[:lags] / counts[:lags]).sqrt()
-    return Reach(
-        mean.tolist(), [int(c) for c in counts[:lags]], float(arrived.mean().sqrt()) if arrived.numel() else 0.0
-    )
+    arrived = _gains(_squares(delta), log_scale)[alive]
+    at_start = float(arrived.mean().sqrt()) if arrived.numel() else 0.0
+    return _by_lag(seen, chosen, at_start)
+
+
+def _started(delta: list[Tensor], starting: Tensor, ends: Tensor, units: _Units, p: int) -> list[Tensor]:
+    """With the pairs that start at position p: e of h, and of the other components where the sequence ends there."""
+    first = torch.where(starting.unsqueeze(-1), units.external[p], delta[0])
+    at_end = (starting & ends).unsqueeze(-1)
+    return [first, *(torch.where(at_end, f, d) for f, d in zip(units.final[1:], delta[1:], strict=True))]
+
+
+def _gains(squares: Tensor, log_scale: Tensor) -> Tensor:
+    """Squared gains in float64, at most e^690."""
+    return (squares.double().log() + 2 * log_scale).clamp(max=690).exp()
+
+
+def _by_lag(seen: list[tuple[Tensor, Tensor, Tensor]], chosen: Tensor, at_start: float) -> Reach:
+    """Root mean squares over the pairs that count at each lag."""
+    top = int(chosen.max())
+    squares, scales, alives = (torch.stack(parts) for parts in zip(*seen, strict=True))  # T,K,b
+    gains = _gains(squares, scales)[alives]
+    lags = chosen - (top - torch.arange(top + 1, device=chosen.device)).view(-1, 1, 1)
+    total, counts = gains.new_zeros(top + 1), gains.new_zeros(top + 1)
+    total.index_add_(0, lags[alives], gains)
+    counts.index_add_(0, lags[alives], torch.ones_like(gains))
+    n = int((counts > 0).sum())
+    return Reach((total[:n] / counts[:n]).sqrt().tolist(), [int(c) for c in counts[:n]], at_start)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """The step Jacobians of some positions, as diagonals [positions, b, ·] beside W_hh."""
+
+    trace: Trace
+    zh: list[Tensor]
+    direct: list[list[Tensor | None]]
+    cut: Tensor | None
+
+    @staticmethod
+    def of(trace: Trace, rows: Tensor) -> "_Block":
+        """For the positions of `rows` [positions, b]."""
+        flat = rows.flatten()
+        zx, zh, before = trace.inputs(flat)
+        partials = trace.cell.partials(zx, zh, before, *trace.vectors())
+        cut = None if trace.way.cut is None else trace.way.cut[flat].unflatten(0, rows.shape)
+        direct = [[None if d is None else d.unflatten(0, rows.shape) for d in row] for row in partials.direct]
+        return _Block(trace, [d.unflatten(0, rows.shape) for d in partials.zh], direct, cut)
+
+    def step(self, i: int, delta: list[Tensor], alive: Tensor) -> tuple[list[Tensor], Tensor]:
+        """δ and which pairs go on, one position earlier."""
+        weights = self.trace.weights
+        raw = [delta[0] @ weights["weight_hr"], *delta[1:]] if "weight_hr" in weights else delta
+        direct = [[None if d is None else d[i] for d in row] for row in self.direct]
+        delta = _one_step(raw, [d[i] for d in self.zh], direct, weights["weight_hh"])
+        if self.cut is None:
+            return delta, alive
+        return [d.masked_fill(self.cut[i][:, None], 0) for d in delta], alive & ~self.cut[i]
 
 
 def _squares(delta: Sequence[Tensor]) -> Tensor:
@@ -173,7 +206,8 @@ def _rescaled(delta: list[Tensor], log_scale: Tensor) -> tuple[list[Tensor], Ten
     """The same gradients with norm 1 and the logarithm of what was divided out: nothing underflows or overflows."""
     norm = _squares(delta).sqrt()
     norm = torch.where((norm > 0) & norm.isfinite(), norm, 1.0)
-    return [d / norm.unsqueeze(-1) for d in delta], log_scale + norm.log()
+    log_norm = norm.double().log()
+    return [d / norm.unsqueeze(-1) for d in delta], log_scale + log_norm
 
 
 def _one_step(

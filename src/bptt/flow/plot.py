@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # M. Okabe, K. Ito 2008: told apart by the colour-blind; and line styles, for print without colour.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _STYLES = ("-", "--", "-.", ":")
 _FEW, _LOWEST = 40, 1e-12  # steps up to which each is marked; decades below the highest value that are shown
 
@@ -73,7 +73,7 @@ def _curves(axis: "Axes", curves: dict[str, Array]) -> None:
         axis.text(0.5, 0.5, "nothing but zeros, or not finite", ha="center", va="center", transform=axis.transAxes)
         return
     for n, (name, v) in enumerate(shown.items()):
-        style: dict[str, Any] = {"color": _COLOURS[n % len(_COLOURS)], "linestyle": _STYLES[n % len(_STYLES)]}
+        style: dict[str, Any] = {"color": COLOURS[n % len(COLOURS)], "linestyle": _STYLES[n % len(_STYLES)]}
         marker = "o" if len(v) <= _FEW else None
         axis.plot(np.arange(len(v)), v, label=name, linewidth=1.4, marker=marker, markersize=3, **style)
     axis.set_yscale("log")

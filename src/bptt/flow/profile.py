@@ -18,7 +18,7 @@ Array = NDArray[np.float64]
 
 REACHES = 0.01  # the share of its norm with which a gradient still counts as arrived: the memory horizon's definition
 SATURATED = 0.05  # of its largest value: a slope this small makes a unit learn 20 times slower than its best
-_SAMPLED = 2048  # rows on which gates are looked at
+_SAMPLED = 512  # rows on which gates are looked at
 _GATES = {Elman: ("h",), GRU: ("r", "z", "n"), LSTM: ("i", "f", "g", "o")}
 
 
@@ -207,7 +207,7 @@ class LayerFlow:
         """For each gate the share of (unit, step, sample) whose slope is below 5 % of its maximum.
 
         The maximum is 1/4 for the logistic sigmoid, 1 for tanh; a ReLU has none, and a cell of the user's own none known:
-        then the dictionary is empty. From at most 2048 rows, evenly spaced.
+        then the dictionary is empty. From at most 512 rows, evenly spaced.
         """
         found: dict[str, list[Tensor]] = {}
         for trace in self.traces:

@@ -1,9 +1,11 @@
 """`bptt.watch`: hooks around the user's own forward and backward, and the profile computed when the block ends."""
 
 import functools
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Any, ParamSpec
 
@@ -20,7 +22,7 @@ from bptt.flow.verdict import Cut, Finding, judge
 P = ParamSpec("P")
 
 
-def watch(model: nn.Module) -> "Flow":
+def watch(model: nn.Module, say: Callable[[str], None] | None = None) -> "Flow":
     """See the gradient travel back through every recurrent layer of `model`, which stays as it is.
 
         with bptt.watch(model) as flow:
@@ -32,34 +34,20 @@ def watch(model: nn.Module) -> "Flow":
     hold several calls and updates, and the same object several blocks: profiles of δ are then root mean squares over all.
     Costs about one more backward pass, and the memory of the states and their gradients.
 
-    What cannot be watched is said in a warning, and training goes on; an exception of the block's own code passes through.
+    What cannot be watched is said in a warning (or handed to `say`, as a sentence), and training goes on; an exception of
+    the block's own code passes through.
 
     Raises:
         TypeError: `model` is no torch.nn.Module.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"watch was given a {type(model).__name__}, wanted a torch.nn.Module: pass the model itself")
-    return Flow(model)
-
-
-def _guarded(function: Callable[P, None]) -> Callable[P, None]:
-    """`function`, but whatever goes wrong in it becomes a warning: the user's training goes on."""
-
-    @functools.wraps(function)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        if torch.compiler.is_compiling():
-            return
-        try:
-            function(*args, **kwargs)
-        except Exception as error:
-            _warn(f"failed in {function.__name__} and sees nothing of it: {type(error).__name__}: {error}")
-
-    return run
+    return Flow(model, say or _warn)
 
 
 def _warn(text: str) -> None:
     try:
-        warnings.warn(f"bptt.watch {text}", stacklevel=3)
+        warnings.warn(f"bptt.watch {text}", stacklevel=4)
     except Warning:  # the user's filter turns warnings into errors; an observer must not stop a training run
         print(f"bptt.watch {text}", file=sys.stderr)
 
@@ -73,8 +61,8 @@ class Flow:
         notes: what could not be watched, and why.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, say: Callable[[str], None]) -> None:
+        self.model, self._say = model, say
         self.layers: dict[str, LayerFlow] = {}
         self.norms: list[float] = []
         self.notes: list[str] = []
@@ -92,7 +80,7 @@ class Flow:
             self._hook()
         except Exception as error:
             self._unhook()
-            _warn(f"could not begin: {type(error).__name__}: {error}")
+            self._say(f"could not begin: {type(error).__name__}: {error}")
         return self
 
     def __exit__(
@@ -116,8 +104,9 @@ class Flow:
         return "\n".join([*(str(finding) for finding in self.verdict()), *self.notes]) or "nothing was watched"
 
     def _repr_html_(self) -> str:
-        lines = repr(self).replace("&", "&amp;").replace("<", "&lt;")
-        return f"<pre>{lines}</pre>"
+        from bptt.flow.report import compact  # jinja2 is loaded when a page is wanted
+
+        return compact(self)
 
     # What the hooks do.
 
@@ -147,16 +136,30 @@ class Flow:
     def _note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
-            _warn(text)
+            self._say(text)
+
+    def _guarded(self, function: Callable[P, None]) -> Callable[P, None]:
+        """`function`, but whatever goes wrong in it becomes a warning: the user's training goes on."""
+
+        @functools.wraps(function)
+        def run(*args: P.args, **kwargs: P.kwargs) -> None:
+            if torch.compiler.is_compiling():
+                return
+            try:
+                function(*args, **kwargs)
+            except Exception as error:
+                self._say(f"failed in {function.__name__} and sees nothing of it: {type(error).__name__}: {error}")
+
+        return run
 
     def _before(self, module: nn.Module, args: Any) -> None:
-        _guarded(self._keep_generator)(module)
+        self._guarded(self._keep_generator)(module)
 
     def _keep_generator(self, module: nn.Module) -> None:
         self._rng[id(module)] = torch.get_rng_state()
 
     def _after(self, cell: Any) -> Callable[..., None]:
-        keep = _guarded(self._keep)
+        keep = self._guarded(self._keep)
 
         def hook(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
             keep(module, cell, args, kwargs, result)
@@ -200,7 +203,7 @@ class Flow:
                 norms = torch.stack([n.double().cpu() for n in squares.values()])
                 self.norms.append(float(norms.norm()))
         except Exception as error:
-            _warn(f"could not compute the profile: {type(error).__name__}: {error}")
+            self._say(f"could not compute the profile: {type(error).__name__}: {error}")
 
     def _settle_calls(self, calls: list[Call]) -> None:
         names = {id(module): name for name, module in self.model.named_modules()}
@@ -229,9 +232,9 @@ class Flow:
         if self._settled or any("no recurrent layer" in note for note in self.notes):
             return
         if not self._called:
-            _warn("saw no call of a recurrent layer in the block: run the model inside it, not compiled")
+            self._say("saw no call of a recurrent layer in the block: run the model inside it, not compiled")
         else:
-            _warn(
+            self._say(
                 "saw no gradient arrive at a recurrent layer: call loss.backward() inside the block, without no_grad, on a "
                 "loss that depends on the layer's outputs"
             )
@@ -299,6 +302,29 @@ class Flow:
         from bptt.flow.plot import draw  # matplotlib takes a second to load
 
         return draw(list(self))
+
+    def report(self, path: str | os.PathLike[str]) -> None:
+        """Write everything as one HTML file: verdict first, then each layer in charts and figures.
+
+        It needs no network and no script, can be read on a phone and printed. An older file there is replaced, at once or
+        not at all. Draws on the last watched pass; the contributions, and what some truncations would lose where that is
+        cheap, are computed for it.
+
+        Raises OSError where the file cannot be written.
+        """
+        from bptt.flow.report import write_report
+
+        write_report(self, Path(path))
+
+    def to_tensorboard(self, writer: Any, step: int | None = None, tag: str = "flow") -> None:
+        """Add horizon, growth, saturation, … to a torch.utils.tensorboard.SummaryWriter, or to what is like one.
+
+        step: the number of the update, as of the writer's own methods. What the writer has no method for (histograms, the
+        figure, text) is left out. Raises TypeError if it has no `add_scalar`.
+        """
+        from bptt.flow.board import write_board
+
+        write_board(self, writer, step, tag)
 
 
 def _device(call: Call) -> str:

@@ -151,6 +151,13 @@ class Task(ABC):
     def fingerprint(self) -> Json:
         """What identifies the data (sizes, rows, hashes): a resumed run compares it, and refuses other data."""
 
+    @abstractmethod
+    def encode_as(self, spec: Json) -> None:
+        """From now on encode the data as the run with this `spec` did: other data than it was trained on, seen its way.
+
+        Raises InputError where the data are not of the run's form.
+        """
+
     @staticmethod
     @abstractmethod
     def predict(model: nn.Module, spec: Json, options: PredictOptions) -> Iterator[str]:

@@ -143,6 +143,24 @@ class Labels(Task):
             "scaling": self.scaling.json(),
         }
 
+    def encode_as(self, spec: Json) -> None:
+        """With the run's classes and scaling; the columns must be the run's, the labels among its classes."""
+        wanted, path = tuple(spec["columns"]), self.options.data
+        if spec["form"] == "ts":
+            _check_dimensions(self.train, len(wanted))
+        elif self.train.columns != wanted:
+            has = ", ".join(self.train.columns)
+            raise InputError(
+                f"{path}: the inputs are {has}, the run was trained on {', '.join(wanted)}: give these columns"
+            )
+        unknown = sorted(set(self.classes) - set(spec["classes"]))
+        if unknown:
+            raise InputError(
+                f"{path}: the label {unknown[0]!r} is not among those of the run ({', '.join(spec['classes'][:12])}): "
+                "take such sequences out"
+            )
+        self.classes, self.scaling = tuple(spec["classes"]), Scaling.from_json(spec["scaling"])
+
     def fingerprint(self) -> Json:
         """Sequences, steps and a hash of the data, and of the test data if that is another file."""
         out: Json = {

@@ -111,6 +111,13 @@ class Series(Task):
         times = {"spacing": None if p.spacing is None else p.spacing.json(), "dates": p.dates}
         return {"columns": self.columns.json(), "times": times, "encoding": self.encoding.json()}
 
+    def encode_as(self, spec: Json) -> None:
+        """With the run's scaling and season."""
+        self.encoding = Encoding.from_json(spec["encoding"])
+        _check_like_training(self.panel, spec, self.encoding, str(self.options.data))
+        parts = [s.head(d.validation) for s, d in zip(self.panel.series, self.divisions, strict=True)]
+        self.training = self.encoding.tape(parts)
+
     def fingerprint(self) -> Json:
         """Rows, columns, and a hash of the columns that are used."""
         columns = [c for _, c in self.columns.roles()]

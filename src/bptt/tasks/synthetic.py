@@ -104,6 +104,9 @@ class Synthetic(Task):
         """The length."""
         return {"length": self._options.length}
 
+    def encode_as(self, spec: Json) -> None:
+        """Nothing: what is drawn needs no encoding."""
+
     def fingerprint(self) -> Json:
         """Nothing: there are no data but what the options describe."""
         return {}

@@ -103,6 +103,10 @@ class Text(Task):
         """The vocabulary: its characters in the order of their symbols, from 2 on."""
         return {"vocabulary": self._vocabulary.characters}
 
+    def encode_as(self, spec: Json) -> None:
+        """With the run's vocabulary; a character that is not in it is symbol 1."""
+        self._vocabulary = Vocabulary(spec["vocabulary"])
+
     def fingerprint(self) -> Json:
         """Numbers of documents and bytes, and hashes of the names and sizes and of the contents, of both parts."""
         parts = {"training": self._training, "held out": self._held_out}

@@ -4,12 +4,14 @@ import dataclasses
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 from bptt.errors import InputError
 from bptt.options import TrainOptions
+from bptt.train.run_folder import Config
 
 _COUNTS = ("hidden", "layers", "batch", "chunk", "embedding", "length", "horizon", "validate_every", "steps")
-_NOT_NEGATIVE = ("clip", "weight_decay", "warmup", "patience", "seed")
+_NOT_NEGATIVE = ("clip", "weight_decay", "warmup", "patience", "watch", "seed")
 
 
 def flag(name: str) -> str:
@@ -82,6 +84,17 @@ def _check_strategy(options: TrainOptions) -> None:
         raise InputError(
             f"--strategy {options.strategy} goes back every {strategy.k1} steps, but an update has only --chunk {chunk}: "
             f"give --chunk {strategy.k1}, or --strategy truncated:{chunk}"
+        )
+
+
+def check_fingerprint(folder: Path, config: Config, fingerprint: dict[str, Any], remedy: str) -> None:
+    """Refuse data that are not those of the run in `folder`. Raises InputError: bring them back, or `remedy`."""
+    before = config.fingerprint
+    if fingerprint != before:
+        changed = [key for key in {**fingerprint, **before} if fingerprint.get(key) != before.get(key)]
+        raise InputError(
+            f"the data are not those that {folder} was trained on (different: {', '.join(changed)}): "
+            f"bring them back, or {remedy}"
         )
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from bptt.files import write_atomically
 from bptt.train.metrics import read_metrics
-from bptt.train.run_folder import CURVE, Json, write_atomically
+from bptt.train.run_folder import CURVE, Json
 
 _POINTS = 400  # the training loss is drawn as means over at most so many stretches
 
@@ -21,7 +22,7 @@ def draw_curve(folder: Path, task: str, metric: str, score: Callable[[float], fl
     from matplotlib import pyplot as plt
 
     lines = read_metrics(folder)
-    steps, losses = _smooth([(m["step"], m["loss"]) for m in lines if "loss" in m])
+    steps, losses = smooth([(m["step"], m["loss"]) for m in lines if "loss" in m])
     figure, axes = plt.subplots(figsize=(7.2, 4.2), dpi=120, layout="constrained")
     axes.plot(steps, [score(loss) for loss in losses], color="#9db4c8", linewidth=1.2, label="training")
     checked = [(m["step"], m["validation"]) for m in lines if "validation" in m]
@@ -33,7 +34,7 @@ def draw_curve(folder: Path, task: str, metric: str, score: Callable[[float], fl
     ):
         axes.axhline(value, color="#b5542c", linestyle=style, linewidth=1.1, label=f"{name}: {value:.3g}")
     axes.set(xlabel="updates", ylabel=metric, title=f"bptt train {task}")
-    if _spans_decades([*map(score, losses), *(v for _, v in checked)]):
+    if spans_decades([*map(score, losses), *(v for _, v in checked)]):
         axes.set_yscale("log")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=8)
@@ -49,7 +50,7 @@ def yardsticks(metric: str, report: Json) -> list[tuple[str, float]]:
     return [(name.removeprefix(metric).strip(" ,:"), v) for name, v in values[1:]]
 
 
-def _smooth(points: list[tuple[int, float]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def smooth(points: list[tuple[int, float]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Means over neighbouring points, _POINTS of them at most."""
     table = np.array(points, dtype=np.float64)
     pieces = np.array_split(table, min(_POINTS, len(table)))
@@ -57,5 +58,6 @@ def _smooth(points: list[tuple[int, float]]) -> tuple[NDArray[np.float64], NDArr
     return steps, losses
 
 
-def _spans_decades(values: list[float]) -> bool:
+def spans_decades(values: list[float]) -> bool:
+    """Whether a logarithmic axis shows more."""
     return min(values) > 0 and max(values) / min(values) > 30

@@ -5,23 +5,25 @@ stream → Batch → gradient strategy → Σ over processes → finite? → cli
 
 import math
 import time
-from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from bptt.flow import Flow, watch
 from bptt.gradient import Result, backward, parse_strategy
-from bptt.network import Head
 from bptt.options import TrainOptions
 from bptt.tasks import Batch, Json, Task
 from bptt.train.checkpoint import Checkpoint, Standing, lanes_of_all, lanes_of_one, map_lanes
 from bptt.train.distributed import Processes
 from bptt.train.interrupt import Interrupt
+from bptt.train.loss import counted_loss, masked_losses
 from bptt.train.model import build_network
 from bptt.train.optimizer import Budget, clip, learning_rate, make_optimizer, optimizer_tensors, restore_optimizer
 from bptt.train.sealed_tensors import Tensors, snapshot
+from bptt.train.watching import Once
 
 if TYPE_CHECKING:
     from bptt.train.record import Record
@@ -44,6 +46,7 @@ class Update:
         count: losses that counted.
         spent: share of the budget that was spent when it began.
         stop, checkpoint: True if any process was asked to stop, or the first one's checkpoint is old.
+        flow: how this process's gradient flowed back, if the update was watched.
     """
 
     step: int
@@ -55,6 +58,7 @@ class Update:
     spent: float
     stop: bool
     checkpoint: bool
+    flow: Flow | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,7 @@ class Training:
         self.carried: Result | None = None
         self.best: Tensors = {}
         self._clock_started = time.monotonic()
+        self._warn_once = Once()
 
     def _seed_dropout(self, salt: int = 0) -> None:
         """The weights are the same in every process, what is dropped is not."""
@@ -131,7 +136,8 @@ class Training:
         """
         batch = next(self.stream).to(self.device, self.dtype)
         self.optimizer.zero_grad()
-        result = self._gradient(batch)
+        flow = self._flow()
+        result = self._gradient(batch, flow)
         loss, stopped, elapsed, due = self._agree(result, stop, self.elapsed(), checkpoint)
         norm = clip(self.parameters, self.options.clip).item()
         step, spent = self.standing.step, self.budget.spent(self.standing.step, elapsed)
@@ -146,16 +152,22 @@ class Training:
         if self.task.carries_state:
             self.carried = result
         self.standing = replace(self.standing, step=step + 1, elapsed=elapsed)
-        return Update(step + 1, self.stream.epoch, loss, norm, lr, batch.count, spent, stopped, due)
+        return Update(step + 1, self.stream.epoch, loss, norm, lr, batch.count, spent, stopped, due, flow)
 
-    def _gradient(self, batch: Batch) -> Result | None:
+    def _flow(self) -> Flow | None:
+        """What watches this update: the first one and every --watch-th after it, in the first process."""
+        every = self.options.watch if self.processes.first else 0
+        return watch(self.model, self._warn_once) if every and self.standing.step % every == 0 else None
+
+    def _gradient(self, batch: Batch, flow: Flow | None) -> Result | None:
         """Backpropagation through time; None if this process has no row of the batch."""
         if batch.x.shape[1] == 0:
             return None
         loss = counted_loss(self.model.head, batch.count)
-        return backward(
-            self.model, batch.x, (batch.y, batch.mask), loss, self.strategy, self.carried, reset=batch.reset
-        )
+        with flow or nullcontext():
+            return backward(
+                self.model, batch.x, (batch.y, batch.mask), loss, self.strategy, self.carried, reset=batch.reset
+            )
 
     def _agree(
         self, result: Result | None, stop: bool, elapsed: float, checkpoint: bool
@@ -295,24 +307,3 @@ def is_finished(options: TrainOptions, standing: Standing) -> bool:
     """True when the budget is spent or patience is over."""
     over = options.patience > 0 and standing.misses >= options.patience
     return over or Budget(options.steps, options.minutes).spent(standing.step, standing.elapsed) >= 1
-
-
-def counted_loss(head: Head, count: int) -> Callable[[Tensor, Any], Tensor]:
-    """The loss for `bptt.backward`: `(z, (y, mask)) -> Σ losses[mask] / count`; 0 where nothing counts.
-
-    That happens: a series whose first season is longer than the chunk has no known target in its first batch.
-    """
-
-    def loss(z: Tensor, target: tuple[Tensor, Tensor]) -> Tensor:
-        return masked_losses(head, z, *target).sum() / max(1, count)
-
-    return loss
-
-
-def masked_losses(head: Head, z: Tensor, y: Tensor, mask: Tensor) -> Tensor:
-    """The losses, and 0 where the mask is False.
-
-    Both y and the losses are masked: a NaN in y that met only a zeroed loss would still make the gradient NaN (0 · NaN).
-    """
-    absent = ~mask
-    return head.losses(z, y.masked_fill(absent, 0)).masked_fill(absent, 0)

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one line an update, one a validation. It has no clock times: equal runs write equal bytes."""
+"""metrics.jsonl: one line an update, one a validation, one a watched gradient; equal runs write equal bytes (no times)."""
 
 import hashlib
 import json
@@ -45,6 +45,11 @@ class Metrics:
             self._file.flush()
             self._flushed = time.monotonic()
 
+    def flush(self) -> None:
+        """Let other readers of the file see every line."""
+        self._file.flush()
+        self._flushed = time.monotonic()
+
     def mark(self) -> Json:
         """Bring everything to the disk; returns how far the file goes now, for a checkpoint."""
         self._file.flush()
@@ -63,5 +68,6 @@ def write_timing(folder: Path, line: Json) -> None:
 
 
 def read_metrics(folder: Path) -> list[Json]:
-    """The lines of metrics.jsonl."""
-    return [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    """The lines of metrics.jsonl; of a run that goes on, the whole ones."""
+    text = (folder / METRICS).read_text()
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]

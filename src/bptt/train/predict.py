@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from bptt.errors import InputError
+from bptt.files import TEMPORARY
+from bptt.network import Network
 from bptt.options import LabelsOptions, PredictOptions, SeriesOptions, TrainOptions
 from bptt.tasks import Sizes, task_class
 from bptt.train import check, run_folder
 from bptt.train.model import build_network
-from bptt.train.run_folder import CONFIG, MODEL, TEMPORARY
+from bptt.train.run_folder import CONFIG, MODEL, Config
 from bptt.train.sealed_tensors import load_weights, read_model
 
 
@@ -29,9 +31,20 @@ def predict(folder: Path, options: PredictOptions) -> None:
 
 def _pieces(folder: Path, options: PredictOptions) -> Iterator[str]:
     """What the task writes with the run's network."""
+    config = run_folder.read_config(folder)
+    model = load_network(folder, config).to(options.device).eval()
+    if options.data is None:
+        options = replace(options, data=_data_of(config.options))
+    try:
+        return task_class(config.options.task).predict(model, config.spec, options)
+    except KeyError as error:
+        raise InputError(f"{folder / CONFIG} lacks {error} in its spec; restore it from a copy") from error
+
+
+def load_network(folder: Path, config: Config) -> Network:
+    """The network of a run with the weights that it handed out, on the CPU. Raises InputError."""
     import torch
 
-    config = run_folder.read_config(folder)
     check.check_options(config.options)
     try:
         model = build_network(config.options, Sizes(**config.sizes))
@@ -39,13 +52,7 @@ def _pieces(folder: Path, options: PredictOptions) -> Iterator[str]:
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, AssertionError) as error:
         raise InputError(f"{folder / CONFIG} describes no network ({error!r}); restore it from a copy") from error
     load_weights(model, read_model(folder), folder / MODEL)
-    model.to(options.device).eval()
-    if options.data is None:
-        options = replace(options, data=_data_of(config.options))
-    try:
-        return task_class(config.options.task).predict(model, config.spec, options)
-    except KeyError as error:
-        raise InputError(f"{folder / CONFIG} lacks {error} in its spec; restore it from a copy") from error
+    return model
 
 
 def _data_of(options: TrainOptions) -> Path | None:

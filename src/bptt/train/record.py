@@ -4,10 +4,13 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from bptt.flow import Flow
 from bptt.train.checkpoint import write_checkpoint
 from bptt.train.loop import Training, Update, Validation
 from bptt.train.metrics import Metrics, write_timing
+from bptt.train.page import LivePage
 from bptt.train.progress import Progress
+from bptt.train.watching import Once, figures
 
 CHECKPOINT_SECONDS = 15.0  # between two checkpoints
 VALIDATED_SECONDS = 3.0  # the same right after a validation
@@ -23,8 +26,10 @@ class Record:
     ) -> None:
         """`step` is that of the checkpoint that is already there, None if none is."""
         self.folder, self.metrics, self.progress = folder, metrics, progress
+        self._page = None if folder is None else LivePage(folder, progress.wording)
         self._step = step
         self._written = time.monotonic()
+        self._warn_once = Once()
 
     def checkpoint_is_due(self, validated: bool = False) -> bool:
         """True when the last one is old."""
@@ -34,7 +39,20 @@ class Record:
         """Note an update."""
         if self.metrics is not None:
             self.metrics.write({name: getattr(update, name) for name in _UPDATE_LINE})
+        if update.flow is not None:
+            try:
+                self._flow(update.step, update.flow)
+            except Exception as error:  # an observer must not stop a training run
+                self._warn_once(f"could not note what was seen: {type(error).__name__}: {error}")
         self.progress.update(update)
+
+    def _flow(self, step: int, flow: Flow) -> None:
+        """Note how the gradient flowed back."""
+        if self.metrics is not None:
+            self.metrics.write({"step": step, "flow": figures(flow)})
+            if self._page is not None and self._page.is_due:
+                self.metrics.flush()
+                self._page.write(step, flow)
 
     def validation(self, training: Training, validation: Validation) -> None:
         """Note a validation."""

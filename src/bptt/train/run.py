@@ -69,7 +69,11 @@ def resume(folder: Path, config: Config, options: TrainOptions) -> int:
         processes.together(lambda: _restore(training, folder, config, checkpoint))
         if processes.first:
             run_folder.remove_leftovers(folder)
-            for name in (run_folder.REPORT, run_folder.MODEL):  # of before; the checkpoint holds the weights by now
+            for name in (
+                run_folder.REPORT,
+                run_folder.PAGE,
+                run_folder.MODEL,
+            ):  # of before; the checkpoint holds the weights by now
                 (folder / name).unlink(missing_ok=True)
             run_folder.write_config(folder, _config(options, training.task))
             _say(f"{folder}: going on at step {training.standing.step:,}: {_describe(training)}")
@@ -115,14 +119,7 @@ def _checkpoint(folder: Path) -> Checkpoint | None:
 
 def _restore(training: Training, folder: Path, config: Config, checkpoint: Checkpoint | None) -> None:
     """Put the checkpoint into the training. Raises InputError if the data are others."""
-    fingerprint = training.task.fingerprint()
-    if fingerprint != config.fingerprint:
-        before = config.fingerprint
-        changed = [key for key in {**fingerprint, **before} if fingerprint.get(key) != before.get(key)]
-        raise InputError(
-            f"the data are not those that {folder} was trained on (different: {', '.join(changed)}): "
-            "bring them back, or train a new run on these"
-        )
+    check.check_fingerprint(folder, config, training.task.fingerprint(), "train a new run on these")
     if checkpoint is not None:
         load_weights(training.model, checkpoint.weights, folder / run_folder.CHECKPOINT)
         training.restore(checkpoint)

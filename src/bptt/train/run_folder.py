@@ -6,8 +6,9 @@ seal nor anything else here runs code from the file: configurations are JSON, we
     config.json             what the run is: task, options, sizes, what the task needs to predict     sealed
     model.safetensors       the weights to use                                                        sealed
     checkpoint.safetensors  everything needed to go on                                                sealed
-    metrics.jsonl           one line an update or validation, the same at every repetition
+    metrics.jsonl           one line an update, validation or watched gradient, the same at every repetition
     timing.jsonl            speed and clock times, which are not
+    report.html             curve, result, gradient flow and verdict, for a browser; written anew as the run goes on
     report.json curve.png sample.txt        made at the end
 
 This module imports no torch.
@@ -16,10 +17,8 @@ This module imports no torch.
 import contextlib
 import hashlib
 import json
-import os
 import re
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -27,6 +26,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import bptt
 from bptt.errors import InputError
+from bptt.files import TEMPORARY, write_atomically
 from bptt.options import TASKS, TrainOptions
 
 Json = dict[str, Any]
@@ -34,48 +34,11 @@ Json = dict[str, Any]
 FORMAT = 1
 CONFIG, MODEL, CHECKPOINT = "config.json", "model.safetensors", "checkpoint.safetensors"
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
-REPORT, CURVE, SAMPLE = "report.json", "curve.png", "sample.txt"
+REPORT, CURVE, SAMPLE, PAGE = "report.json", "curve.png", "sample.txt", "report.html"
 LOCK = ".lock"
-TEMPORARY = ".writing-"
 
 UNSEALED = "sha256:" + "0" * 64
 _SEAL = re.compile(rb"sha256:[0-9a-f]{64}")
-
-
-# Files that are whole or absent ------------------------------------------------------------------------------------
-
-
-def write_atomically(path: Path, data: bytes | bytearray) -> None:
-    """Write a file so that at every moment, even in a crash, `path` is the old file or the new one. Raises OSError."""
-    handle, name = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())  # mkstemp makes it for the owner alone
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
-    _sync_folder(path.parent)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename last through a power cut; not every system can open a folder, and then it is not needed."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import bptt
 from bptt.errors import InputError
+from bptt.files import write_atomically
 from bptt.train.run_folder import (
     CHECKPOINT,
     FORMAT,
@@ -19,7 +20,6 @@ from bptt.train.run_folder import (
     check_format,
     read_sealed,
     seal,
-    write_atomically,
 )
 
 Tensors = dict[str, Tensor]

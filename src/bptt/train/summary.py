@@ -4,11 +4,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from bptt.files import write_atomically
 from bptt.tasks import Json
 from bptt.train.curve import draw_curve
 from bptt.train.loop import Training
+from bptt.train.page import write_page
 from bptt.train.progress import Wording, clock
-from bptt.train.run_folder import CURVE, REPORT, SAMPLE, write_atomically, write_json
+from bptt.train.run_folder import CURVE, PAGE, REPORT, SAMPLE, write_json
+from bptt.train.watching import Once, watch_training_data
 
 
 def finish(training: Training, folder: Path, wording: Wording) -> None:
@@ -18,8 +21,21 @@ def finish(training: Training, folder: Path, wording: Wording) -> None:
     if sample is not None:
         write_atomically(folder / SAMPLE, str(sample).encode("utf-8", "replace"))
     draw_curve(folder, wording.task, wording.metric, wording.score, report)
+    _write_page(training, folder, wording, report)
     write_json(folder / REPORT, report)  # last: where it is, the run is complete
     print_summary(training, folder, {name: value for name, value in report.items() if name != "sample"}, sample)
+
+
+def _write_page(training: Training, folder: Path, wording: Wording, report: Json) -> None:
+    """Write report.html, with the gradient's flow through the final weights; if that fails, say so and no more."""
+    if not training.options.watch:
+        return
+    try:
+        flow = watch_training_data(training.model, training.task, training.options)
+        watched = "on the training data, with the final weights"
+        write_page(folder / PAGE, folder, wording, flow, watched, report)
+    except Exception as error:  # the training is done, and what it made is of more worth
+        Once()(f"could not write {folder / PAGE}: {type(error).__name__}: {error}")
 
 
 def print_summary(training: Training, folder: Path, report: Json, sample: Any) -> None:
@@ -56,7 +72,8 @@ def _table(training: Training, report: Json) -> Any:
 
 
 def _what_next(training: Training, folder: Path) -> list[str]:
-    lines = [f"curve:     {folder / CURVE}", f"use it:    bptt predict {folder}"]
+    page = [f"report:    {folder / PAGE}"] if (folder / PAGE).exists() else []
+    lines = [f"curve:     {folder / CURVE}", *page, f"use it:    bptt predict {folder}"]
     if not stopped_early(training):
         lines.append(f"train on:  bptt train --resume {folder} --steps {2 * training.standing.step}")
     return lines

@@ -1,7 +1,7 @@
 // A colour for a size on a log scale, and its legend by the decade. The colours grow evenly lighter from small to large, and
 // hold for all kinds of colour blindness: cividis (Nuñez, Anderton, Renslow 2018), by ten of its points.
 import { el } from "./dom.js";
-import { show } from "./numbers.js";
+import { decade } from "./numbers.js";
 
 const POINTS = [
   [0, 34, 78], [18, 53, 112], [59, 73, 108], [87, 93, 109], [112, 113, 115], [138, 134, 120], [165, 156, 116],
@@ -25,7 +25,7 @@ export function legend({ low, top, below, notes = {} }) {
   const stops = [0, 0.25, 0.5, 0.75, 1].map((share) => colourOf(share));
   const bar = el("span", { class: "bar-of-colours" });
   bar.style.background = `linear-gradient(to right, ${stops.join(",")})`;
-  const ends = [`${below ? "≤ " : ""}${show(10 ** low, 1)}`, show(10 ** top, 1)];
+  const ends = [`${below ? "≤ " : ""}${decade(low)}`, decade(top)];
   return el("div", { class: "legend" },
     el("span", {}, ends[0]), bar, el("span", {}, ends[1]),
     Object.entries(notes).map(([name, text]) => el("span", { class: "note" }, el("span", { class: `swatch ${name}` }), text)));

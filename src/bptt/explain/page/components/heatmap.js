@@ -4,17 +4,18 @@ import { el, onWidth, svg, uniqueName } from "./dom.js";
 import { colourOf } from "./decades.js";
 import { ticks } from "./ticks.js";
 
-const [LEFT, TOP, RIGHT, BOTTOM] = [50, 8, 12, 46];
+const [LEFT, TOP, RIGHT, BOTTOM] = [62, 8, 12, 46];
 const WIDEST = 560;
 
 // describe(state) → {id: changes when the picture does, blocks, reverse, at: (t, k) → log10 of the cell, top: log10 of the
-// largest, low, t, k: the chosen cell, steps, label}, or null where there is no map. pick(t, k) is called with another cell.
-export function heatmap(page, describe, pick) {
+// largest, low, t, k: the chosen cell, steps, label}, or null where there is no map. pick(t, k) is called with another cell,
+// point(t, k) with the cell under a mouse, and point(null) when it leaves.
+export function heatmap(page, describe, pick, point) {
   const canvas = el("canvas");
   const over = svg("svg", { "aria-hidden": "true" });
   const help = uniqueName("keys");
   const stage = el(
-    "div", { class: "heatmap", role: "img", tabindex: "0", "aria-describedby": help, onkeydown, onpointerdown, onpointermove },
+    "div", { class: "heatmap", role: "img", tabindex: "0", "aria-describedby": help, onkeydown, onpointerdown, onpointermove, onpointerleave },
     canvas, over,
   );
   const host = el("div", { class: "heatmap-host" }, stage,
@@ -42,15 +43,20 @@ export function heatmap(page, describe, pick) {
     if (!move || event.altKey || event.ctrlKey || event.metaKey) return;
     event.preventDefault();
     event.stopPropagation();
-    choose(now.t + move[0], now.k + move[1]);
+    point(null);
+    choose(now.t + move[0], now.k + move[1], pick);
   }
 
   function onpointerdown(event) {
-    choose(...cellAt(event));
+    choose(...cellAt(event), pick);
   }
 
   function onpointermove(event) {
-    if (event.pointerType === "mouse") choose(...cellAt(event));
+    if (event.pointerType === "mouse") choose(...cellAt(event), point);
+  }
+
+  function onpointerleave() {
+    point(null);
   }
 
   function cellAt(event) {
@@ -59,9 +65,8 @@ export function heatmap(page, describe, pick) {
     return [cell(event.clientY - box.top), cell(event.clientX - box.left)];
   }
 
-  function choose(t, k) {
-    const inside = t >= 0 && k >= 0 && t < now.blocks && k < now.blocks && (now.reverse ? k >= t : k <= t);
-    if (inside && (t !== now.t || k !== now.k)) pick(t, k);
+  function choose(t, k, call) {
+    if (t >= 0 && k >= 0 && t < now.blocks && k < now.blocks && (now.reverse ? k >= t : k <= t)) call(t, k);
   }
 
   page.follow(update);
@@ -121,10 +126,10 @@ function hatch(brush, marked, edge, paper, thick) {
   brush.restore();
 }
 
-function axes({ steps, reverse }, side) {
+function axes({ steps }, side) {
   const at = (step) => ((step - 0.5) / steps) * side;
   const parts = [
-    svg("path", { class: "frame", d: reverse ? `M${LEFT} ${TOP} h${side} v${side} z` : `M${LEFT} ${TOP} v${side} h${side} z` }),
+    svg("path", { class: "frame", d: `M${LEFT} ${TOP} v${side} h${side}` }),
   ];
   for (const step of ticks(1, steps, side < 320 ? 4 : 6)) {
     const [x, y] = [LEFT + at(step), TOP + at(step)];

@@ -1,14 +1,15 @@
 // Curves over steps or lags, as SVG. A log axis takes log10 of the values: −∞ (a zero) leaves a gap. What is NaN or infinite
 // is marked at the top edge, ∞ by a triangle, NaN by a cross.
 import { el, onWidth, svg } from "./dom.js";
-import { show } from "./numbers.js";
+import { decade, plain } from "./numbers.js";
 import { ticks } from "./ticks.js";
 
 const [LEFT, TOP, RIGHT, BOTTOM, HEIGHT] = [64, 14, 14, 44, 220];
-const DEEPEST = 12; // decades below the highest value that are shown
+const DEEPEST = 12; // decades below the highest value that are shown, where nothing else is asked for
 
 // describe(state) → {x: places, lines: [{name, values, class}], log: whether values are log10, first, last: the ends of x,
-// axis: name of x, cursor: a place or null, marks: [{at, text}], label}, or null where there is nothing to draw.
+// axis: name of x, cursor: a place or null, marks: [{at, text}], deepest: decades, label}, or null where there is nothing to
+// draw. A line with the name null is not in the key.
 export function lineChart(page, describe) {
   const drawing = el("div", { class: "chart-drawing" });
   const key = el("div", { class: "legend" });
@@ -21,7 +22,7 @@ export function lineChart(page, describe) {
     if (wanted === null || width === 0) return;
     drawing.replaceChildren(draw(wanted, width));
     key.hidden = wanted.lines.length < 2;
-    key.replaceChildren(...wanted.lines.map(({ name, class: kind }) => el("span", { class: "note" }, sample(kind), name)));
+    key.replaceChildren(...wanted.lines.filter(({ name }) => name !== null).map(({ name, class: kind }) => el("span", { class: "note" }, sample(kind), name)));
   });
   onWidth(host, (now) => {
     width = now;
@@ -36,13 +37,13 @@ const sample = (kind) =>
 function draw(wanted, width) {
   const { lines, x, first, last, log } = wanted;
   const values = lines.flatMap((line) => line.values.filter(Number.isFinite));
-  const [low, high] = log ? logRange(values) : linearRange(values);
+  const [low, high] = log ? logRange(values, wanted.deepest ?? DEEPEST) : linearRange(values);
   const across = (place) => LEFT + ((place - first) / (last - first || 1)) * (width - LEFT - RIGHT);
   const down = (value) => TOP + ((high - value) / (high - low || 1)) * (HEIGHT - TOP - BOTTOM);
   const parts = [
     ...vertical(low, high, log, down, width),
     ...horizontal(wanted, across, width),
-    ...lines.map((line) => curve(x, line, across, (value) => down(Math.max(value, low)))),
+    ...lines.map((line) => curve(x, line, across, down, low)),
     ...lines.slice(0, 1).flatMap((line) => unusual(x, line, across)),
     ...(wanted.marks ?? []).map(({ at, text }) => mark(across(at), text, width)),
   ];
@@ -52,9 +53,9 @@ function draw(wanted, width) {
   return svg("svg", { role: "img", "aria-label": wanted.label, width, height: HEIGHT }, parts);
 }
 
-function logRange(values) {
+function logRange(values, deepest) {
   const top = values.length ? Math.ceil(Math.max(...values)) : 0;
-  const low = values.length ? Math.max(Math.floor(Math.min(...values)), top - DEEPEST) : -1;
+  const low = values.length ? Math.max(Math.floor(Math.min(...values)), top - deepest) : -1;
   return [Math.min(low, top - 1), top];
 }
 
@@ -66,7 +67,7 @@ function linearRange(values) {
 function vertical(low, high, log, down, width) {
   return ticks(low, high, 5).flatMap((value) => [
     svg("path", { class: "grid", d: `M${LEFT} ${down(value)} H${width - RIGHT}` }),
-    svg("text", { x: LEFT - 8, y: down(value) + 4, class: "end" }, log ? show(10 ** value, 1).replace(/^1\.0·/, "") : show(value, 2)),
+    svg("text", { x: LEFT - 8, y: down(value) + 4, class: "end" }, log ? decade(value) : plain(value)),
   ]);
 }
 
@@ -79,13 +80,15 @@ function horizontal({ first, last, axis }, across, width) {
   ];
 }
 
-function curve(x, { values, class: kind }, across, down) {
-  let pen = "M";
+// What is below the lowest shown ends at the floor.
+function curve(x, { values, class: kind }, across, down, low) {
+  const drawn = (i) => Number.isFinite(values[i]) && (values[i] >= low || values[i - 1] >= low);
   let path = "";
   values.forEach((value, i) => {
-    const alone = !Number.isFinite(values[i - 1]) && !Number.isFinite(values[i + 1]);
-    if (Number.isFinite(value)) path += `${pen}${across(x[i]).toFixed(1)} ${down(value).toFixed(1)}${alone ? "h.01" : ""}`;
-    pen = Number.isFinite(value) ? "L" : "M";
+    if (!drawn(i)) return;
+    const alone = !drawn(i - 1) && !drawn(i + 1);
+    const goesOn = drawn(i - 1) && values[i - 1] >= low;
+    path += `${goesOn ? "L" : "M"}${across(x[i]).toFixed(1)} ${down(Math.max(value, low)).toFixed(1)}${alone ? "h.01" : ""}`;
   });
   return svg("path", { class: `curve ${kind}`, d: path });
 }

@@ -1,13 +1,12 @@
 // The user's own network: losses, map (t, k), sums by lag, Jacobian products. Only where data are in the page, and then it
 // is the scene that the page opens with. t and k are blocks of steps in the state, and steps in all text.
-import { choices } from "../components/inputs.js";
 import { legend } from "../components/decades.js";
 import { el } from "../components/dom.js";
 import { formula } from "../components/formula.js";
 import { heatmap } from "../components/heatmap.js";
-import { slider } from "../components/inputs.js";
+import { choices, slider } from "../components/inputs.js";
 import { lineChart } from "../components/lines.js";
-import { show } from "../components/numbers.js";
+import { decade, show } from "../components/numbers.js";
 import { choice, integer } from "../shell/fields.js";
 import { block, blockName, cells, own, place, read } from "../shell/own.js";
 
@@ -29,13 +28,17 @@ export const scene = {
   },
 };
 
+// The cell under the mouse, [t, k]; it is shown instead of the chosen one.
+let pointed = null;
+
 // What the state chooses: {layer, sample, name of the parameter, map, t, k}; map is null where there is none.
 function chosen(state) {
   const layer = own.layers[state.own_layer];
   const sample = layer.samples[state.own_sample];
   const name = layer.parameters.includes(state.own_parameter) ? state.own_parameter : layer.parameters[0];
-  const t = Math.min(state.own_t, sample.blocks - 1);
-  const k = layer.reverse ? Math.max(t, Math.min(state.own_k, sample.blocks - 1)) : Math.min(state.own_k, t);
+  const [row, column] = pointed ?? [state.own_t, state.own_k];
+  const t = Math.min(row, sample.blocks - 1);
+  const k = layer.reverse ? Math.max(t, Math.min(column, sample.blocks - 1)) : Math.min(column, t);
   return { layer, sample, name, t, k, map: sample.maps && decoded(sample.maps[name]) };
 }
 
@@ -178,7 +181,13 @@ function theMap(page) {
       at: (row, column) => map.values[place(row, column, sample.blocks, layer.reverse)],
       top: map.top, low: map.low, t, k, label: `Map of the terms of ${name}. ${cellText(state)}`,
     };
-  }, (t, k) => page.set({ own_t: t, own_k: k }));
+  }, (t, k) => page.set({ own_t: t, own_k: k }), point);
+
+  function point(t, k) {
+    const before = String(pointed);
+    pointed = t === null ? null : [t, k];
+    if (String(pointed) !== before) page.refresh();
+  }
 }
 
 function cellText(state) {
@@ -214,13 +223,13 @@ const lagOf = ({ t, k }) => Math.abs(t - k);
 function lagText(state) {
   const here = chosen(state);
   if (here.map === null) return "";
-  const { sample, map, layer } = here;
+  const { sample, map } = here;
   const lag = lagOf(here);
   const parts = Object.entries(map.shares)
     .filter(([, values]) => values[lag] !== null)
     .map(([name, values]) => `${show(values[lag], 1)} % through ${name}`);
-  const back = layer.reverse ? "forward in time" : "back";
-  return `${blockName(lag, sample.blocks, sample.steps, 0)} steps ${back}: all such terms together ${show(map.lags[lag])}` +
+  const thin = sample.steps > sample.blocks;
+  return `lag ${blockName(lag, sample.blocks, sample.steps, 0)}: all such terms sum to ${thin ? "at most " : ""}${show(map.lags[lag])}` +
     (parts.length ? `, ${parts.join(", ")}` : "");
 }
 
@@ -296,30 +305,36 @@ function productChart(page) {
   return lineChart(page, (state) => {
     const { sample: { products }, layer } = chosen(state);
     if (products === null) return null;
-    const lines = products.log10.map((values, i) => ({
-      name: rankName(products, i), values: values.map(read), class: `rank-${Math.min(i, products.log10.length - 1 === i ? 9 : 1)}`,
-    }));
-    const ends = lines[0].values;
+    const lines = products.log10.map((values, i) => ({ ...rank(products, i), values: values.map(read) }));
+    const largest = lines[0].values;
     return {
-      x: products.lags, first: 0, last: Math.max(1, products.lags.at(-1)), log: true, lines, cursor: null,
+      x: products.lags, first: 0, last: Math.max(1, products.lags.at(-1)), log: true, lines,
+      deepest: Math.max(DEEPEST, most(largest) - least(largest) + 3),
       axis: layer.reverse ? "lag k − t in steps" : "lag t − k in steps",
-      label: `Singular values by lag; the largest goes from ${show(10 ** ends[0])} to ${show(10 ** ends.at(-1))}`,
+      label: `Singular values by lag; the largest goes from ${powerOf(largest[0])} to ${powerOf(largest.at(-1))}`,
     };
   });
 }
 
-function rankName({ ranks, size }, i) {
-  if (ranks[i] === 1) return "largest";
-  return ranks[i] === size ? "smallest" : `${ranks[i]}th of ${size}`;
+function rank({ ranks, size }, i) {
+  if (ranks[i] === 1) return { name: "largest", class: "rank-first" };
+  if (ranks[i] === size) return { name: "smallest", class: "rank-last" };
+  return { name: i === 1 ? "in between" : null, class: "rank-between" };
+}
+
+// 10 to this power as text, also where a float holds no such number.
+function powerOf(log) {
+  if (log === -Infinity) return "0";
+  return Math.abs(log) < 300 ? show(10 ** log) : decade(Math.round(log));
 }
 
 const productWords = (page) =>
   text(page, (state) => {
     const { sample: { products } } = chosen(state);
     if (products === null) return "";
-    const only = products.ranks.length < products.size
-      ? `${products.ranks.length === 1 ? "Only the largest" : `${products.ranks.length}`} of ${products.size} is drawn; bptt.products has them all. `
-      : "";
-    return `∂s(t)/∂s(k) for t = ${products.t + 1}, s the whole state of ${products.size} numbers. ${only}` +
+    const { t, ranks, size } = products;
+    const which = ranks.length === 1 ? "The largest is drawn" : `${ranks.length} are drawn`;
+    const only = ranks.length < size ? `${which} of its ${size} singular values; bptt.products has them all. ` : "";
+    return `∂s(t)/∂s(k) for t = ${t + 1}, where s is the whole state of ${size} numbers. ${only}` +
       "A gradient that travels so far is stretched by at most the largest, and by at least the smallest.";
   });

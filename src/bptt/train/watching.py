@@ -1,0 +1,93 @@
+"""How the gradient flows back, while training goes on: every so many-th update is watched, and leaves its key figures.
+
+The gradient is that of the first process's rows, before the processes' sum and before clipping. Watching reads only: random
+numbers, gradients and weights are the same without it, and so is every other line of metrics.jsonl.
+"""
+
+import math
+import warnings
+from itertools import islice, pairwise
+
+import torch
+
+from bptt.flow import Flow, LayerFlow, watch
+from bptt.gradient import Result, backward, parse_strategy
+from bptt.network import Network
+from bptt.options import TrainOptions
+from bptt.tasks import Json, Shard, Task
+from bptt.train.loss import counted_loss
+
+_BATCHES = 3  # of the training data: the first begins with a state of zeros, the others carry one on
+_LAGS = (1, 10, 100, 1000)  # borders of the lags whose shares are kept
+
+
+class Once:
+    """Says one thing as a warning, and nothing after it: what fails at one update fails at the others too."""
+
+    def __init__(self) -> None:
+        self._said = False
+
+    def __call__(self, text: str) -> None:
+        """Say it, or keep silent."""
+        if not self._said:
+            self._said = True
+            warnings.warn(f"--watch {text}; training goes on, and this is said once", stacklevel=2)
+
+
+def figures(flow: Flow) -> list[Json]:
+    """What metrics.jsonl keeps: for each layer and direction its verdict, and the numbers behind it."""
+    words: dict[str, list[str]] = {}
+    for finding in flow.verdict():
+        words.setdefault(finding.layer, []).append(finding.verdict)
+    seen = [_layer_figures(layer) | {"verdict": words.pop(layer.name, [])} for layer in flow]
+    return seen + [{"layer": name, "verdict": verdicts} for name, verdicts in words.items()]
+
+
+def _layer_figures(layer: LayerFlow) -> Json:
+    return {
+        "layer": layer.name,
+        "horizon_steps": layer.horizon,
+        "lags_steps": layer.lags,
+        "largest_gain": _finite(layer.growth),
+        "decades_per_step": _finite(layer.rate),
+        "lag_shares": _shares(layer),
+        "saturation": {gate: _finite(share) for gate, share in layer.saturation.items()},
+        "dead": layer.dead,
+    }
+
+
+def _shares(layer: LayerFlow) -> dict[str, float | None]:
+    """The gradient's share of lag 0, of lags 1 to 9, 10 to 99, …"""
+    shares = layer.lag_share
+    borders = [0, *(b for b in _LAGS if b < len(shares)), len(shares)]
+    names = [f"{a}" if b == a + 1 else f"{a}-{b - 1}" for a, b in pairwise(borders)]
+    pieces = [float(shares[a:b].sum()) for a, b in pairwise(borders)]
+    return dict(zip(names, map(_finite, pieces), strict=True)) if len(shares) else {}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def watch_training_data(model: Network, task: Task, options: TrainOptions) -> Flow:
+    """The flow through `model` on the first batches of the training data, sent back as in training but without dropout.
+
+    Changes nothing but the gradients, which are None afterwards. cuDNN has no backward pass outside training mode.
+    """
+    parameter = next(model.parameters())
+    strategy, flow = parse_strategy(options.strategy), watch(model)
+    carried: Result | None = None
+    was_training = model.training
+    model.eval()
+    try:
+        for drawn in islice(task.stream(Shard()), _BATCHES):
+            batch = drawn.to(parameter.device, parameter.dtype)
+            loss = counted_loss(model.head, batch.count)
+            model.zero_grad()
+            with flow, torch.backends.cudnn.flags(enabled=False):
+                result = backward(model, batch.x, (batch.y, batch.mask), loss, strategy, carried, reset=batch.reset)
+            carried = result if task.carries_state else None
+    finally:
+        model.zero_grad()
+        model.train(was_training)
+    return flow
