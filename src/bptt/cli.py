@@ -337,7 +337,9 @@ def _explain(arguments: list[str]) -> int:
     import tyro
 
     about = "The folder that `bptt train` made. Default: the lecture alone."
-    run = Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[RUN]", help=about, help_behavior_hint="")]
+    run = Annotated[
+        tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[RUN]", help=about, help_behavior_hint="")
+    ]
     parsed = _parse(_with_plain_help(ExplainOptions, ("run", run, None)), "bptt explain", arguments)
     options = ExplainOptions(**_values(parsed, ExplainOptions))
     from bptt import explain
@@ -354,7 +356,9 @@ def _own(run: Path | None, options: ExplainOptions) -> dict[str, Any] | None:
     if run is None:
         given = [name for name in ("data", "sample") if getattr(options, name) is not None]
         if given:
-            raise InputError(f"--{given[0]} is of a run: give its folder, `bptt explain RUN --{given[0]} …`, or leave it out")
+            raise InputError(
+                f"--{given[0]} is of a run: give its folder, `bptt explain RUN --{given[0]} …`, or leave it out"
+            )
         return None
     from bptt.train.run_folder import read_config
 

@@ -1,4 +1,4 @@
-"""One forward and one backward pass of the user's model: what each recurrent layer was given, and the gradient at its outputs.
+"""One forward and one backward pass of the user's model: each recurrent layer's input and the gradient at its outputs.
 
 The model stays as it was: no `.grad` is filled, no mode is changed. Dropout is off while it is looked at.
 """
@@ -90,7 +90,9 @@ class Call:
                 f"samples has {number}, the batch of {self.name} has {self.batch}: give places from 0 to {self.batch - 1}"
             )
         steps = self.lengths[number]
-        hx = None if self.hx is None else tuple(s.detach() if self.unbatched else s.detach()[:, number] for s in self.hx)
+        hx = (
+            None if self.hx is None else tuple(s.detach() if self.unbatched else s.detach()[:, number] for s in self.hx)
+        )
         reset = None if self.reset is None else self._rows(self.reset, flags=True)[:steps, number]
         return Sample(
             self._rows(self.x)[:steps, number].detach(),
@@ -205,7 +207,9 @@ def _keeper(name: str, calls: dict[int, Call]) -> Callable[..., None]:
 
 def _fill_grads(calls: list[Call], losses: Any) -> None:
     if not isinstance(losses, Tensor):
-        raise ValueError(f"loss returned a {type(losses).__name__}, wanted a tensor: the losses of each step, or their sum")
+        raise ValueError(
+            f"loss returned a {type(losses).__name__}, wanted a tensor: the losses of each step, or their sum"
+        )
     if not calls:
         raise ValueError("the model called none of its recurrent layers on this x")
     tensors = [tensor for call in calls for tensor in (_data(call.outputs), *call.final)]

@@ -5,7 +5,7 @@
 Indices in the data count from 0, in time, as everywhere in Python; the page counts from 1, as the lecture does.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,10 @@ def own(
     shown = ways[:MOST_LAYERS]
     blocks = _blocks([way for way in shown for _ in places])
     with torch.no_grad():
-        seen = {id(call): [_Seen.of(call, place) for place in places] for call in {id(w.call): w.call for w in shown}.values()}
+        seen = {
+            id(call): [_Seen.of(call, place) for place in places]
+            for call in {id(w.call): w.call for w in shown}.values()
+        }
     return {
         "model": type(model).__name__,
         "batch": calls[-1].batch,
@@ -309,7 +312,7 @@ def _not_finite(call: Call, one: Sample) -> list[str]:
 
 
 def _kind(values: Tensor) -> str:
-    return "NaN" if bool(values.isnan().any()) else "infinite" if bool(values.isinf().any()) else ""
+    return "NaN" if bool(values.isnan().any()) else "∞" if bool(values.isinf().any()) else ""
 
 
 def _steps(bad: list[int], steps: int) -> str:
@@ -330,7 +333,7 @@ def _about(call: Call, one: Sample) -> list[str]:
         words.append(f"The model calls this layer {call.calls} times; this is the longest call, by itself.")
     if one.ends:
         words.append(
-            f"The loss also reads the final state ({', '.join(one.ends)}) directly: what goes back from there is not in the map."
+            f"The loss also reads the final state ({', '.join(one.ends)}) directly: what goes back from it is not in the map."
         )
     return words
 

@@ -40,7 +40,7 @@ def singular_values(layer: Any, x: Tensor, **place: Any) -> tuple[list[int], lis
 def largest_singular_value(
     layer: Any, x: Tensor, lags: list[int], *, depth: int, direction: int, hx: Any, reset: Tensor | None
 ) -> Tensor:
-    """log10 σ₁ of ∂s(t)/∂s(t − lag) [lags], t the last step of the walk: the plain product in float64, scaled at each step."""
+    """log10 σ₁ of ∂s(t)/∂s(t − lag) [lags], t the last step of the walk: a plain float64 product, scaled at each step."""
     trajectory = one_trajectory(layer, read(layer, x, hx, reset), 0, depth, direction)
     product, log = torch.eye(trajectory.size, dtype=torch.float64), 0.0
     found = [0.0] if lags[0] == 0 else []

@@ -24,9 +24,7 @@ def borders(steps: int, blocks: int) -> list[int]:
 def largest(values: Tensor, blocks: int) -> Tensor:
     """The largest in each block of every axis; NaN where one is NaN."""
     for axis in range(values.dim()):
-        pieces = [
-            values.narrow(axis, a, b - a).amax(axis) for a, b in pairwise(borders(values.shape[axis], blocks))
-        ]
+        pieces = [values.narrow(axis, a, b - a).amax(axis) for a, b in pairwise(borders(values.shape[axis], blocks))]
         values = torch.stack(pieces, dim=axis)
     return values
 

@@ -29,7 +29,9 @@ def own_of_run(folder: Path, options: ExplainOptions) -> Json:
     batch = next(task.stream(Shard())).to(torch.device("cpu"), getattr(torch, config.options.dtype))
     samples = None if options.sample is None else [_place(options.sample, batch.x.shape[1])]
     try:
-        return own(model, batch.x, (batch.y, batch.mask), loss=partial(_losses, model.head), samples=samples, reset=batch.reset)
+        return own(
+            model, batch.x, (batch.y, batch.mask), loss=partial(_losses, model.head), samples=samples, reset=batch.reset
+        )
     except ValueError as error:
         raise InputError(f"{folder} cannot be explained: {error}") from error
 

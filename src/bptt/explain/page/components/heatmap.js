@@ -44,7 +44,8 @@ export function heatmap(page, describe, pick, point) {
     event.preventDefault();
     event.stopPropagation();
     point(null);
-    choose(now.t + move[0], now.k + move[1], pick);
+    const { t, k } = describe(page.get()); // keys may come faster than repaints
+    choose(t + move[0], k + move[1], pick);
   }
 
   function onpointerdown(event) {
