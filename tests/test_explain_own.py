@@ -370,7 +370,7 @@ def test_a_sum_says_nothing_of_steps_and_repeated_calls_are_counted():
         (Forecaster(nn.LSTM(3, 4)), {}, TypeError, "has no head that says its loss: give loss="),
         (Forecaster(nn.LSTM(3, 4)), {"loss": lambda z, y: 1.0}, ValueError, "loss returned a float, wanted a tensor"),
         (Forecaster(nn.LSTM(3, 4)), {"loss": lambda z, y: z.detach()}, ValueError, "does not depend on a recurrent"),
-        (Forecaster(nn.LSTM(3, 4)), {"loss": squares, "samples": [7]}, ValueError, "samples has 7, the batch of inner.memory"),
+        (Forecaster(nn.LSTM(3, 4)), {"loss": squares, "samples": [7]}, ValueError, "samples has 7, the batch of inner"),
         (Forecaster(nn.LSTM(3, 4)), {"loss": squares, "samples": []}, ValueError, "samples is empty"),
         (lambda x: x, {"loss": squares}, TypeError, "model is a function, wanted a torch.nn.Module"),
     ],

@@ -333,7 +333,7 @@ def _about(call: Call, one: Sample) -> list[str]:
         words.append(f"The model calls this layer {call.calls} times; this is the longest call, by itself.")
     if one.ends:
         words.append(
-            f"The loss also reads the final state ({', '.join(one.ends)}) directly: what goes back from it is not in the map."
+            f"The loss also reads the final state ({', '.join(one.ends)}) directly: what goes back there is not in the map."
         )
     return words
 
