@@ -2,6 +2,8 @@
 
 import base64
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,10 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import bptt
 from bptt import cli
-from bptt.explain import own as own_module
-from bptt.explain.own import explain, own
-from bptt.explain.reach import largest_singular_value
-from bptt.explain.thin import INF, NAN, ZERO, borders, largest, number
+from bptt.explaining import own as own_module
+from bptt.explaining.own import explain, own
+from bptt.explaining.reach import largest_singular_value
+from bptt.explaining.thin import INF, NAN, ZERO, borders, largest, number
 from bptt.network import Linear, Network, Softmax
 from tests.browser import DESKTOP, PHONE, browser, opened
 from tests.runs import SMALL, failed
@@ -380,6 +382,24 @@ def test_errors(model, keywords, kind, message):
         own(model, torch.randn(5, 2, 3), torch.randn(5, 2, 2), **keywords)
 
 
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import bptt.explaining",
+        "import bptt.explaining.own",
+        "from bptt import explain",
+        "bptt.explaining",
+        "bptt.explain",
+    ],
+)
+def test_the_public_name_is_the_function_whatever_is_imported_first(first):
+    code = f"import bptt\n{first}\nimport bptt.explaining.own as home\nprint(bptt.explain is home.explain)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "True"
+    assert "explain" in bptt.__all__
+    assert not set(bptt._MODULES) & set(bptt._HOMES)
+
+
 # The command -------------------------------------------------------------------------------------------------------
 
 
@@ -506,7 +526,7 @@ def test_the_page_opens_with_it_and_the_lecture_is_there(show):
 
 
 def test_the_lecture_alone_has_no_such_scene(chromium, tmp_path):
-    from bptt.explain import write
+    from bptt.explaining import write
 
     with opened(chromium, write(tmp_path / "page.html")) as seen:
         assert seen.page.locator("#scene-own").count() == 0
@@ -556,7 +576,7 @@ def test_by_keyboard(show):
     page.keyboard.press("End")
     assert state(page)["own_k"] == 30  # never after t
     says(page, "t = 31, k = 31:")
-    page.get_by_label("weight_hh").focus()
+    page.get_by_role("radio", name="weight_hh").focus()
     page.keyboard.press("ArrowLeft")
     assert state(page)["own_parameter"] == "weight_ih"
     page.get_by_label("Sample").focus()

@@ -342,12 +342,12 @@ def _explain(arguments: list[str]) -> int:
     ]
     parsed = _parse(_with_plain_help(ExplainOptions, ("run", run, None)), "bptt explain", arguments)
     options = ExplainOptions(**_values(parsed, ExplainOptions))
-    from bptt import explain
+    from bptt import explaining
 
-    path = explain.write(options.out, _own(parsed.run, options))
+    path = explaining.write(options.out, _own(parsed.run, options))
     print(f"wrote {path}")
     if options.open:
-        explain.show(path)
+        explaining.show(path)
     return 0
 
 

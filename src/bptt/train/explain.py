@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bptt.errors import InputError
-from bptt.explain.own import own
+from bptt.explaining.own import own
 from bptt.network import Head
 from bptt.options import ExplainOptions
 from bptt.tasks import Json, Shard

@@ -2,12 +2,14 @@
 
 `write(path)` writes it; `bptt.explain(model, x, y)` (own.py) puts the user's own network on it. `page/README.md` says how
 the page is built and how to add a scene.
+
+The package is not called `explain`: importing it would put the module in the place of the function `bptt.explain`.
 """
 
 from pathlib import Path
 from typing import Any
 
-from bptt.explain.bundle import PAGE, bundle
+from bptt.explaining.bundle import PAGE, bundle
 
 __all__ = ["PAGE", "show", "write"]
 

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bptt.explain import show, write
-from bptt.explain.capture import Call, Loss, Sample, capture, step_losses
-from bptt.explain.reach import singular_values
-from bptt.explain.thin import cells, curve, number
+from bptt.explaining import show, write
+from bptt.explaining.capture import Call, Loss, Sample, capture, step_losses
+from bptt.explaining.reach import singular_values
+from bptt.explaining.thin import cells, curve, number
 from bptt.flow import GradientMap, gradient_map
 from bptt.flow.call import cell_of
 from bptt.network import Head
