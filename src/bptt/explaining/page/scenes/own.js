@@ -229,7 +229,7 @@ function lagText(state) {
     .filter(([, values]) => values[lag] !== null)
     .map(([name, values]) => `${show(values[lag], 1)} % through ${name}`);
   const thin = sample.steps > sample.blocks;
-  return `lag ${blockName(lag, sample.blocks, sample.steps, 0)}: all such terms sum to ${thin ? "at most " : ""}${show(map.lags[lag])}` +
+  return `Lag ${blockName(lag, sample.blocks, sample.steps, 0)}: all such terms sum to ${thin ? "at most " : ""}${show(map.lags[lag])}` +
     (parts.length ? `, ${parts.join(", ")}` : "");
 }
 
