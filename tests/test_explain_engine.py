@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bptt import explain
+from bptt import explaining
 from tests.explain_golden import answers, draw
 
 RUNNER = Path(__file__).with_name("explain_cases.mjs")
@@ -36,7 +36,7 @@ def in_node(given, folder):
     node = shutil.which("node") or pytest.skip("no Node found: install the package `nodejs`")
     asked, answered = folder / "cases.json", folder / "answers.json"
     asked.write_text(json.dumps(given))
-    subprocess.run([node, RUNNER, explain.PAGE, asked, answered], check=True)
+    subprocess.run([node, RUNNER, explaining.PAGE, asked, answered], check=True)
     return json.loads(answered.read_text())
 
 
@@ -131,5 +131,5 @@ assert.deepEqual(withForgetBias(cell, 9).b_hh, [5, 0, 7, 8]);
 def test_clipping_truncation_and_the_small_decompositions(tmp_path):
     node = shutil.which("node") or pytest.skip("no Node found: install the package `nodejs`")
     script = tmp_path / "checks.mjs"
-    script.write_text(NODE_CHECKS.replace("PAGE", explain.PAGE.as_uri()))
+    script.write_text(NODE_CHECKS.replace("PAGE", explaining.PAGE.as_uri()))
     subprocess.run([node, script], check=True)

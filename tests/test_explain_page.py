@@ -11,8 +11,8 @@ import torch
 from playwright.sync_api import expect
 
 import bptt
-from bptt import cli, explain
-from bptt.explain.bundle import join
+from bptt import cli, explaining
+from bptt.explaining.bundle import join
 from tests.browser import DESKTOP, PHONE, browser, opened
 from tests.explain_golden import answers
 from tests.test_explain_engine import RUNNER, WHOLE, assert_equal, cases
@@ -38,7 +38,7 @@ def chromium():
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
-    return explain.write(tmp_path_factory.mktemp("explain") / "page.html")
+    return explaining.write(tmp_path_factory.mktemp("explain") / "page.html")
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_the_command_needs_no_torch(tmp_path):
 
 
 def test_public_name():
-    assert bptt.explain.write is explain.write
+    assert bptt.explaining.write is explaining.write
 
 
 # The numbers -------------------------------------------------------------------------------------------------------

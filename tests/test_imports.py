@@ -12,7 +12,7 @@ SOURCE = Path(bptt.__file__).parent
 # Each layer may import itself and what stands before it; the leaves may be imported by all.
 LEAVES = {"errors", "files", "options"}
 LAYERS = [
-    {"cells"}, {"kernels"}, {"layers"}, {"fusing"}, {"network"}, {"gradient", "flow"}, {"explain"}, {"tasks"}, {"train"},
+    {"cells"}, {"kernels"}, {"layers"}, {"fusing"}, {"network"}, {"gradient", "flow"}, {"explaining"}, {"tasks"}, {"train"},
     {"bench"}, {"cli"}, {"__main__"},
 ]  # fmt: skip
 

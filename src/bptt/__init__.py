@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bptt import cells as cells
-    from bptt import explain as explain
+    from bptt import explaining as explaining
     from bptt import flow as flow
     from bptt import gradient as gradient
     from bptt import kernels as kernels
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from bptt import network as network
     from bptt.cells import Cell as Cell
     from bptt.cells import PointwiseCell as PointwiseCell
+    from bptt.explaining.own import explain as explain
     from bptt.flow import Flow as Flow
     from bptt.flow import GradientMap as GradientMap
     from bptt.flow import Lyapunov as Lyapunov
@@ -40,7 +41,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 # Where each public name lives. They are imported on first use, so that `bptt --help` need not wait for torch.
-_MODULES = ("cells", "explain", "flow", "gradient", "kernels", "layers", "network")
+# No module here has the name of a function: importing one sets it as an attribute of this package, in the function's place.
+_MODULES = ("cells", "explaining", "flow", "gradient", "kernels", "layers", "network")
 _HOMES = {
     "Cell": "bptt.cells",
     "PointwiseCell": "bptt.cells",
@@ -66,6 +68,7 @@ _HOMES = {
     "products": "bptt.flow",
     "Products": "bptt.flow",
     "lyapunov": "bptt.flow",
+    "explain": "bptt.explaining.own",
     "Lyapunov": "bptt.flow",
 }
 __all__ = [*_HOMES, *_MODULES, "__version__"]

@@ -37,6 +37,7 @@ Train recurrent networks by backpropagation through time, and use them.
   bptt predict RUN                                     use a run: continue a text, forecast, label
   bptt inspect RUN                                     how the gradient flows back through a run, and a report
   bptt explain                                         the lecture on backpropagation through time as a page
+  bptt explain RUN                                     … with a run's own network on it
   bptt bench                                           torch.nn against bptt on this machine; a minute
 
   torchrun --nproc-per-node N -m bptt train …          train in N processes
@@ -105,7 +106,8 @@ def _command(arguments: list[str]) -> int:
         return 0
     if arguments[0] not in commands:
         raise InputError(
-            f"unknown command {arguments[0]!r}: give train, predict, inspect, explain or bench; `bptt --help` shows examples"
+            f"unknown command {arguments[0]!r}: give train, predict, inspect, explain or bench; "
+            "`bptt --help` shows examples"
         )
     return commands[arguments[0]](arguments[1:])
 
@@ -330,18 +332,38 @@ def _inspect(arguments: list[str]) -> int:
 
 
 def _explain(arguments: list[str]) -> int:
-    parsed = _parse(_with_plain_help(ExplainOptions), "bptt explain", arguments)
-    options = ExplainOptions(**_values(parsed, ExplainOptions))
-    from bptt import explain
+    import tyro
 
-    path = explain.write(options.out)
+    about = "The folder that `bptt train` made. Default: the lecture alone."
+    run = Annotated[
+        tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[RUN]", help=about, help_behavior_hint="")
+    ]
+    parsed = _parse(_with_plain_help(ExplainOptions, ("run", run, None)), "bptt explain", arguments)
+    options = ExplainOptions(**_values(parsed, ExplainOptions))
+    from bptt import explaining
+
+    path = explaining.write(options.out, _own(parsed.run, options))
     print(f"wrote {path}")
     if options.open:
-        import webbrowser
-
-        if not webbrowser.open(path.absolute().as_uri()):
-            print("found no browser: open the file by hand")
+        explaining.show(path)
     return 0
+
+
+def _own(run: Path | None, options: ExplainOptions) -> dict[str, Any] | None:
+    """What the page shows of the run's network; None if there is no run."""
+    if run is None:
+        given = [name for name in ("data", "sample") if getattr(options, name) is not None]
+        if given:
+            raise InputError(
+                f"--{given[0]} is of a run: give its folder, `bptt explain RUN --{given[0]} …`, or leave it out"
+            )
+        return None
+    from bptt.train.run_folder import read_config
+
+    read_config(run)  # says what is wrong with it before torch is loaded
+    from bptt.train.explain import own_of_run
+
+    return own_of_run(run, options)
 
 
 # bench -------------------------------------------------------------------------------------------------------------

@@ -231,12 +231,19 @@ class InspectOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainOptions:
-    """The lecture on backpropagation through time as one page on which every number can be changed."""
+    """The lecture on backpropagation through time as one page on which every number can be changed.
+
+    With the folder of a run, the network of that run is on it too: its map (t, k), its Jacobian products, its losses.
+    """
 
     out: Path = Path("bptt-explain.html")
     """HTML file to write; it needs neither a network nor a server."""
     open: bool = True
     """Show it in the browser."""
+    data: Path | None = None
+    """With a run: other data in the form that it was trained on. Default: the run's own."""
+    sample: int | None = None
+    """With a run: which sequence of the first batch, from 1 on. Default: the first that gets a gradient."""
 
 
 @dataclass(frozen=True, kw_only=True)

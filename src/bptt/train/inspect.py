@@ -26,7 +26,7 @@ def inspect(folder: Path, options: InspectOptions) -> None:
     check.check_device(options.device)
     config = read_config(folder)
     model = load_network(folder, config).to(options.device)
-    task = _task(folder, config, options.data)
+    task = task_of_run(folder, config, options.data)
     flow = watch_training_data(model, task, config.options)
     findings = flow.verdict()
     print(f"{words.worst(findings).symbol} {words.worst(findings).word}: {words.headline(findings)}")
@@ -48,7 +48,7 @@ def inspect(folder: Path, options: InspectOptions) -> None:
     print(f"report:    {out}")
 
 
-def _task(folder: Path, config: Config, data: Path | None) -> Task:
+def task_of_run(folder: Path, config: Config, data: Path | None) -> Task:
     """The task with the run's data, or with other data encoded as the run's. Raises InputError."""
     if data is None:
         task = make_task(config.options)

@@ -15,9 +15,18 @@ export function plain(value) {
   return withMinus(String(value));
 }
 
+// 10 to a whole power, whatever its size: decade(-400) is "10⁻⁴⁰⁰".
+export function decade(exponent) {
+  return { 0: "1", 1: "10" }[exponent] ?? `10${raised(exponent)}`;
+}
+
 function power(value) {
   const [digits, exponent] = value.toExponential(1).split("e");
-  return `${withMinus(digits)}·10${[...String(Number(exponent))].map((sign) => RAISED[sign]).join("")}`;
+  return `${withMinus(digits)}·10${raised(Number(exponent))}`;
+}
+
+function raised(exponent) {
+  return [...String(exponent)].map((sign) => RAISED[sign]).join("");
 }
 
 function withMinus(text) {

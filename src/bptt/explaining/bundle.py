@@ -5,10 +5,12 @@ imports. The modules themselves stay plain ES modules, which Node runs as they a
 else is refused: `import { a, b as c } from "./x.js";` and `export` before a function, const or class.
 """
 
+import json
 import posixpath
 import re
 from graphlib import TopologicalSorter
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
@@ -19,8 +21,8 @@ _EXPORT = re.compile(r"^export (?=(?:async )?(?:function\*?|const|class) (\w+))"
 _OTHER = re.compile(r"^(?:import|export)\b.*", re.MULTILINE)
 
 
-def bundle(page: Path = PAGE) -> str:
-    """The HTML of the page; its scenes are all modules in `scenes/`."""
+def bundle(page: Path = PAGE, own: dict[str, Any] | None = None) -> str:
+    """The HTML of the page; its scenes are all modules in `scenes/`. own: data for the scene of the user's own network."""
     sources = {path.relative_to(page).as_posix(): path.read_text(encoding="utf-8") for path in page.rglob("*.js")}
     styles = sorted(page.rglob("*.css"), key=lambda path: (path.parent != page, path))  # the page's own first
     environment = jinja2.Environment(autoescape=False, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
@@ -28,6 +30,7 @@ def bundle(page: Path = PAGE) -> str:
     scenes = sorted(name for name in sources if name.startswith("scenes/"))
     return template.render(
         style="\n".join(path.read_text(encoding="utf-8") for path in styles),
+        own=None if own is None else json.dumps(own, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
         script=join(sources).replace("</script", "<\\/script"),
         scenes=", ".join(f'modules["{name}"].scene' for name in scenes),
     )

@@ -9,8 +9,9 @@ import { createStore } from "./store.js";
 
 const TYPING = "input, select, textarea, summary, pre";
 
-export function start(root, scenes) {
-  scenes.sort((a, b) => a.order - b.order);
+export function start(root, all) {
+  const scenes = all.filter((scene) => scene.exists?.() ?? true).sort((a, b) => a.order - b.order);
+  const first = scenes.find((scene) => scene.opens) ?? scenes[0];
   const fields = allFields(scenes);
   const store = createStore(initialState(fields));
   const views = scenes.map((scene) => view(scene, store));
@@ -26,7 +27,7 @@ export function start(root, scenes) {
     notice.textContent = found.broken
       ? "The numbers in this address could not be read: the page starts with its own."
       : "There is no such scene: the page starts with the first.";
-    show(unknown || found.scene === "" ? scenes[0].id : found.scene, focus);
+    show(unknown || found.scene === "" ? first.id : found.scene, focus);
     store.set(found.state);
   }
 

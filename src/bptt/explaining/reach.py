@@ -1,0 +1,58 @@
+"""Singular values of ∂s(t)/∂s(k) for the page: all of them of a small state, of a large one the largest alone."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bptt.flow.products import backwards, one_trajectory, products
+from bptt.flow.trajectory import cell_of, read
+
+WHOLE_UP_TO = 64  # units of the state; `products` costs about N³ a step, and 20 N³ a lag
+LAGS, FURTHEST = 32, 256  # so many lags, and none beyond
+SHOWN = 7  # of N singular values, evenly spread, the largest and the smallest among them
+
+
+def chosen_lags(steps: int) -> list[int]:
+    """At most 32 lags up to T − 1, ever wider apart."""
+    furthest = min(steps - 1, FURTHEST)
+    if furthest < LAGS:
+        return list(range(furthest + 1))
+    spread = torch.logspace(0, math.log10(furthest), LAGS - 1, dtype=torch.float64).round().long()
+    return sorted({0, *spread.tolist()})
+
+
+def singular_values(layer: Any, x: Tensor, **place: Any) -> tuple[list[int], list[int], Tensor, int]:
+    """(lags, ranks, log10 of the singular values of those ranks [lags, ranks], N) up to the last step of the walk.
+
+    `place`: as `bptt.products` takes it. Raises ValueError as that does.
+    """
+    lags = chosen_lags(x.shape[0])
+    size = (layer.proj_size or layer.hidden_size) + layer.hidden_size * (len(cell_of(layer).states) - 1)
+    if size > WHOLE_UP_TO:
+        return lags, [1], largest_singular_value(layer, x, lags, **place).unsqueeze(1), size
+    whole = products(layer, x, lags=lags, **place).log10
+    ranks = sorted({round(i * (size - 1) / (SHOWN - 1)) for i in range(SHOWN)})
+    return lags, [rank + 1 for rank in ranks], whole[:, ranks], size
+
+
+def largest_singular_value(
+    layer: Any, x: Tensor, lags: list[int], *, depth: int, direction: int, hx: Any, reset: Tensor | None
+) -> Tensor:
+    """log10 σ₁ of ∂s(t)/∂s(t − lag) [lags], t the last step of the walk: a plain float64 product, scaled at each step."""
+    trajectory = one_trajectory(layer, read(layer, x, hx, reset), 0, depth, direction)
+    product, log = torch.eye(trajectory.size, dtype=torch.float64), 0.0
+    found = [0.0] if lags[0] == 0 else []
+    for lag, factor in enumerate(backwards(trajectory, trajectory.steps - 1, lags[-1]), start=1):
+        product = product @ factor
+        scale = float(product.abs().max())
+        if scale == 0:
+            return torch.tensor(found + [-math.inf] * (len(lags) - len(found)), dtype=torch.float64)
+        product, log = product / scale, log + math.log10(scale)
+        if lag in lags:
+            found.append(log + math.log10(float(torch.linalg.matrix_norm(product, 2))))
+    return torch.tensor(found, dtype=torch.float64)
+
+
+__all__ = ["chosen_lags", "largest_singular_value", "singular_values"]
