@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from bptt.flow.call import cell_of
+from bptt.layers import cell_of
 
 Loss = Callable[[Any, Any], Tensor]
 

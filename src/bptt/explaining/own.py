@@ -18,7 +18,7 @@ from bptt.explaining.capture import Call, Loss, Sample, capture, step_losses
 from bptt.explaining.reach import singular_values
 from bptt.explaining.thin import cells, curve, number
 from bptt.flow import GradientMap, gradient_map
-from bptt.flow.call import cell_of
+from bptt.layers import cell_of
 from bptt.network import Head
 
 Json = dict[str, Any]
