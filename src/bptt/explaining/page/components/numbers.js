@@ -32,3 +32,17 @@ function raised(exponent) {
 function withMinus(text) {
   return text.replace("-", "−");
 }
+
+// 10ⁿ
+export function powerOfTen(n) {
+  return `10${[...String(n)].map((sign) => RAISED[sign]).join("")}`;
+}
+
+// The number 10^log, also where it is too small or too large for a number of its own.
+export function showPower(log) {
+  if (Number.isNaN(log)) return "NaN";
+  if (Math.abs(log) < 5) return show(10 ** log);
+  if (!Number.isFinite(log)) return log > 0 ? "∞" : "0";
+  const n = Math.floor(log);
+  return `${(10 ** (log - n)).toFixed(1)}·${powerOfTen(n)}`;
+}

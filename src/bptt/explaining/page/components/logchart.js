@@ -1,0 +1,108 @@
+// Lines over the lag, on a log scale.
+import { el, onWidth, svg, uniqueName } from "./dom.js";
+import { powerOfTen } from "./numbers.js";
+
+const [LEFT, RIGHT, TOP, BOTTOM] = [52, 16, 12, 46];
+const STEPS = [1, 2, 5, 10, 20, 25, 50, 100, 200, 500, 1000];
+
+// describe(state) → {last: the largest lag, lines: [{name, kind, values}], label, level: {at, text}, at: the lag that is
+// marked}; values[l] is log₁₀ at lag l, kind a class: "first" "second" "bound" "other", or "dots" for points alone; lines of
+// kind "bound" do not widen the scale. pick(lag): the chart was clicked or dragged on.
+export function logChart(page, describe, { pick = null, height = 270 } = {}) {
+  const legend = el("div", { class: "legend" });
+  const host = el("div");
+  let width = 0;
+  let named = "";
+
+  page.follow((state) => {
+    if (width === 0) return;
+    const wanted = describe(state);
+    const names = wanted.lines.map(({ name, kind }) => [name, kind]);
+    if (String(names) !== named) legend.replaceChildren(...names.map(entry));
+    named = String(names);
+    host.replaceChildren(chart(wanted, width, height));
+  });
+  if (pick) dragged(host, (x) => pick(lagAxis(width, describe(page.get()).last).lag(x)));
+  onWidth(host, (now) => {
+    width = now;
+    page.refresh();
+  });
+  return el("div", { class: `logchart ${pick ? "picked" : ""}` }, legend, host);
+}
+
+// Where a lag stands in a drawing of this width, and which lag stands at x.
+export function lagAxis(width, last) {
+  const gap = (width - LEFT - RIGHT) / Math.max(1, last);
+  return { x: (lag) => LEFT + lag * gap, lag: (x) => Math.min(last, Math.max(0, Math.round((x - LEFT) / gap))) };
+}
+
+function dragged(host, at) {
+  const move = (event) => at(event.clientX - host.getBoundingClientRect().left);
+  host.addEventListener("pointerdown", move);
+  host.addEventListener("pointermove", (event) => event.buttons === 1 && move(event));
+}
+
+function entry([name, kind]) {
+  const mark = kind === "dots" ? svg("circle", { class: kind, cx: 13, cy: 6, r: 2.6 }) : svg("path", { class: kind, d: "M0 6 H26" });
+  return el("span", {}, svg("svg", { width: 26, height: 12, "aria-hidden": "true" }, mark), name);
+}
+
+function chart({ last, lines, label, level, at }, width, height) {
+  const { x } = lagAxis(width, last);
+  const [low, high] = range(lines, level);
+  const y = (value) => TOP + ((high - value) / (high - low)) * (height - TOP - BOTTOM);
+  const [right, base] = [width - RIGHT, height - BOTTOM];
+  const name = uniqueName("plot");
+  const frame = svg("rect", { x: LEFT - 3, y: TOP - 3, width: right - LEFT + 6, height: base - TOP + 6 });
+  const root = svg("svg", { role: "img", "aria-label": label, width, height, viewBox: `0 0 ${width} ${height}` });
+  root.append(svg("clipPath", { id: name }, frame));
+  for (const value of ticks(low, high, 5)) {
+    root.append(
+      svg("path", { class: value === 0 ? "one" : "grid", d: `M${LEFT} ${y(value)} H${right}` }),
+      svg("text", { class: "tick left", x: LEFT - 8, y: y(value) + 4 }, value === 0 ? "1" : powerOfTen(value)),
+    );
+  }
+  for (const lag of ticks(0, last, Math.min(10, width / 60))) root.append(svg("text", { class: "tick", x: x(lag), y: base + 18 }, lag));
+  root.append(svg("text", { class: "tick", x: (LEFT + right) / 2, y: height - 6 }, "lag t − k"));
+  const inside = svg("g", { "clip-path": `url(#${name})` });
+  if (level && level.at > low && level.at < high) inside.append(...levelLine(level, y, right));
+  if (at !== undefined) inside.append(svg("path", { class: "at", d: `M${x(at)} ${TOP} V${base}` }));
+  for (const { kind, values } of lines) inside.append(...(kind === "dots" ? dots(values, x, y) : [line(kind, values, x, y)]));
+  root.append(inside);
+  return root;
+}
+
+const levelLine = ({ at, text }, y, right) => [
+  svg("path", { class: "level", d: `M${LEFT} ${y(at)} H${right}` }),
+  svg("text", { class: "tick right", x: right - 4, y: y(at) - 6 }, text),
+];
+
+// From the lines that count; a second singular value that is very much smaller may leave the picture.
+function range(lines, level) {
+  const finite = (kinds) => lines.filter(({ kind }) => kinds.includes(kind)).flatMap(({ values }) => values).filter(Number.isFinite);
+  const first = finite(["first", "other"]);
+  const least = Math.min(0, ...first);
+  const highest = Math.max(0, ...first);
+  const limit = least - Math.max(4, highest - least);
+  const low = Math.min(least, Math.max(limit, ...[Math.min(0, ...finite(["second"]))]), level?.shown ?? 0);
+  const pad = Math.max(0.4, (highest - low) * 0.06);
+  return [low - pad, highest + pad];
+}
+
+function ticks(low, high, wanted) {
+  const step = STEPS.find((size) => (high - low) / size <= wanted) ?? 1000;
+  const first = Math.ceil(low / step);
+  return Array.from({ length: Math.floor(high / step) - first + 1 }, (_, i) => (first + i) * step);
+}
+
+// Broken where a value is not finite.
+function line(kind, values, x, y) {
+  const clear = (value) => Math.max(-1e4, Math.min(1e4, y(value)));
+  const d = values.map((value, lag) =>
+    Number.isFinite(value) ? `${lag > 0 && Number.isFinite(values[lag - 1]) ? "L" : "M"}${x(lag)} ${clear(value)}` : "");
+  return svg("path", { class: kind, d: d.join("") });
+}
+
+function dots(values, x, y) {
+  return values.flatMap((value, lag) => (Number.isFinite(value) ? [svg("circle", { class: "dots", cx: x(lag), cy: y(value), r: 2.6 })] : []));
+}
