@@ -20,7 +20,7 @@
   for (const node of nodes) {
     if (!node.checkVisibility({ visibilityProperty: true }) || node.closest("script, style, noscript")) continue;
     const style = getComputedStyle(node);
-    const text = (node.value ?? node.textContent).slice(0, 30);
+    const text = (node.matches("input") ? node.value : node.textContent).slice(0, 30);
     if (parseFloat(style.fontSize) < 12) wrong.push(`${text}: ${style.fontSize}`);
     const [a, b] = [brightness(numbers(node.closest("svg") ? style.fill : style.color)), brightness(behind(node))];
     const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);

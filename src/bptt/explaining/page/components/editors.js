@@ -37,10 +37,16 @@ export const headChoice = (page) =>
 export const countedChoice = (page) =>
   choices(page, { label: "Losses that count", field: "counted", options: { each: "every step", last: "the last only" } });
 
-export const lossStepSlider = (page) =>
-  slider(page, {
+// t, which lecture mode's ↑ ↓ move too.
+export function lossStepSlider(page) {
+  page.steps(({ t, k, x }, by) => {
+    const next = Math.min(x.length, Math.max(1, t + by));
+    return { t: next, k: Math.min(k, next) };
+  });
+  return slider(page, {
     label: "Step t", min: 1, max: (state) => state.x.length,
     read: (state) => state.t,
     write: (t, { k }) => ({ t, k: Math.min(k, t) }),
     say: String,
   });
+}

@@ -1,13 +1,13 @@
 // Formulas as MathML, which browsers draw and read aloud without a library. They are written in a few words of TeX:
 //   letters, digits and Unicode signs as they are; a_b a^b a_{bc}; \frac{a}{b}; \sum_{k=1}^{t} and \prod;
-//   \text{some~words}; \fn{softmax} upright; \matrix{1, 2; 3, 4}; \hx{…} \hh{…} \yh{…} in the matrix's colour;
+//   \text{some~words}; \fn{softmax} upright; \matrix{1, 2; 3, 4}; \hx{…} \hh{…} \yh{…} \lag{…} in the matrix's colour;
 //   \key{name}{…} an element with data-key="name", for formulas that can be pointed at.
 // `formula` takes chunks: a line may break between them.
 import { el, filled } from "./dom.js";
 
 const MATHML = "http://www.w3.org/1998/Math/MathML";
 const TOKEN = /\\[a-z]+|\d+(?:\.\d+)?(?:·10[⁻⁰¹²³⁴-⁹]+)?|\p{L}\p{M}*|[^\s]/gu;
-const COLOURED = ["hx", "hh", "yh"];
+const COLOURED = ["hx", "hh", "yh", "lag"];
 
 function m(tag, attributes = {}, ...children) {
   return filled(document.createElementNS(MATHML, tag), attributes, children);
@@ -119,6 +119,6 @@ function table(tokens) {
 
 // The text of \matrix for numbers: a vector stands upright. `say` turns a number into text.
 export function matrixText(values, say) {
-  const rows = values.map((row) => (Array.isArray(row) ? row.map(say).join(", ") : say(row)));
+  const rows = values.map((row) => (Array.isArray(row) ? row.map((value) => say(value)).join(", ") : say(row)));
   return `\\matrix{${rows.join("; ")}}`;
 }

@@ -1,16 +1,18 @@
 // The network drawn compact, unfolded, or anything in between (lecture line 2).
 //
 // Keys of what can be lit: the matrices "hx" "hh" "yh" (every copy), one edge "hx3" "hh3" "yh3" (the one that ends in, or
-// starts from, step 3) and "loss3", one node "x3" "h3" "y3" "L3"; h0 is the start.
+// starts from, step 3) and "loss3", one node "x3" "h3" "y3" "L3"; h0 is the start. "lag" and "lag3" are the edges of a second
+// lag, W_hh2, from h(t−2) to h(t); they are drawn when unfolded.
 import { el, onWidth, svg } from "./dom.js";
 
 const ROWS = { L: 30, y: 106, h: 206, x: 306 };
 const EDGES = ["hx", "hh", "yh", "loss"];
 const LABELLED = 60; // pixels between two steps, from which each edge bears its matrix's name; else the last alone
 const WIDEST = 165;
+const LAG_ROOM = 44; // pixels more between h and x for the edges of lag 2
 
-// describe(state, results) → {T, open: 0..1, lit: Set of keys (empty: nothing dims), losses: false, label: for a screen
-// reader, counts: [t] false where L(t) does not count}. pick(key, t) is called when a part is pointed at or clicked:
+// describe(state, results) → {T, open: 0..1, lit: Set of keys (empty: nothing dims), losses: false, lag2: false, label:
+// for a screen reader, counts: [t] false where L(t) does not count}. pick(key, t) is called when a part is pointed at or clicked:
 // pick(key, t, "enter" | "leave" | "click").
 export function networkDrawing(page, describe, pick = null) {
   const host = el("div", { class: "drawing" });
@@ -18,9 +20,9 @@ export function networkDrawing(page, describe, pick = null) {
   let drawing = null;
 
   function update(state, results) {
-    const wanted = { open: 1, lit: new Set(), losses: false, ...describe(state, results) };
+    const wanted = { open: 1, lit: new Set(), losses: false, lag2: false, ...describe(state, results) };
     if (width === 0) return;
-    if (drawing?.T !== wanted.T || drawing.losses !== wanted.losses) {
+    if (drawing?.T !== wanted.T || drawing.losses !== wanted.losses || drawing.lag2 !== wanted.lag2) {
       drawing = build(wanted, pick);
       host.replaceChildren(drawing.root);
     }
@@ -37,7 +39,7 @@ export function networkDrawing(page, describe, pick = null) {
   return host;
 }
 
-function build({ T, losses }, pick) {
+function build({ T, losses, lag2 }, pick) {
   const root = svg("svg", { role: "img", class: "network" });
   const parts = new Map();
   const add = (key, t, part) => {
@@ -49,17 +51,18 @@ function build({ T, losses }, pick) {
   for (let t = 1; t <= T; t++) {
     for (const kind of losses ? EDGES : EDGES.slice(0, 3)) add(`${kind}${t}`, t, edge(kind));
   }
+  for (let t = 2; lag2 && t <= T; t++) add(`lag${t}`, t, edge("lag"));
   for (let t = 0; t <= T; t++) {
     for (const kind of t === 0 ? ["h"] : losses ? ["x", "h", "y", "L"] : ["x", "h", "y"]) add(`${kind}${t}`, t, circle(kind));
   }
-  return { root, parts, T, losses };
+  return { root, parts, T, losses, lag2 };
 }
 
 function edge(kind) {
   const line = svg("path", { class: "line" });
   const head = svg("path", { class: "head", d: "M-8 -4 L0 0 L-8 4 z" });
   const wide = svg("path", { class: "touch" }); // a finger needs more than a line
-  const name = kind === "loss" ? null : svg("text", { class: "name" }, "W", svg("tspan", { dy: 4, class: "index" }, kind));
+  const name = kind === "loss" ? null : svg("text", { class: "name" }, "W", svg("tspan", { dy: 4, class: "index" }, kind === "lag" ? "hh2" : kind));
   const group = svg("g", { class: `edge ${kind}` }, wide, line, head, name);
   return { group, line, head, wide, name, kind, edge: true };
 }
@@ -77,15 +80,16 @@ function listen(group, key, t, pick) {
 }
 
 // Every part to its place: at open = 0 all steps lie on one another, at 1 they stand side by side.
-function place({ root, parts, T, losses }, width, open) {
+function place({ root, parts, T, losses, lag2 }, width, open) {
   const top = losses ? 0 : ROWS.y - 34;
-  const height = ROWS.x + 34 - top;
+  const rows = { ...ROWS, x: ROWS.x + (lag2 ? LAG_ROOM : 0) };
+  const height = rows.x + 34 - top;
   const margin = 30;
   const span = Math.min(width - 2 * margin, T * WIDEST);
   const gap = span / T;
   const radius = Math.min(25, Math.max(gap * 0.28, Math.min(16, gap * 0.4)));
   const column = (t) => width / 2 + open * ((t - T / 2) * gap);
-  const at = { T, open, gap, radius, column };
+  const at = { T, open, gap, radius, column, rows, lag2 };
   root.setAttribute("viewBox", `0 ${top} ${width} ${height}`);
   root.setAttribute("width", width);
   root.setAttribute("height", height);
@@ -93,14 +97,15 @@ function place({ root, parts, T, losses }, width, open) {
     const last = part.t === T;
     part.group.style.opacity = last ? "" : String(Math.min(1, open * 1.6));
     part.group.classList.toggle("away", !last && open === 0);
-    if (part.edge) placeEdge(part, at);
+    if (part.kind === "lag") placeLag(part, at);
+    else if (part.edge) placeEdge(part, at);
     else placeNode(part, at);
   }
 }
 
-function placeEdge({ line, head, wide, name, kind, t }, { T, open, gap, radius, column }) {
+function placeEdge({ line, head, wide, name, kind, t }, { T, open, gap, radius, column, rows, lag2 }) {
   const x = column(t);
-  const ends = { hx: [ROWS.x, ROWS.h], yh: [ROWS.h, ROWS.y], loss: [ROWS.y, ROWS.L] }[kind];
+  const ends = { hx: [rows.x, ROWS.h], yh: [ROWS.h, ROWS.y], loss: [ROWS.y, ROWS.L] }[kind];
   const { path, end, angle } = ends ? upward(x, ends, radius) : recurrent(column(t - 1), x, radius, 1 - open);
   line.setAttribute("d", path);
   wide.setAttribute("d", path);
@@ -109,9 +114,25 @@ function placeEdge({ line, head, wide, name, kind, t }, { T, open, gap, radius, 
   name.style.display = open * gap >= LABELLED || t === T ? "" : "none";
   const loop = [x + radius + 94, ROWS.h + 5];
   const above = [(column(t - 1) + x) / 2 + 14, ROWS.h - Math.max(12, 30 - radius / 2)];
-  const [left, base] = ends ? [x - 9, (ends[0] + ends[1]) / 2 + 6] : open < 0.3 ? loop : above;
+  const [left, base] = ends ? [x - 9, (ends[0] + ends[1]) / 2 + (lag2 && kind === "hx" ? 38 : 6)] : open < 0.3 ? loop : above;
   name.setAttribute("x", left);
   name.setAttribute("y", base);
+}
+
+// From h(t−2) below h(t−1) to h(t).
+function placeLag({ line, head, wide, name, t }, { gap, radius, column }) {
+  const [from, over, to] = [column(t - 2), column(t - 1), column(t)];
+  const [side, down] = [0.62 * radius, ROWS.h + 0.78 * radius];
+  const end = [to - side - 1, down + 2];
+  const low = ROWS.h + radius + 48;
+  const bend = 0.45 * gap;
+  const path = `M${from + side} ${down} C${from + side + bend} ${low} ${end[0] - bend} ${low} ${end[0] - 2} ${end[1] + 4}`;
+  line.setAttribute("d", path);
+  wide.setAttribute("d", path);
+  head.setAttribute("transform", `translate(${end}) rotate(${(Math.atan2(end[1] - low, bend) * 180) / Math.PI})`);
+  name.style.display = gap >= LABELLED || t === 2 ? "" : "none";
+  name.setAttribute("x", over + 42);
+  name.setAttribute("y", ROWS.h + radius + 54);
 }
 
 function upward(x, [from, to], radius) {
@@ -131,8 +152,8 @@ function recurrent(from, to, radius, folded) {
   return { path, end, angle: (arrive * 180) / Math.PI - 180 };
 }
 
-function placeNode({ shape, name, kind, t }, { T, open, gap, radius, column }) {
-  const [x, y] = [column(t), ROWS[kind]];
+function placeNode({ shape, name, kind, t }, { T, open, gap, radius, column, rows }) {
+  const [x, y] = [column(t), rows[kind]];
   shape.setAttribute("cx", x);
   shape.setAttribute("cy", y);
   shape.setAttribute("r", radius);

@@ -1,25 +1,40 @@
-// Predict first: a question whose answer opens by predicting.
+// Predict first: a question whose answer opens by predicting. What was predicted is state, so that it is in the address; the
+// page collects the questions that its scenes ask (`page.ask`), and scene 9 shows them all.
+import { predicted } from "../shell/predictions.js";
 import { button } from "./inputs.js";
 import { el } from "./dom.js";
 
 // question: a text, or texts and nodes; options: texts; right: the index of the right one, or a function (state, results) → index; why: text or nodes, shown
-// after the prediction whether it was right or not.
+// after the prediction whether it was right or not. One question a scene.
 export function predictFirst(page, { question, options, right, why }) {
   const verdict = el("p", { class: "verdict" });
   const answer = el("div", { role: "status" });
   const explained = el("div", {}, verdict, why);
-  const buttons = options.map((text, i) => button(text, () => predicted(i), { "aria-pressed": "false" }));
+  const buttons = options.map((text, i) => button(text, () => predict(i), { "aria-pressed": "false" }));
+  let said = "";
 
-  function predicted(i) {
-    const wanted = typeof right === "function" ? right(page.get(), page.results()) : right;
-    buttons.forEach((each, j) => {
-      each.setAttribute("aria-pressed", String(i === j));
-      each.classList.toggle("right", j === wanted);
-    });
-    verdict.textContent = i === wanted ? "As you predicted." : `Not quite: ${options[wanted]}.`;
-    answer.replaceChildren(explained);
+  function predict(i) {
+    page.set((state) => predicted(state, page.id, i, typeof right === "function" ? right(state, page.results()) : right));
   }
+
+  page.ask({ question, options });
+  page.follow(({ predictions }) => {
+    const made = answered(predictions[page.id], options);
+    buttons.forEach((each, j) => {
+      each.setAttribute("aria-pressed", String(made?.last === j));
+      each.classList.toggle("right", made?.right === j);
+    });
+    const now = made ? (made.last === made.right ? "As you predicted." : `Not quite: ${options[made.right]}.`) : "";
+    if (now === said) return;
+    said = verdict.textContent = now;
+    answer.replaceChildren(...(made ? [explained] : []));
+  });
 
   const title = el("h3", {}, "Predict first");
   return el("aside", { class: "predict" }, title, el("p", {}, question), el("div", { class: "options" }, buttons), answer);
+}
+
+// The prediction, if it is one of these options; an address may hold anything.
+export function answered(made, options) {
+  return made && Math.max(made.first, made.last, made.right) < options.length ? made : undefined;
 }

@@ -40,5 +40,6 @@ export function loop(net, T) {
   ];
 }
 
+export const activationCode = (net) => ACTIVATION[net.activation];
 export const outputCode = (net) => OUTPUT[net.head];
 export const lossCode = (net) => LOSS[net.head];

@@ -47,6 +47,7 @@ function mount(root, page) {
       else point(what === "enter" ? kind : "");
     },
   );
+  page.steps((state, by) => ({ fold_open: by > 0 ? 1 : 0 }));
   root.append(
     el("p", { class: "lead" }, "A recurrent network is drawn twice: compact, with one recurrent edge, and unfolded, with one copy " +
       "per time step. The copies share their weights: point at a matrix to see all of them."),

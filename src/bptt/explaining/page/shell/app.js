@@ -4,17 +4,17 @@ import { el } from "../components/dom.js";
 import { button } from "../components/inputs.js";
 import { flag } from "./fields.js";
 import { decode, encode, initialState } from "./link.js";
+import { LECTURE_NOTE, lectureKeys } from "./lecture.js";
 import { FIELDS, consistent, results } from "./model.js";
+import { predictions } from "./predictions.js";
 import { createStore } from "./store.js";
-
-const TYPING = "input, select, textarea, summary, pre";
 
 export function start(root, all) {
   const scenes = all.filter((scene) => scene.exists?.() ?? true).sort((a, b) => a.order - b.order);
   const first = scenes.find((scene) => scene.opens) ?? scenes[0];
   const fields = allFields(scenes);
   const store = createStore(initialState(fields));
-  const views = scenes.map((scene) => view(scene, store));
+  const views = scenes.map((scene) => view(scene, store, { questions, address }));
   const header = head(scenes, () => store.set(initialState(fields)), () => store.set(({ lecture }) => ({ lecture: !lecture })));
   const notice = el("p", { class: "notice", role: "status", hidden: true });
   root.append(header.node, notice, el("main", {}, views.map((one) => one.section)));
@@ -47,38 +47,49 @@ export function start(root, all) {
   // To the scene `by` places further, if there is one.
   function move(by) {
     const next = scenes[scenes.indexOf(current.scene) + by];
-    if (next) location.hash = encode(next.id, store.get(), fields);
+    if (next) location.hash = address(next.id);
+    return true;
+  }
+
+  // The address of a scene with the state as it is.
+  function address(id) {
+    return encode(id, store.get(), fields);
+  }
+
+  // What all scenes ask, [{scene, question, options}]; a scene asks when its content is made.
+  function questions() {
+    for (const one of views) one.mount();
+    return views.flatMap((one) => one.asked.map((question) => ({ scene: one.scene, ...question })));
   }
 
   const repaint = oncePerFrame(() => {
     const state = store.get();
     document.documentElement.classList.toggle("lecture", state.lecture);
-    header.update(state, (id) => encode(id, state, fields));
-    views.forEach((one, i) => one.link(scenes[i - 1], scenes[i + 1], (id) => encode(id, state, fields)));
+    header.update(state, address);
+    views.forEach((one, i) => one.link(scenes[i - 1], scenes[i + 1]));
     current.update();
     remember();
   });
 
   const remember = afterPause(() => {
-    const address = encode(current.scene.id, store.get(), fields);
-    if (location.hash !== address) history.replaceState(null, "", address);
+    const now = address(current.scene.id);
+    if (location.hash !== now) history.replaceState(null, "", now);
   });
 
   store.subscribe(repaint);
   window.addEventListener("hashchange", () => open(location.hash, true));
-  document.addEventListener("keydown", (event) => {
-    if (!store.get().lecture || event.target.closest(TYPING) || event.altKey || event.ctrlKey || event.metaKey) return;
-    const by = { ArrowRight: 1, PageDown: 1, ArrowLeft: -1, PageUp: -1 }[event.key];
-    if (by) event.preventDefault();
-    if (by) move(by);
-    if (event.key === "Escape") store.set({ lecture: false });
+  lectureKeys({
+    on: () => store.get().lecture,
+    scene: move,
+    step: (by) => current.step(by),
+    leave: () => store.set({ lecture: false }),
   });
   open(location.hash, false);
   return { store, results: () => results(store.get()), scenes };
 }
 
 function allFields(scenes) {
-  const fields = { ...FIELDS, lecture: flag(false) };
+  const fields = { ...FIELDS, lecture: flag(false), predictions };
   for (const scene of scenes) {
     for (const [name, field] of Object.entries(scene.fields ?? {})) {
       if (Object.hasOwn(fields, name)) throw new Error(`scene ${scene.id}: there is a field ${name} already`);
@@ -89,14 +100,21 @@ function allFields(scenes) {
 }
 
 // A scene's section; its content is made when it is first shown, and follows the state while it is.
-function view(scene, store) {
+function view(scene, store, { questions, address }) {
   const followers = [];
+  const asked = [];
+  let steps = null;
   const page = {
+    id: scene.id,
     get: store.get,
     set: store.set,
     results: () => results(store.get()),
     follow: (follower) => followers.push(follower),
     refresh: () => update(),
+    steps: (patch) => (steps = patch),
+    ask: (question) => asked.push(question),
+    questions,
+    address,
   };
   const heading = el("h2", { tabindex: "-1", id: `title-${scene.id}` }, scene.title);
   const [before, after] = [el("a", { rel: "prev" }), el("a", { rel: "next" })];
@@ -113,13 +131,23 @@ function view(scene, store) {
   }
 
   function mount() {
-    if (!mounted) scene.mount(body, page);
-    if (!mounted && scene.pytorch) body.append(codeBlock(page, scene.pytorch));
-    mounted = true;
+    if (!mounted) make();
     update();
   }
 
-  function link(previous, next, address) {
+  function make() {
+    mounted = true;
+    scene.mount(body, page);
+    if (scene.pytorch) body.append(codeBlock(page, scene.pytorch));
+  }
+
+  // One step further in the scene, in lecture mode; whether it has steps.
+  function step(by) {
+    if (steps) store.set((state) => steps(state, by));
+    return steps !== null;
+  }
+
+  function link(previous, next) {
     for (const [node, other, text] of [[before, previous, `← ${previous?.title}`], [after, next, `${next?.title} →`]]) {
       node.hidden = !other;
       if (other) node.setAttribute("href", address(other.id));
@@ -127,19 +155,21 @@ function view(scene, store) {
     }
   }
 
-  return { scene, section, heading, mount, update, link };
+  return { scene, section, heading, asked, mount, update, link, step };
 }
 
 function head(scenes, onReset, onLecture) {
   const links = scenes.map((scene, i) =>
     el("a", { href: `#${scene.id}`, "aria-label": `${i + 1} ${scene.title}` }, el("b", {}, i + 1), el("span", {}, scene.short)),
   );
-  const lecture = button("Lecture mode", onLecture, { "aria-pressed": "false", title: "Larger; the arrow keys move between scenes" });
+  const lecture = button("Lecture mode", onLecture, { "aria-pressed": "false", title: "Larger; the arrow keys move between scenes and steps" });
+  const note = el("p", { class: "lecture-note", role: "status" });
   const node = el(
     "header", {},
     el("h1", {}, "Backpropagation through time"),
     el("div", { class: "tools" }, lecture, button("Start over", onReset)),
     el("nav", { "aria-label": "Scenes" }, el("ol", {}, links.map((link) => el("li", {}, link)))),
+    note,
   );
   return {
     node,
@@ -151,6 +181,7 @@ function head(scenes, onReset, onLecture) {
     },
     update(state, address) {
       lecture.setAttribute("aria-pressed", String(state.lecture));
+      if (note.textContent !== (state.lecture ? LECTURE_NOTE : "")) note.textContent = state.lecture ? LECTURE_NOTE : "";
       scenes.forEach((scene, i) => links[i].setAttribute("href", address(scene.id)));
     },
   };

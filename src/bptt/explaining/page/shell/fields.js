@@ -41,6 +41,13 @@ export function matrix(initial) {
   };
 }
 
+// A matrix whose shape stays that of its initial value.
+export function fixedMatrix(initial) {
+  const { decode, ...field } = matrix(initial);
+  const fits = (rows) => rows?.length === initial.length && rows[0].length === initial[0].length;
+  return { ...field, decode: (text) => [decode(text)].find(fits) };
+}
+
 function numbers(text) {
   const values = text.split(",").map(parseNumber);
   return values.includes(undefined) ? undefined : values;

@@ -1,0 +1,290 @@
+// Scene 8, lecture line 9: the network of Werbos's paper, with recurrent weights of lag 1 and lag 2. The gradient now has
+// several ways back from t to k, and their number grows as the Fibonacci numbers do.
+import { el } from "../components/dom.js";
+import { activationChoice, biasEditor, inputEditor, weightEditor } from "../components/editors.js";
+import { formula, liveFormula, maths, matrixText } from "../components/formula.js";
+import { choices, matrixEditor, slider } from "../components/inputs.js";
+import { networkDrawing } from "../components/network.js";
+import { show } from "../components/numbers.js";
+import { predictFirst } from "../components/predict.js";
+import { PRINT, activationCode, digits, lossCode, numbers } from "../components/pytorch.js";
+import { triangleTable } from "../components/triangle-table.js";
+import { add, norm } from "../engine/matrix.js";
+import { gradient, run } from "../engine/network.js";
+import { pathCount, pathJacobian, paths, sumOverPaths } from "../engine/paths.js";
+import { largestDifference, terms } from "../engine/terms.js";
+import { choice, fixedMatrix, integer } from "../shell/fields.js";
+import { MAX_T, withSteps } from "../shell/model.js";
+
+const WEIGHTS = { W_hx: "\\hx{W_{hx}}", W_hh: "\\hh{W_{hh}}", W_hh2: "\\lag{W_{hh2}}" };
+const DECADES = 6; // of the bars in the map
+
+export const scene = {
+  id: "werbos",
+  order: 8,
+  short: "Werbos",
+  title: "Werbos 1990: two lags",
+  fields: {
+    werbos_lags: choice("2", ["1", "2"]),
+    werbos_W_hh2: fixedMatrix([[-0.5, 0.3], [0.2, 0.4]]),
+    werbos_of: choice("W_hh", Object.keys(WEIGHTS)), // the matrix whose terms the map shows
+    werbos_path: integer(0, { min: 0, max: 99 }), // which way from k to t is lit; 0: all
+  },
+  mount,
+  pytorch,
+};
+
+// {net, forward, gradient, ways: Σ over all ways, terms} of a state; each of the last three by the matrix's name.
+const kept = new WeakMap();
+function computed(state, { net: shared }) {
+  if (!kept.has(state)) kept.set(state, compute(state, shared));
+  return kept.get(state);
+}
+
+function compute(state, shared) {
+  const net = state.werbos_lags === "2" ? { ...shared, W_hh2: state.werbos_W_hh2 } : shared;
+  const forward = run(net, state.x, state.head === "linear" ? state.targets : state.labels);
+  const names = Object.keys(WEIGHTS).filter((name) => net[name]);
+  const byName = (make) => Object.fromEntries(names.map((name) => [name, make(name)]));
+  return {
+    net, forward, names,
+    lags: net.W_hh2 ? 2 : 1,
+    gradient: gradient(net, forward),
+    ways: byName((name) => sumOverPaths(net, forward, name)),
+    terms: byName((name) => terms(net, forward, name)),
+  };
+}
+
+// The matrix whose terms are shown: W_hh where W_hh2 is switched off.
+const shownOf = ({ werbos_of }, { names }) => (names.includes(werbos_of) ? werbos_of : "W_hh");
+
+function mount(root, page) {
+  let pointed = 0; // the way that the mouse or the focus is on
+  const point = (way) => {
+    pointed = way;
+    page.refresh();
+  };
+  page.steps(({ x, t, k }, by) => {
+    const next = Math.min(x.length, Math.max(1, t + by));
+    return { t: next, k: Math.min(k, next) };
+  });
+  root.append(
+    el("p", { class: "lead" }, "The network in Werbos’s paper has recurrent weights of lag 1 and of lag 2: the hidden state sees " +
+      "the last two. Then several ways lead from step k to step t, and the gradient is the sum over all of them."),
+    drawing(page, () => pointed),
+    el("div", { class: "controls" },
+      choices(page, { label: "Recurrent weights", field: "werbos_lags", options: { 1: "lag 1", 2: "lags 1 and 2" } }),
+      stepSlider(page, "t"), stepSlider(page, "k"), lengthSlider(page)),
+    waysList(page, point),
+    el("div", { class: "equation" }, el("h3", {}, "Net input"), netInput(page)),
+    el("div", { class: "equation" },
+      el("h3", {}, "Back from t to k: multiply along a way, add over the ways"), alongWays(page), liveFormula(page, numbersOfWays)),
+    el("h3", {}, "The terms of the gradient"),
+    map(page),
+    difference(page),
+    predictFirst(page, {
+      question: "Lags 1 and 2: how many ways lead from h(1) to h(6)?",
+      options: ["5", "8", "32"],
+      right: [5, 8, 32].indexOf(pathCount(6, 1, 2)),
+      why: [
+        el("p", {}, "The last edge into h(t) has lag 1 or lag 2, so the ways to h(t) are those to h(t−1) and those to h(t−2). " +
+          "That is the rule of the Fibonacci numbers: 1, 1, 2, 3, 5, 8. Nobody lists the ways to get the gradient: one walk back adds " +
+          "them up as it goes."),
+        formula("N(t, k) = N(t-1, k) + N(t-2, k)"),
+      ],
+    }),
+    el("h3", {}, "The numbers to change"),
+    el("div", { class: "matrices" }, weightEditor(page, "hx"), weightEditor(page, "hh"),
+      matrixEditor(page, {
+        field: "werbos_W_hh2", caption: formula(WEIGHTS.W_hh2), colour: "lag", hidden: (state) => state.werbos_lags === "1",
+      }),
+      biasEditor(page, "h"), weightEditor(page, "yh"), inputEditor(page)),
+    el("div", { class: "controls" }, activationChoice(page)),
+    el("p", {}, el("small", {}, "P. J. Werbos, “Backpropagation through time: what it does and how to do it”, Proceedings of the IEEE 78 " +
+      "(1990). His W′ and W″ are ", maths(WEIGHTS.W_hh), " and ", maths(WEIGHTS.W_hh2), " here; in his network they take all units, here the hidden ones.")),
+  );
+}
+
+function stepSlider(page, name) {
+  const write = { t: (t, { k }) => ({ t, k: Math.min(k, t) }), k: (k, { t }) => ({ k, t: Math.max(k, t) }) }[name];
+  const label = { t: "Loss step t", k: "Earlier step k" }[name];
+  return slider(page, { label, min: 1, max: (state) => state.x.length, read: (state) => state[name], write, say: String });
+}
+
+const lengthSlider = (page) =>
+  slider(page, {
+    label: "Steps T", min: 1, max: MAX_T, read: (state) => state.x.length, write: (T, state) => withSteps(state, T), say: String,
+  });
+
+const lagsOf = ({ werbos_lags }) => Number(werbos_lags);
+
+// The ways that are lit: the one that is pointed at or chosen, or all.
+function litWays(state, pointed) {
+  const all = paths(state.t, state.k, lagsOf(state));
+  const one = all[(pointed || state.werbos_path) - 1];
+  return one ? [one] : all;
+}
+
+const edgeKey = (from, to) => `${to - from === 1 ? "hh" : "lag"}${to}`;
+const edges = (way) => way.slice(1).map((to, n) => edgeKey(way[n], to));
+
+function drawing(page, pointed) {
+  return networkDrawing(page, (state) => {
+    const ways = litWays(state, pointed());
+    const { x, k, t } = state;
+    const said = ways.length === 1 ? `the way ${ways[0].map((i) => `h(${i})`).join(" to ")} is lit` : `${ways.length} ways are lit`;
+    return {
+      T: x.length,
+      lag2: lagsOf(state) === 2,
+      lit: new Set([...ways.flatMap(edges), ...ways.flat().map((i) => `h${i}`), `y${t}`, `yh${t}`]),
+      label: `The unfolded network with recurrent edges of lag ${lagsOf(state) === 2 ? "1 and, dashed, of lag 2" : "1"}; ` +
+        `from step ${k} to step ${t} ${said}`,
+    };
+  });
+}
+
+// Each way from k to t as a button, and how many there are.
+function waysList(page, point) {
+  const count = el("p", { class: "said", role: "status" });
+  const list = el("div", { class: "ways", role: "group", "aria-label": "Ways" });
+  let buttons = [];
+  let before = "";
+
+  function build(ways) {
+    const choose = (n) => page.set(({ werbos_path }) => ({ werbos_path: werbos_path === n ? 0 : n }));
+    buttons = ways.map((way, i) => el("button", {
+      type: "button", onclick: () => choose(i + 1),
+      onpointerenter: () => point(i + 1), onpointerleave: () => point(0), onfocus: () => point(i + 1), onblur: () => point(0),
+    }, written(way)));
+    list.replaceChildren(...buttons);
+  }
+
+  page.follow((state) => {
+    const ways = paths(state.t, state.k, lagsOf(state));
+    const now = ways.join(" ");
+    if (now !== before) {
+      before = now;
+      build(ways);
+      count.textContent = counted(state);
+    }
+    buttons.forEach((each, i) => each.setAttribute("aria-pressed", String(state.werbos_path === i + 1)));
+  });
+  return el("div", {}, count, list);
+}
+
+// k → … → t, each arrow in its matrix's look: ⇢ is lag 2.
+function written(way) {
+  const arrow = (lag) => el("span", { class: lag === 1 ? "hh" : "lag" }, lag === 1 ? " → " : " ⇢ ");
+  return way.flatMap((step, n) => (n === 0 ? [String(step)] : [arrow(step - way[n - 1]), String(step)]));
+}
+
+function counted(state) {
+  const { t, k } = state;
+  const count = (to) => (to < k ? 0 : pathCount(to, k, lagsOf(state)));
+  if (t === k) return `From h(${k}) to itself: 1 way, without an edge.`;
+  const sum = lagsOf(state) === 2 && t - k >= 2 ? ` = ${count(t - 1)} + ${count(t - 2)}` : "";
+  return `From h(${k}) to h(${t}): ${count(t)}${sum} ${count(t) === 1 ? "way" : "ways"}${lagsOf(state) === 2 ? "" : " with lag 1 alone"}.`;
+}
+
+function netInput(page) {
+  return liveFormula(page, ({ werbos_lags }) => [
+    "z_h(t) =", "\\hx{W_{hx}} x(t)", "+ \\hh{W_{hh}} h(t-1)", ...(werbos_lags === "2" ? ["+ \\lag{W_{hh2}} h(t-2)"] : []), "+ b_h",
+  ]);
+}
+
+function alongWays(page) {
+  return liveFormula(page, ({ werbos_lags }) => werbos_lags === "2"
+    ? ["\\frac{∂h(t)}{∂h(k)} =", "\\sum_{\\text{ways}}", "\\prod_{\\text{edges~}i→j} D(j) W,", "W = \\hh{W_{hh}} \\text{~for~lag~1,}",
+      "\\lag{W_{hh2}} \\text{~for~lag~2,}", "D(j) = \\fn{diag}(σ_h′(z_h(j)))"]
+    : ["\\frac{∂h(t)}{∂h(k)} =", "\\prod_{i=k+1}^{t} D(i) \\hh{W_{hh}},", "D(i) = \\fn{diag}(σ_h′(z_h(i)))"]);
+}
+
+function numbersOfWays(state, results) {
+  const { net, forward, lags } = computed(state, results);
+  const { t, k } = state;
+  const each = paths(t, k, lags).map((way) => pathJacobian(net, forward, way));
+  const parts = each.map((product, n) => `${n === 0 ? "=" : "+"} ${matrixText(product, show)}`);
+  const sum = each.reduce((a, b) => add(a, b));
+  return [`\\frac{∂h(${t})}{∂h(${k})}`, ...parts, ...(each.length > 1 ? [`= ${matrixText(sum, show)}`] : [])];
+}
+
+function map(page) {
+  const table = triangleTable(page, {
+    label: "The terms (t, k)",
+    read: ({ x, t, k }) => ({ T: x.length, t, k }),
+    choose: (t, k) => page.set({ t, k, werbos_path: 0 }),
+    cell(t, k, state, results) {
+      const found = computed(state, results);
+      const sizes = normsOf(found, shownOf(state, found));
+      const [count, size] = [pathCount(t, k, found.lags), sizes[t][k]];
+      const ways = `${count} ${count === 1 ? "way" : "ways"}`;
+      return {
+        strong: String(count), text: show(size, 2), label: `t ${t}, k ${k}: ${ways}, size ${show(size)}`,
+        share: size > 0 ? Math.min(1, Math.max(0.03, 1 + Math.log10(size / sizes.largest) / DECADES)) : 0,
+      };
+    },
+  });
+  const of = el("div", { class: "of" }, el("span", {}, "Terms of "));
+  for (const [name, text] of Object.entries(WEIGHTS)) {
+    const one = el("button", {
+      type: "button", class: "pin", "aria-label": `Terms of ${name.replace("_", " ")}`, onclick: () => page.set({ werbos_of: name }),
+    }, formula(text));
+    page.follow((state, results) => {
+      const found = computed(state, results);
+      one.hidden = !found.names.includes(name);
+      one.setAttribute("aria-pressed", String(shownOf(state, found) === name));
+    });
+    of.append(one);
+  }
+  const key = el("p", {}, el("small", {}, "In each cell: the number of ways from k to t, the size of the term, and a bar for the size on a log " +
+    `scale over ${DECADES} decades. Terms are zero where the state before is the start, h(0) = h(−1) = 0.`));
+  return el("div", {}, of, el("div", { class: "wide" }, table), key);
+}
+
+const sizesKept = new WeakMap();
+function normsOf(found, name) {
+  const all = found.terms[name];
+  if (!sizesKept.has(all)) {
+    const sizes = all.map((row) => row.map((term) => (term ? norm(term) : 0)));
+    sizesKept.set(all, Object.assign(sizes, { largest: Math.max(...sizes.flat().filter(Number.isFinite), 0) }));
+  }
+  return sizesKept.get(all);
+}
+
+// Σ over all ways beside the gradient by backpropagation, and how far they differ.
+function difference(page) {
+  const sums = liveFormula(page, (state, results) => {
+    const found = computed(state, results);
+    const name = shownOf(state, found);
+    return [
+      `\\frac{∂L}{∂${WEIGHTS[name]}} =`, "\\sum_{t}", "\\sum_{k ≤ t}", "\\sum_{\\text{ways}}", "\\frac{∂L(t)}{∂h(t)}", "\\prod_{\\text{edges}} D(j) W",
+      `\\frac{∂^+h(k)}{∂${WEIGHTS[name]}}`, `= ${matrixText(found.ways[name], show)}`,
+    ];
+  });
+  const badge = el("p", { class: "badge", role: "status" });
+  page.follow((state, results) => {
+    const found = computed(state, results);
+    const apart = Math.max(...found.names.map((name) => largestDifference(found.ways[name], found.gradient[name])));
+    const text = `The sum over all ways differs from backpropagation by at most ${apart === 0 ? "0" : show(apart)}, over all ${found.names.length} matrices.`;
+    if (badge.textContent !== text) badge.textContent = text;
+  });
+  return el("div", {}, sums, badge);
+}
+
+function pytorch(state, results) {
+  const { net, forward, gradient: found } = computed(state, results);
+  const two = Boolean(net.W_hh2);
+  const W_hh2 = two ? [`W_hh2 = array(${JSON.stringify(net.W_hh2).replaceAll(",", ", ")}).requires_grad_()`] : [];
+  const code = [
+    ...numbers(state, { net }), ...W_hh2,
+    "h, before, L = array([0, 0]), array([0, 0]), []",
+    `for t in range(${forward.T}):`,
+    `    z = W_hx @ x[t] + W_hh @ h ${two ? "+ W_hh2 @ before " : ""}+ b_h`,
+    `    h, before = ${activationCode(net)}(z), h`,
+    "    z = W_yh @ h + b_y",
+    `    L.append(${lossCode(net)})`,
+    `${state.counted === "each" ? "sum(L)" : "L[-1]"}.backward()`,
+    `${PRINT(`(${two ? "*W_hh.grad.flatten(), *W_hh2.grad.flatten()" : "*W_hh.grad.flatten(),"})`)}`,
+  ];
+  return { code: code.join("\n"), prints: digits([...found.W_hh.flat(), ...(two ? found.W_hh2.flat() : [])]) };
+}
