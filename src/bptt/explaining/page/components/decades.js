@@ -20,6 +20,12 @@ export function colourOf(share) {
   return SHADES[Math.round(255 * Math.min(1, Math.max(0, share)))];
 }
 
+// Black or white, whichever can be read on this colour (WCAG's relative luminance).
+export function inkOn(colour) {
+  const [r, g, b] = colour.match(/\d+/g).map((part) => (part / 255 <= 0.03928 ? part / 255 / 12.92 : ((part / 255 + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 ? "#000" : "#fff";
+}
+
 // low and top: log10 of the ends; below: whether smaller values are shown in the lowest colour. notes: {class: text}.
 export function legend({ low, top, below, notes = {} }) {
   const stops = [0, 0.25, 0.5, 0.75, 1].map((share) => colourOf(share));

@@ -1,6 +1,7 @@
 // The shared network's editors, as the scenes need them.
 import { formula, maths } from "./formula.js";
 import { choices, matrixEditor, slider } from "./inputs.js";
+import { MAX_T, withSteps } from "../shell/model.js";
 
 const step = (t) => `${t + 1}`;
 
@@ -49,4 +50,21 @@ export function lossStepSlider(page) {
     write: (t, { k }) => ({ t, k: Math.min(k, t) }),
     say: String,
   });
+}
+
+// k ≤ t: moving k beyond t takes t along.
+export const earlierStepSlider = (page) =>
+  slider(page, {
+    label: "Earlier step k", min: 1, max: (state) => state.x.length, read: ({ k }) => k, write: (k, { t }) => ({ k, t: Math.max(k, t) }), say: String,
+  });
+
+export const lengthSlider = (page) =>
+  slider(page, { label: "Steps T", min: 1, max: MAX_T, read: ({ x }) => x.length, write: (T, state) => withSteps(state, T), say: String });
+
+// For networkDrawing: a click on h(k) chooses k, one on y(t) or L(t) chooses t; h beyond t too.
+export function choosePair(page) {
+  return (key, step, what) => {
+    if (what !== "click" || step === 0) return;
+    page.set(({ t, k }) => (key.startsWith("h") && step <= t ? { k: step } : { t: step, k: Math.min(k, step) }));
+  };
 }

@@ -1,7 +1,6 @@
 // Formulas as MathML, which browsers draw and read aloud without a library. They are written in a few words of TeX:
 //   letters, digits and Unicode signs as they are; a_b a^b a_{bc}; \frac{a}{b}; \sum_{k=1}^{t} and \prod;
-//   \text{some~words}; \fn{softmax} upright; \matrix{1, 2; 3, 4}; \hx{…} \hh{…} \yh{…} \lag{…} in the matrix's colour;
-//   \key{name}{…} an element with data-key="name", for formulas that can be pointed at.
+//   \text{some~words}; \fn{softmax} upright; \matrix{1, 2; 3, 4}; \hx{…} \hh{…} \yh{…} \lag{…} in the matrix's colour.
 // `formula` takes chunks: a line may break between them.
 import { el, filled } from "./dom.js";
 
@@ -82,7 +81,6 @@ function command(name, tokens) {
     case "prod": return m("mo", {}, "∏");
     case "text": return m("mtext", {}, words(tokens));
     case "fn": return m("mi", { mathvariant: "normal" }, words(tokens));
-    case "key": return m("mrow", { "data-key": words(tokens) }, group(tokens));
     case "matrix": return table(tokens);
     default: throw new Error(`formula: unknown command \\${name}`);
   }

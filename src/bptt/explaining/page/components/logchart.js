@@ -9,7 +9,7 @@ const STEPS = [1, 2, 5, 10, 20, 25, 50, 100, 200, 500, 1000];
 // marked}; values[l] is log₁₀ at lag l, kind a class: "first" "second" "bound" "other", or "dots" for points alone; lines of
 // kind "bound" do not widen the scale. pick(lag): the chart was clicked or dragged on.
 export function logChart(page, describe, { pick = null, height = 270 } = {}) {
-  const legend = el("div", { class: "legend" });
+  const legend = el("div", { class: "key" });
   const host = el("div");
   let width = 0;
   let named = "";

@@ -13,7 +13,8 @@ export function python(value) {
   return Array.isArray(value) ? `[${value.map(python).join(", ")}]` : String(value);
 }
 
-export const digits = (values) => values.map((value) => value.toFixed(10)).join(" ");
+// Ten decimals as Python writes them: a negative zero keeps its sign.
+export const digits = (values) => values.map((value) => `${Object.is(value, -0) ? "-" : ""}${value.toFixed(10)}`).join(" ");
 
 export const PRINT = (values) => `print(*(f"{v:.10f}" for v in ${values}))`;
 

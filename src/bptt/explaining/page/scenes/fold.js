@@ -1,11 +1,11 @@
 // Scene 1, lecture lines 2 to 4: the compact network and its copies along time are one network with one set of weights.
 import { el } from "../components/dom.js";
+import { lengthSlider } from "../components/editors.js";
 import { formula, maths } from "../components/formula.js";
 import { button, matrixEditor, slider } from "../components/inputs.js";
 import { networkDrawing } from "../components/network.js";
 import { predictFirst } from "../components/predict.js";
 import { choice, number } from "../shell/fields.js";
-import { MAX_T, withSteps } from "../shell/model.js";
 
 const MATRICES = { hx: "input to hidden", hh: "previous hidden to hidden", yh: "hidden to output" };
 
@@ -52,7 +52,7 @@ function mount(root, page) {
     el("p", { class: "lead" }, "A recurrent network is drawn twice: compact, with one recurrent edge, and unfolded, with one copy " +
       "per time step. The copies share their weights: point at a matrix to see all of them."),
     drawing,
-    el("div", { class: "controls" }, foldButton(page), openSlider(page), stepSlider(page)),
+    el("div", { class: "controls" }, foldButton(page), openSlider(page), lengthSlider(page)),
     counted(page, () => pointed),
     el("div", { class: "matrices" }, Object.keys(MATRICES).map((kind) => matrix(page, kind, pin, point))),
     predictFirst(page, {
@@ -100,15 +100,6 @@ function openSlider(page) {
     read: (state) => state.fold_open,
     write: (fold_open) => ({ fold_open }),
     say: (value) => `${Math.round(100 * value)} %`,
-  });
-}
-
-function stepSlider(page) {
-  return slider(page, {
-    label: "Steps T", min: 1, max: MAX_T,
-    read: (state) => state.x.length,
-    write: (T, state) => withSteps(state, T),
-    say: String,
   });
 }
 

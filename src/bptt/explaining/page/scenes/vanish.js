@@ -86,7 +86,7 @@ function mount(root, page) {
     el("div", { class: "equation" }, el("h3", {}, "The recurrent matrix"), liveFormula(page, matrix)),
     el("div", { class: "equation" }, el("h3", {}, "The last factor at this lag"), liveFormula(page, lastFactor)),
     el("div", { class: "equation" }, el("h3", {}, "The bound"),
-      formula("‖ \\frac{∂h(t)}{∂h(k)} ‖", "≤ \\prod_{i=k+1}^{t} ‖ \\frac{∂h(i)}{∂h(i-1)} ‖", "≤ (γ σ_1(\\hh{W_{hh}}))^{t-k}", ",~γ = \\text{max} |σ_h′|"),
+      formula("‖ \\frac{∂h(t)}{∂h(k)} ‖", "≤ \\prod_{i=k+1}^{t} ‖ \\frac{∂h(i)}{∂h(i-1)} ‖", "≤ (γ σ_1(\\hh{W_{hh}}))^{t-k}", ", \\text{~} γ = \\fn{max} |σ_h′|"),
       el("p", { class: "note" }, "γ is 1 for tanh and ReLU, 1/4 for the sigmoid. σ₁ < 1/γ is sufficient for vanishing; σ₁ > 1/γ is only necessary " +
         "for exploding (Pascanu et al. 2013). And a state that holds a bit against noise sits where the factors shrink: what it " +
         "remembers safely, the gradient forgets (Bengio et al. 1994).")),

@@ -1,20 +1,22 @@
 // Scene 8, lecture line 9: the network of Werbos's paper, with recurrent weights of lag 1 and lag 2. The gradient now has
 // several ways back from t to k, and their number grows as the Fibonacci numbers do.
 import { el } from "../components/dom.js";
-import { activationChoice, biasEditor, inputEditor, weightEditor } from "../components/editors.js";
+import { activationChoice, biasEditor, earlierStepSlider, inputEditor, lengthSlider, lossStepSlider, weightEditor } from "../components/editors.js";
 import { formula, liveFormula, maths, matrixText } from "../components/formula.js";
-import { choices, matrixEditor, slider } from "../components/inputs.js";
+import { choices, matrixEditor } from "../components/inputs.js";
 import { networkDrawing } from "../components/network.js";
 import { show } from "../components/numbers.js";
 import { predictFirst } from "../components/predict.js";
-import { PRINT, activationCode, digits, lossCode, numbers } from "../components/pytorch.js";
+import { PRINT, activationCode, digits, lossCode, numbers, python } from "../components/pytorch.js";
+import { differenceBadge, termsOf } from "../components/terms-of.js";
 import { triangleTable } from "../components/triangle-table.js";
-import { add, norm } from "../engine/matrix.js";
+import { add } from "../engine/matrix.js";
 import { gradient, run } from "../engine/network.js";
 import { pathCount, pathJacobian, paths, sumOverPaths } from "../engine/paths.js";
-import { largestDifference, terms } from "../engine/terms.js";
+import { largestDifference, termNorms, terms } from "../engine/terms.js";
 import { choice, fixedMatrix, integer } from "../shell/fields.js";
-import { MAX_T, withSteps } from "../shell/model.js";
+import { keptFor } from "../shell/kept.js";
+import { results } from "../shell/model.js";
 
 const WEIGHTS = { W_hx: "\\hx{W_{hx}}", W_hh: "\\hh{W_{hh}}", W_hh2: "\\lag{W_{hh2}}" };
 const DECADES = 6; // of the bars in the map
@@ -34,14 +36,9 @@ export const scene = {
   pytorch,
 };
 
-// {net, forward, gradient, ways: Σ over all ways, terms} of a state; each of the last three by the matrix's name.
-const kept = new WeakMap();
-function computed(state, { net: shared }) {
-  if (!kept.has(state)) kept.set(state, compute(state, shared));
-  return kept.get(state);
-}
-
-function compute(state, shared) {
+// {net, forward, names, lags, gradient, ways: Σ over all ways, sizes of the terms}; each of the last three by the matrix's name.
+const computed = keptFor((state) => {
+  const { net: shared } = results(state);
   const net = state.werbos_lags === "2" ? { ...shared, W_hh2: state.werbos_W_hh2 } : shared;
   const forward = run(net, state.x, state.head === "linear" ? state.targets : state.labels);
   const names = Object.keys(WEIGHTS).filter((name) => net[name]);
@@ -51,9 +48,9 @@ function compute(state, shared) {
     lags: net.W_hh2 ? 2 : 1,
     gradient: gradient(net, forward),
     ways: byName((name) => sumOverPaths(net, forward, name)),
-    terms: byName((name) => terms(net, forward, name)),
+    sizes: byName((name) => termNorms(terms(net, forward, name))),
   };
-}
+});
 
 // The matrix whose terms are shown: W_hh where W_hh2 is switched off.
 const shownOf = ({ werbos_of }, { names }) => (names.includes(werbos_of) ? werbos_of : "W_hh");
@@ -64,17 +61,13 @@ function mount(root, page) {
     pointed = way;
     page.refresh();
   };
-  page.steps(({ x, t, k }, by) => {
-    const next = Math.min(x.length, Math.max(1, t + by));
-    return { t: next, k: Math.min(k, next) };
-  });
   root.append(
     el("p", { class: "lead" }, "The network in Werbos’s paper has recurrent weights of lag 1 and of lag 2: the hidden state sees " +
       "the last two. Then several ways lead from step k to step t, and the gradient is the sum over all of them."),
     drawing(page, () => pointed),
     el("div", { class: "controls" },
       choices(page, { label: "Recurrent weights", field: "werbos_lags", options: { 1: "lag 1", 2: "lags 1 and 2" } }),
-      stepSlider(page, "t"), stepSlider(page, "k"), lengthSlider(page)),
+      lossStepSlider(page), earlierStepSlider(page), lengthSlider(page)),
     waysList(page, point),
     el("div", { class: "equation" }, el("h3", {}, "Net input"), netInput(page)),
     el("div", { class: "equation" },
@@ -104,17 +97,6 @@ function mount(root, page) {
       "(1990). His W′ and W″ are ", maths(WEIGHTS.W_hh), " and ", maths(WEIGHTS.W_hh2), " here; in his network they take all units, here the hidden ones.")),
   );
 }
-
-function stepSlider(page, name) {
-  const write = { t: (t, { k }) => ({ t, k: Math.min(k, t) }), k: (k, { t }) => ({ k, t: Math.max(k, t) }) }[name];
-  const label = { t: "Loss step t", k: "Earlier step k" }[name];
-  return slider(page, { label, min: 1, max: (state) => state.x.length, read: (state) => state[name], write, say: String });
-}
-
-const lengthSlider = (page) =>
-  slider(page, {
-    label: "Steps T", min: 1, max: MAX_T, read: (state) => state.x.length, write: (T, state) => withSteps(state, T), say: String,
-  });
 
 const lagsOf = ({ werbos_lags }) => Number(werbos_lags);
 
@@ -199,8 +181,8 @@ function alongWays(page) {
     : ["\\frac{∂h(t)}{∂h(k)} =", "\\prod_{i=k+1}^{t} D(i) \\hh{W_{hh}},", "D(i) = \\fn{diag}(σ_h′(z_h(i)))"]);
 }
 
-function numbersOfWays(state, results) {
-  const { net, forward, lags } = computed(state, results);
+function numbersOfWays(state) {
+  const { net, forward, lags } = computed(state);
   const { t, k } = state;
   const each = paths(t, k, lags).map((way) => pathJacobian(net, forward, way));
   const parts = each.map((product, n) => `${n === 0 ? "=" : "+"} ${matrixText(product, show)}`);
@@ -213,68 +195,49 @@ function map(page) {
     label: "The terms (t, k)",
     read: ({ x, t, k }) => ({ T: x.length, t, k }),
     choose: (t, k) => page.set({ t, k, werbos_path: 0 }),
-    cell(t, k, state, results) {
-      const found = computed(state, results);
-      const sizes = normsOf(found, shownOf(state, found));
+    cell(t, k, state) {
+      const found = computed(state);
+      const sizes = found.sizes[shownOf(state, found)];
+      const largest = Math.max(...sizes.flat().filter(Number.isFinite), 0);
       const [count, size] = [pathCount(t, k, found.lags), sizes[t][k]];
       const ways = `${count} ${count === 1 ? "way" : "ways"}`;
       return {
         strong: String(count), text: show(size, 2), label: `t ${t}, k ${k}: ${ways}, size ${show(size)}`,
-        share: size > 0 ? Math.min(1, Math.max(0.03, 1 + Math.log10(size / sizes.largest) / DECADES)) : 0,
+        share: size > 0 ? Math.min(1, Math.max(0.03, 1 + Math.log10(size / largest) / DECADES)) : 0,
       };
     },
   });
-  const of = el("div", { class: "of" }, el("span", {}, "Terms of "));
-  for (const [name, text] of Object.entries(WEIGHTS)) {
-    const one = el("button", {
-      type: "button", class: "pin", "aria-label": `Terms of ${name.replace("_", " ")}`, onclick: () => page.set({ werbos_of: name }),
-    }, formula(text));
-    page.follow((state, results) => {
-      const found = computed(state, results);
-      one.hidden = !found.names.includes(name);
-      one.setAttribute("aria-pressed", String(shownOf(state, found) === name));
-    });
-    of.append(one);
-  }
+  const of = termsOf(page, {
+    field: "werbos_of", options: WEIGHTS,
+    chosen: (state) => shownOf(state, computed(state)),
+    there: (name, state) => computed(state).names.includes(name),
+  });
   const key = el("p", {}, el("small", {}, "In each cell: the number of ways from k to t, the size of the term, and a bar for the size on a log " +
     `scale over ${DECADES} decades. Terms are zero where the state before is the start, h(0) = h(−1) = 0.`));
   return el("div", {}, of, el("div", { class: "wide" }, table), key);
 }
 
-const sizesKept = new WeakMap();
-function normsOf(found, name) {
-  const all = found.terms[name];
-  if (!sizesKept.has(all)) {
-    const sizes = all.map((row) => row.map((term) => (term ? norm(term) : 0)));
-    sizesKept.set(all, Object.assign(sizes, { largest: Math.max(...sizes.flat().filter(Number.isFinite), 0) }));
-  }
-  return sizesKept.get(all);
-}
-
 // Σ over all ways beside the gradient by backpropagation, and how far they differ.
 function difference(page) {
-  const sums = liveFormula(page, (state, results) => {
-    const found = computed(state, results);
+  const sums = liveFormula(page, (state) => {
+    const found = computed(state);
     const name = shownOf(state, found);
     return [
       `\\frac{∂L}{∂${WEIGHTS[name]}} =`, "\\sum_{t}", "\\sum_{k ≤ t}", "\\sum_{\\text{ways}}", "\\frac{∂L(t)}{∂h(t)}", "\\prod_{\\text{edges}} D(j) W",
       `\\frac{∂^+h(k)}{∂${WEIGHTS[name]}}`, `= ${matrixText(found.ways[name], show)}`,
     ];
   });
-  const badge = el("p", { class: "badge", role: "status" });
-  page.follow((state, results) => {
-    const found = computed(state, results);
-    const apart = Math.max(...found.names.map((name) => largestDifference(found.ways[name], found.gradient[name])));
-    const text = `The sum over all ways differs from backpropagation by at most ${apart === 0 ? "0" : show(apart)}, over all ${found.names.length} matrices.`;
-    if (badge.textContent !== text) badge.textContent = text;
+  const badge = differenceBadge(page, "The sum over all ways", (state) => {
+    const { names, ways, gradient: found } = computed(state);
+    return { difference: Math.max(...names.map((name) => largestDifference(ways[name], found[name]))), matrices: names.length };
   });
   return el("div", {}, sums, badge);
 }
 
-function pytorch(state, results) {
-  const { net, forward, gradient: found } = computed(state, results);
+function pytorch(state) {
+  const { net, forward, gradient: found } = computed(state);
   const two = Boolean(net.W_hh2);
-  const W_hh2 = two ? [`W_hh2 = array(${JSON.stringify(net.W_hh2).replaceAll(",", ", ")}).requires_grad_()`] : [];
+  const W_hh2 = two ? [`W_hh2 = array(${python(net.W_hh2)}).requires_grad_()`] : [];
   const code = [
     ...numbers(state, { net }), ...W_hh2,
     "h, before, L = array([0, 0]), array([0, 0]), []",

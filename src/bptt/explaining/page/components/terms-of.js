@@ -1,0 +1,30 @@
+// The matrix whose terms (t, k) are shown, and how far their sum is from the gradient by backpropagation.
+import { el } from "./dom.js";
+import { maths } from "./formula.js";
+import { show } from "./numbers.js";
+
+// options: {value: formula}; chosen(state, results) → the value in force; there(value, state, results) → whether it can be chosen.
+export function termsOf(page, { field, options, chosen, there = () => true }) {
+  const buttons = Object.entries(options).map(([name, text]) => {
+    const one = el("button", {
+      type: "button", class: "pin", "aria-label": `Terms of ${name.replace("_", " ")}`, onclick: () => page.set({ [field]: name }),
+    }, maths(text));
+    page.follow((state, results) => {
+      one.hidden = !there(name, state, results);
+      one.setAttribute("aria-pressed", String(chosen(state, results) === name));
+    });
+    return one;
+  });
+  return el("div", { class: "terms-of" }, el("span", {}, "Terms of "), buttons);
+}
+
+// apart(state, results) → the largest difference; of: what differs from backpropagation.
+export function differenceBadge(page, of, apart) {
+  const badge = el("p", { class: "badge", role: "status" });
+  page.follow((state, results) => {
+    const { difference, matrices } = apart(state, results);
+    const text = `${of} differs from backpropagation by at most ${difference === 0 ? "0" : show(difference)}, over all ${matrices} parameters.`;
+    if (badge.textContent !== text) badge.textContent = text;
+  });
+  return badge;
+}
