@@ -2,8 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -71,6 +71,42 @@ def opened(
         yield seen
     finally:
         page.close()
+
+
+@contextmanager
+def silent_pages(browser: Browser) -> Iterator[Callable[..., Page]]:
+    """open(file, fragment, size, dark) → its page; when the block ends, every page must have been silent."""
+    with ExitStack() as stack:
+        every: list[Opened] = []
+
+        def open_page(file: Path, fragment: str = "", size: tuple[int, int] = DESKTOP, dark: bool = False) -> Page:
+            every.append(stack.enter_context(opened(browser, file, size, fragment, dark)))
+            every[-1].page.set_default_timeout(15_000)
+            return every[-1].page
+
+        yield open_page
+        for seen in every:
+            seen.check()
+
+
+def repaint_times(page: Page, slider: str, values: Iterable[float]) -> list[float]:
+    """Milliseconds from moving the slider to each value until the frame after, sorted."""
+    times = page.evaluate(
+        """async ([slider, values]) => {
+          const input = document.querySelector(slider);
+          const times = [];
+          for (const value of values) {
+            const start = performance.now();
+            input.value = value;
+            input.dispatchEvent(new Event("input", { bubbles: true }));
+            await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+            times.push(performance.now() - start);
+          }
+          return times;
+        }""",
+        [slider, list(values)],
+    )
+    return sorted(times)
 
 
 def _leaves(url: str, own: str) -> bool:

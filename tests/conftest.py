@@ -19,3 +19,29 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 @pytest.fixture(autouse=True)
 def _two_threads():
     torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """A headless browser for the tests of a module."""
+    from tests.browser import browser
+
+    with browser() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def lecture_page(tmp_path_factory):
+    """The file that `bptt explain` writes."""
+    from bptt import explaining
+
+    return explaining.write(tmp_path_factory.mktemp("explain") / "page.html")
+
+
+@pytest.fixture
+def show(chromium, lecture_page):
+    """Opens the page at an address, "#map?t=2"; when the test ends, it must have been silent."""
+    from tests.browser import silent_pages
+
+    with silent_pages(chromium) as open_page:
+        yield lambda *at, **look: open_page(lecture_page, *at, **look)

@@ -3,6 +3,8 @@ export function answer(modules, { net, x, targets, state0, rounding }) {
   const { cellOf, run, gradient, lossByHidden } = modules["engine/network.js"];
   const { terms, sums, chain, chainsTo, factors } = modules["engine/terms.js"];
   const { float32, float64, matMul } = modules["engine/matrix.js"];
+  const { growth, reach } = modules["engine/growth.js"];
+  const { sumOverPaths } = modules["engine/paths.js"];
   const { svd, singularValues } = modules["engine/svd.js"];
   const forward = run(net, x, targets, { state0, round: rounding === "float32" ? float32 : float64 });
   const T = forward.T;
@@ -30,6 +32,9 @@ export function answer(modules, { net, x, targets, state0, rounding }) {
     products: chainsTo(forward, T),
     singular: singularValues(product),
     rebuilt: matMul(U.map((row) => row.map((value, j) => value * s[j])), V[0].map((_, j) => V.map((row) => row[j]))),
+    reach: reach(forward).map((log) => 10 ** log),
+    grown: cellOf(net).width === 2 ? growth(forward, 1).at(-1).s.map((log) => 10 ** log) : null,
+    paths: net.cell === "rnn" ? Object.fromEntries(Object.keys(mapped).map((name) => [name, sumOverPaths(net, forward, name)])) : null,
     factors: net.cell === "rnn" ? factors(net, forward, T, 1) : null,
   };
 }
@@ -38,7 +43,7 @@ if (globalThis.process?.argv[1] === import.meta.filename && globalThis.process) 
   const { readFileSync, writeFileSync } = await import("node:fs");
   const [page, cases, answers] = process.argv.slice(2);
   const modules = {};
-  for (const name of ["network", "terms", "matrix", "svd"]) {
+  for (const name of ["network", "terms", "matrix", "svd", "growth", "paths"]) {
     modules[`engine/${name}.js`] = await import(`file://${page}/engine/${name}.js`);
   }
   writeFileSync(answers, JSON.stringify(JSON.parse(readFileSync(cases)).map((given) => answer(modules, given))));

@@ -50,12 +50,17 @@ def answers(case):
     zero = torch.zeros_like(weights["W_hh"])
     W_hh = terms["W_hh"]
     products = [_jacobian(states[T], states[k]) for k in range(T + 1)]
+    gradient = {name: sum(_grad(loss, c[name]) for c in copies) for name in weights}
+    also = {"paths": {name: gradient[name] for name in recurrent}} if net["cell"] == "rnn" else {}
+    if len(case["state0"]) == 2:
+        also["grown"] = torch.linalg.svdvals(products[1])
     return {
+        **also,
         "h": [h for _, h in outputs],
         "y": [y for y, _ in outputs],
         "losses": losses,
         "loss": loss,
-        "gradient": {name: sum(_grad(loss, c[name]) for c in copies) for name in weights},
+        "gradient": gradient,
         "state": [_grad(loss, state) for state in states[1:]],
         "lossByHidden": [_grad(part, h) for part, (_, h) in zip(_direct(case, outputs), outputs, strict=True)],
         "terms": terms,
@@ -67,6 +72,7 @@ def answers(case):
         "products": products,
         "singular": torch.linalg.svdvals(products[0]),
         "rebuilt": products[0],
+        "reach": torch.stack([torch.linalg.svdvals(products[T - lag][: _hidden(net)])[0] for lag in range(T)]),
     }
 
 

@@ -104,6 +104,11 @@ NODE_CHECKS = """
 import { clip, rotation, truncate, uncut, within } from "PAGE/engine/remedies.js";
 import { withForgetBias } from "PAGE/engine/lstm.js";
 import { spectralRadius2, svd } from "PAGE/engine/svd.js";
+import { generator, orthogonal, uniform } from "PAGE/engine/start.js";
+import { matMul, transpose } from "PAGE/engine/matrix.js";
+import { pathCount, paths } from "PAGE/engine/paths.js";
+import { chainsFrom, horizon, logSvd, lost } from "PAGE/engine/growth.js";
+import { cellPath, forwardOf, racers } from "PAGE/engine/race.js";
 import assert from "node:assert/strict";
 const near = (a, b) => assert.ok(Math.abs(a - b) < 1e-15, `${a} is not ${b}`);
 
@@ -125,6 +130,31 @@ near(svd([[0, 2], [1, 0]]).s[0], 2);
 const cell = { W_hh: [[1], [1], [1], [1]], b_h: [1, 2, 3, 4], b_hh: [5, 6, 7, 8] };
 assert.deepEqual(withForgetBias(cell, 9).b_h, [1, 9, 3, 4]);
 assert.deepEqual(withForgetBias(cell, 9).b_hh, [5, 0, 7, 8]);
+
+const drawn = uniform(generator(7), 5, 5, 0.5);
+const Q = orthogonal(drawn);
+const one = matMul(transpose(Q), Q);
+one.forEach((row, i) => row.forEach((value, j) => near(value, i === j ? 1 : 0)));
+const R = matMul(transpose(Q), drawn); // upper triangular with a positive diagonal
+R.forEach((row, i) => row.forEach((value, j) => assert.ok(i > j ? Math.abs(value) < 1e-15 : i < j || value > 0)));
+
+assert.deepEqual(paths(4, 1, 2).sort(), [[1, 2, 3, 4], [1, 2, 4], [1, 3, 4]]);
+for (let t = 1; t <= 6; t++) for (const lags of [1, 2]) assert.equal(pathCount(t, 1, lags), paths(t, 1, lags).length);
+
+near(logSvd([[1e-200, 0], [0, 1e-210]]).s[0], -200); // its squares are 0
+assert.deepEqual(logSvd([[0, 0], [0, 0]]).s, [-Infinity, -Infinity]);
+assert.equal(horizon([0, -1, -2.1]), 2);
+assert.equal(horizon([0, -1]), null);
+assert.deepEqual(lost([undefined, [[1]], [[0]], [[0]]]), { died: 2, overflowed: null });
+assert.deepEqual(lost([undefined, [[1]], [[Infinity]], [[NaN]]]), { died: null, overflowed: 2 });
+
+const made = (forgetBias) => racers({ seed: 3, H: 4, D: 2, T: 9, size: 1, forgetBias });
+assert.deepEqual(made(1).rnn, made(5).rnn); // the same draw
+const forward = forwardOf(made(1).lstm, made(1).x);
+const all = cellPath(forward);
+const products = [0, 1, 2, 3].map((j) => forward.steps.slice(2).reduce((product, { f }) => product * f[j], 1));
+near(10 ** all[8], Math.max(...products));
+assert.equal(chainsFrom(forward, 1).length, 10);
 """
 
 

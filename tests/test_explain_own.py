@@ -18,7 +18,7 @@ from bptt.explaining.own import explain, own
 from bptt.explaining.reach import largest_singular_value
 from bptt.explaining.thin import INF, NAN, ZERO, borders, largest, number
 from bptt.network import Linear, Network, Softmax
-from tests.browser import DESKTOP, PHONE, browser, opened
+from tests.browser import DESKTOP, PHONE, opened, repaint_times, silent_pages
 from tests.runs import SMALL, failed
 from tests.runs import bptt as run_bptt
 
@@ -451,12 +451,6 @@ def test_a_run_without_a_recurrent_layer_says_so(run_folder, monkeypatch, capsys
 # The page ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def chromium():
-    with browser() as started:
-        yield started
-
-
 def pages():
     torch.manual_seed(11)
     x, y = torch.randn(60, 3, 3), torch.randn(60, 3, 2)
@@ -485,20 +479,8 @@ def files(tmp_path_factory):
 
 @pytest.fixture
 def show(chromium, files):
-    """Opens a page at an address; when the test ends, it must have been silent."""
-    open_pages = []
-
-    def opener(name, fragment="", size=DESKTOP, dark=False):
-        context = opened(chromium, files[name], size, fragment, dark)
-        seen = context.__enter__()
-        seen.page.set_default_timeout(15_000)
-        open_pages.append((context, seen))
-        return seen.page
-
-    yield opener
-    for context, seen in open_pages:
-        seen.check()
-        context.__exit__(None, None, None)
+    with silent_pages(chromium) as open_page:
+        yield lambda name, *at, **look: open_page(files[name], *at, **look)
 
 
 def state(page):
@@ -637,20 +619,7 @@ def test_nothing_is_cut_small_or_faint(name, size, dark, show):
 def test_dragging_repaints_at_once(show):
     page = show("long")
     page.locator("#scene-own .chart-drawing svg").first.wait_for()
-    times = page.evaluate(
-        """async () => {
-          const slider = document.querySelector("#scene-own .the-cell input");
-          const times = [];
-          for (let i = 100; i > 80; i--) {
-            const start = performance.now();
-            slider.value = i;
-            slider.dispatchEvent(new Event("input", { bubbles: true }));
-            await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
-            times.push(performance.now() - start);
-          }
-          return times.sort((a, b) => a - b);
-        }"""
-    )
+    times = repaint_times(page, "#scene-own .the-cell input", range(100, 80, -1))
     assert times[len(times) // 2] < 50, times
 
 

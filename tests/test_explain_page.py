@@ -8,85 +8,67 @@ from pathlib import Path
 
 import pytest
 import torch
-from playwright.sync_api import expect
 
 import bptt
 from bptt import cli, explaining
 from bptt.explaining.bundle import join
-from tests.browser import DESKTOP, PHONE, browser, opened
+from tests.browser import DESKTOP, PHONE
 from tests.explain_golden import answers
+from tests.explain_page import LONG, address_says, forward, press, shown, state
 from tests.test_explain_engine import RUNNER, WHOLE, assert_equal, cases
 
-SCENES = ("fold", "forward", "losses")
-WITH_CODE = ("forward", "losses")
+SCENES = ("fold", "forward", "losses", "gradient", "map", "vanish", "remedies", "werbos", "predict")
 HEADS = ("softmax", "sigmoid", "linear")
 AUDIT = Path(__file__).with_name("page_audit.js").read_text()
 # States that fill the page most: six steps, wide numbers, one matrix lit.
-LONG = "x=1,0;0,1;1,1;0.5,-1;1,0;0,1&labels=0,1,1,0,0,1&targets=1,0;0,1;0.5,0.5;-1,0;1,0;0,1"
 FULL = {
     "fold": ("", "?fold_open=1", f"?fold_open=1&fold_lit=hh&{LONG}", "?fold_open=0.5"),
     "forward": ("", "?activation=relu&head=linear&W_hx=-12.25,-0.125;1000,2", f"?t=6&head=sigmoid&{LONG}"),
     "losses": ("", f"?head=linear&counted=last&{LONG}", f"?head=sigmoid&{LONG}"),
+    "gradient": ("", f"?t=6&k=1&gradient_factor=hByH&{LONG}", "?gradient_factor=immediate&head=sigmoid&t=4&k=4"),
+    "map": (
+        "",
+        f"?t=6&k=2&map_sum=lag&{LONG}",
+        "?map_of=b_h&map_sum=column&counted=last&W_hh=100,0;0,100&activation=relu",
+    ),
+    "vanish": (
+        "",
+        "?vanish_s1=40&vanish_ratio=0.0005&vanish_turn=87.5&vanish_T=50",
+        "?vanish_T=2&vanish_float=float32",
+    ),
+    "remedies": ("", f"?remedies_cuts=63&remedies_bias=-6&{LONG}", "?remedies_T=2&remedies_clip=100&remedies_bias=8"),
+    "werbos": ("", f"?t=6&k=1&werbos_path=3&{LONG}", "?werbos_lags=1&werbos_of=W_hx"),
+    "predict": ("", "?predictions=fold.0.1.1,map.1.1.1,vanish.2.0.1"),
 }
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with browser() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def file(tmp_path_factory):
-    return explaining.write(tmp_path_factory.mktemp("explain") / "page.html")
-
-
-@pytest.fixture
-def show(chromium, file):
-    """Opens the page at an address; when the test ends, it must have been silent."""
-    open_pages = []
-
-    def opener(fragment="", size=DESKTOP, dark=False):
-        context = opened(chromium, file, size, fragment, dark)
-        seen = context.__enter__()
-        seen.page.set_default_timeout(15_000)
-        open_pages.append((context, seen))
-        return seen.page
-
-    yield opener
-    for context, seen in open_pages:
-        seen.check()
-        context.__exit__(None, None, None)
-
-
-def state(page):
-    return page.evaluate("window.bptt.app.store.get()")
-
-
-def forward(page):
-    return page.evaluate("(({T, losses, loss, steps}) => ({T, losses, loss, h: steps.map((s) => s.h)}))"
-                         "(window.bptt.app.results().forward)")  # fmt: skip
-
-
-def address_says(page, text):
-    page.wait_for_function("(text) => location.hash.includes(text)", arg=text)
-
-
-def shown(page, selector, count):
-    """Waits until so many are visible: the page follows its state at the next frame."""
-    expect(page.locator(f"{selector}:visible")).to_have_count(count)
-
-
-def press(page, key, times):
-    for _ in range(times):
-        page.keyboard.press(key)
+# Scenes with "Show this in PyTorch", and the states in which its program is run.
+EVERY_HEAD = [
+    f"head={head}&{setting}"
+    for head in HEADS
+    for setting in ("activation=tanh", "activation=relu&counted=last", f"activation=sigmoid&{LONG}")
+]
+CODE = {
+    "forward": EVERY_HEAD,
+    "losses": EVERY_HEAD,
+    "gradient": [
+        f"{setting}&t={t}&k={k}" for setting, (t, k) in zip(EVERY_HEAD, [(3, 1), (4, 2), (4, 4)] * 3, strict=True)
+    ],
+    "map": [f"{setting}&map_of={of}" for setting, of in zip(EVERY_HEAD, ["W_hh", "W_hx", "b_h"] * 3, strict=True)],
+    "vanish": [
+        "",
+        "vanish_act=sigmoid&vanish_T=50",
+        "vanish_s1=3&vanish_ratio=1&vanish_input=1&vanish_T=50",
+        "vanish_act=relu&vanish_T=2",
+    ],
+    "remedies": ["", "remedies_cuts=63&remedies_clip=100&head=linear", f"remedies_cuts=20&counted=last&{LONG}"],
+    "werbos": ["", f"head=linear&activation=sigmoid&{LONG}", "werbos_lags=1&head=sigmoid&counted=last"],
+}
 
 
 # The file ----------------------------------------------------------------------------------------------------------
 
 
-def test_one_small_file(file):
-    text = file.read_text()
+def test_one_small_file(lecture_page):
+    text = lecture_page.read_text()
     assert len(text.encode()) <= 300_000
     assert not re.search(r'(?:src|href)="(?!#|data:)', text)
 
@@ -145,11 +127,9 @@ def test_the_engine_in_the_browser_is_torchs(show):
         assert_equal(answer, answers(case), WHOLE, case["net"]["cell"])
 
 
-@pytest.mark.parametrize("scene", WITH_CODE)
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("setting", ["activation=tanh", "activation=relu&counted=last", f"activation=sigmoid&{LONG}"])
-def test_the_pytorch_code_prints_the_digits_that_the_page_says(scene, head, setting, show):
-    page = show(f"#{scene}?head={head}&{setting}")
+@pytest.mark.parametrize(("scene", "setting"), [(scene, setting) for scene in CODE for setting in CODE[scene]])
+def test_the_pytorch_code_prints_the_digits_that_the_page_says(scene, setting, show):
+    page = show(f"#{scene}?{setting}")
     page.locator(f"#scene-{scene} .pytorch summary").click()
     code, prints = (page.locator(f"#scene-{scene} pre").nth(i).inner_text() for i in (0, 1))
     assert len(code.splitlines()) <= 15
@@ -323,14 +303,14 @@ def test_the_address_restores_the_state(show):
 def test_a_broken_state_falls_back_to_the_default(broken, show):
     page = show(f"#forward?{broken}")
     assert state(page) == state(show("#forward"))
-    assert page.get_by_role("status").first.inner_text().startswith("The numbers in this address could not be read")
+    assert page.locator(".notice").inner_text().startswith("The numbers in this address could not be read")
     assert page.locator("#scene-forward").is_visible()
 
 
 def test_an_unknown_scene_falls_back_to_the_first(show):
     page = show("#nowhere")
     assert page.locator("#scene-fold").is_visible()
-    assert page.get_by_role("status").first.inner_text().startswith("There is no such scene")
+    assert page.locator(".notice").inner_text().startswith("There is no such scene")
 
 
 def test_an_escaped_address_is_understood(show):
@@ -356,12 +336,12 @@ def test_lecture_mode_moves_on_the_arrow_keys(show):
     page.keyboard.press("ArrowRight")
     assert page.locator("#scene-fold").is_visible()  # not before it is asked for
     page.get_by_role("button", name="Lecture mode").click()
-    for scene in ("forward", "losses", "losses"):
+    for scene in (*SCENES[1:], SCENES[-1]):
         page.keyboard.press("ArrowRight")
         page.locator(f"#scene-{scene}").wait_for()
-    page.keyboard.press("ArrowLeft")
+    press(page, "PageUp", len(SCENES) - 2)  # as a presenter's remote control sends it
     page.locator("#scene-forward").wait_for()
-    page.get_by_label("Step t").focus()
+    page.locator("#scene-forward").get_by_label("Step t").focus()
     page.keyboard.press("ArrowLeft")  # the slider's own
     assert state(page)["t"] == 2
     assert page.locator("#scene-forward").is_visible()
@@ -376,11 +356,13 @@ def test_lecture_mode_moves_on_the_arrow_keys(show):
 def test_nothing_is_cut_small_or_faint(scene, size, dark, show):
     for setting in FULL[scene]:
         page = show(f"#{scene}{setting}", size, dark)
-        assert page.locator("[role=status]").first.is_hidden()  # the address was understood
-        page.locator(f"#scene-{scene} svg.network").wait_for()
-        if page.locator(".pytorch summary").count():
-            page.locator(".pytorch summary").click()
-        page.locator(".predict button").first.click() if page.locator(".predict").count() else None
+        assert page.locator(".notice").is_hidden()  # the address was understood
+        if scene != "predict":
+            page.locator(f"#scene-{scene} svg").first.wait_for()
+        for opens in page.locator(
+            f"#scene-{scene} .pytorch summary, #scene-{scene} .predict .options > :first-child"
+        ).all():
+            opens.click()
         page.mouse.move(0, 0)
         assert page.evaluate(AUDIT) == [], setting
 

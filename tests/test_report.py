@@ -10,16 +10,10 @@ from torch import nn
 
 import bptt
 from bptt.flow.svg import Curve, Mark, bar_chart, line_chart, thinned
-from tests.browser import DESKTOP, PHONE, browser, opened
+from tests.browser import DESKTOP, PHONE, opened
 from tests.cases import Leaky
 
 MEGABYTE = 1_000_000
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with browser() as started:
-        yield started
 
 
 def _flow(model, x, loss=lambda outputs: outputs.square().mean()):

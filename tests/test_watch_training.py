@@ -15,7 +15,7 @@ from bptt.train.page import LivePage
 from bptt.train.progress import Silent, Wording
 from bptt.train.record import Record
 from bptt.train.watching import Once, figures, watch_training_data
-from tests.browser import PHONE, browser, opened
+from tests.browser import PHONE, opened
 from tests.runs import SMALL, Run, bptt, corpus, failed, losses, metrics, size, wait_for
 
 ADDING = ["adding", "--length", "8", *SMALL]
@@ -218,11 +218,11 @@ def watched_run(tmp_path_factory):
     return folder / "run", result
 
 
-def test_the_report_joins_curve_result_flow_and_verdict(watched_run):
+def test_the_report_joins_curve_result_flow_and_verdict(watched_run, chromium):
     folder, result = watched_run
     assert f"report:    {folder / 'report.html'}" in result.stdout
     report = json.loads((folder / "report.json").read_text())
-    with browser() as chromium, opened(chromium, folder / "report.html", PHONE) as seen:
+    with opened(chromium, folder / "report.html", PHONE) as seen:
         seen.check()
         text = seen.page.inner_text("body")
         assert seen.page.evaluate("document.documentElement.scrollWidth") <= PHONE[0]

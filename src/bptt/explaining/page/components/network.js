@@ -9,10 +9,11 @@ const ROWS = { L: 30, y: 106, h: 206, x: 306 };
 const EDGES = ["hx", "hh", "yh", "loss"];
 const LABELLED = 60; // pixels between two steps, from which each edge bears its matrix's name; else the last alone
 const WIDEST = 165;
+const SCISSORS = "M-5 4 a2.8 2.8 0 1 0 .1 0 M5 4 a2.8 2.8 0 1 0 .1 0 M-3.6 4.4 L5 -10 M3.6 4.4 L-5 -10";
 const LAG_ROOM = 44; // pixels more between h and x for the edges of lag 2
 
 // describe(state, results) → {T, open: 0..1, lit: Set of keys (empty: nothing dims), losses: false, lag2: false, label:
-// for a screen reader, counts: [t] false where L(t) does not count}. pick(key, t) is called when a part is pointed at or clicked:
+// for a screen reader, counts: [t] false where L(t) does not count, cut: Set of keys of edges that bear scissors}. pick(key, t) is called when a part is pointed at or clicked:
 // pick(key, t, "enter" | "leave" | "click").
 export function networkDrawing(page, describe, pick = null) {
   const host = el("div", { class: "drawing" });
@@ -63,8 +64,9 @@ function edge(kind) {
   const head = svg("path", { class: "head", d: "M-8 -4 L0 0 L-8 4 z" });
   const wide = svg("path", { class: "touch" }); // a finger needs more than a line
   const name = kind === "loss" ? null : svg("text", { class: "name" }, "W", svg("tspan", { dy: 4, class: "index" }, kind === "lag" ? "hh2" : kind));
-  const group = svg("g", { class: `edge ${kind}` }, wide, line, head, name);
-  return { group, line, head, wide, name, kind, edge: true };
+  const scissors = svg("path", { class: "scissors", d: SCISSORS });
+  const group = svg("g", { class: `edge ${kind}` }, wide, line, head, name, scissors);
+  return { group, line, head, wide, name, scissors, kind, edge: true };
 }
 
 function circle(kind) {
@@ -103,7 +105,7 @@ function place({ root, parts, T, losses, lag2 }, width, open) {
   }
 }
 
-function placeEdge({ line, head, wide, name, kind, t }, { T, open, gap, radius, column, rows, lag2 }) {
+function placeEdge({ line, head, wide, name, scissors, kind, t }, { T, open, gap, radius, column, rows, lag2 }) {
   const x = column(t);
   const ends = { hx: [rows.x, ROWS.h], yh: [ROWS.h, ROWS.y], loss: [ROWS.y, ROWS.L] }[kind];
   const { path, end, angle } = ends ? upward(x, ends, radius) : recurrent(column(t - 1), x, radius, 1 - open);
@@ -117,6 +119,7 @@ function placeEdge({ line, head, wide, name, kind, t }, { T, open, gap, radius, 
   const [left, base] = ends ? [x - 9, (ends[0] + ends[1]) / 2 + (lag2 && kind === "hx" ? 38 : 6)] : open < 0.3 ? loop : above;
   name.setAttribute("x", left);
   name.setAttribute("y", base);
+  scissors.setAttribute("transform", `translate(${(column(t - 1) + x) / 2} ${ROWS.h})`);
 }
 
 // From h(t−2) below h(t−1) to h(t).
@@ -164,12 +167,13 @@ function placeNode({ shape, name, kind, t }, { T, open, gap, radius, column, row
   name.style.display = open * gap >= 2 * radius || t === T ? "" : "none";
 }
 
-function light({ parts }, { lit, counts }) {
+function light({ parts }, { lit, counts, cut }) {
   for (const part of parts.values()) {
     const on = lit.has(part.key) || (part.edge && lit.has(part.kind));
     part.group.classList.toggle("lit", on);
     part.group.classList.toggle("dim", lit.size > 0 && !on);
     const ignored = (part.kind === "loss" || part.kind === "L") && counts && !counts[part.t];
     part.group.classList.toggle("ignored", Boolean(ignored));
+    part.group.classList.toggle("cut", Boolean(cut?.has(part.key)));
   }
 }

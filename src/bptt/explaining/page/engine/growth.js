@@ -1,6 +1,6 @@
 // How a product of Jacobians (lecture line 11) grows or shrinks along time: as it is, number by number in the chosen
 // precision, and in powers of ten, where it neither dies nor overflows.
-import { identity, matMul, norm, scale } from "./matrix.js";
+import { identity, matMul, norm, scale, transpose } from "./matrix.js";
 import { jacobian } from "./terms.js";
 import { svd } from "./svd.js";
 
@@ -53,7 +53,7 @@ export function reach(forward) {
   const logs = [0];
   for (let i = forward.T; i > 1; i--) {
     [block, exponent] = rescaled(matMul(block, jacobian(forward, i)), exponent);
-    logs.push(logSvd(block).s[0] + exponent);
+    logs.push(logSvd(transpose(block)).s[0] + exponent); // fewer columns to turn
   }
   return logs;
 }

@@ -29,7 +29,7 @@ function mount(root, page) {
     el("p", {}, "The same terms, products and verdicts for a model in PyTorch: ", el("code", {}, "bptt.watch"), " looks at a training step and " +
       "says whether the gradient vanishes or explodes; ", el("code", {}, "bptt.gradient_map"), " gives the map of the terms (t, k)."),
     el("pre", { class: "own", tabindex: "0", "aria-label": "Program" }, code),
-    el("p", {}, "On the command line, ", el("code", {}, "bptt train"), " trains a recurrent network on your data and ",
-      el("code", {}, "bptt bench"), " measures how fast that is on your machine."),
+    el("p", {}, "On the command line, ", el("code", {}, "bptt train"), " trains a recurrent network on your data, and ",
+      el("code", {}, "bptt explain RUN"), " opens this page on it, with a scene of its own map, products and losses."),
   );
 }

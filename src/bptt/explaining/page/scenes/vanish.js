@@ -40,8 +40,8 @@ export const scene = {
 };
 
 const PRESETS = {
-  "Eigenvalues lie": { vanish_s1: 27, vanish_ratio: 0.0011, vanish_turn: 86.3, vanish_act: "tanh", vanish_input: 0, vanish_T: 50,
-    vanish_lag: 9, vanish_float: "float64" },
+  "Eigenvalues lie": { vanish_s1: 40, vanish_ratio: 0.00050625, vanish_turn: 87.5, vanish_act: "tanh", vanish_input: 0, vanish_T: 50,
+    vanish_lag: 5, vanish_float: "float64" },
   "σ₁ > 1, yet it vanishes": { vanish_s1: 3, vanish_ratio: 1, vanish_turn: 10, vanish_act: "tanh", vanish_input: 1, vanish_T: 50,
     vanish_lag: 5, vanish_float: "float32" },
 };

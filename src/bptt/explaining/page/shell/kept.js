@@ -6,3 +6,13 @@ export function keptFor(make) {
     return made.get(state);
   };
 }
+
+// The same, kept while key(state), a text, stays as it is.
+export function keptWhile(key, make) {
+  let [last, made] = [null, null];
+  return (state) => {
+    const now = key(state);
+    if (now !== last) [last, made] = [now, make(state)];
+    return made;
+  };
+}

@@ -1,0 +1,29 @@
+"""What tests ask of the page of `bptt explain`."""
+
+from playwright.sync_api import expect
+
+# Six steps, with targets for each head.
+LONG = "x=1,0;0,1;1,1;0.5,-1;1,0;0,1&labels=0,1,1,0,0,1&targets=1,0;0,1;0.5,0.5;-1,0;1,0;0,1"
+
+
+def state(page):
+    return page.evaluate("window.bptt.app.store.get()")
+
+
+def forward(page):
+    return page.evaluate("(({T, losses, loss, steps}) => ({T, losses, loss, h: steps.map((s) => s.h)}))"
+                         "(window.bptt.app.results().forward)")  # fmt: skip
+
+
+def address_says(page, text):
+    page.wait_for_function("(text) => location.hash.includes(text)", arg=text)
+
+
+def shown(page, selector, count):
+    """Waits until so many are visible: the page follows its state at the next frame."""
+    expect(page.locator(f"{selector}:visible")).to_have_count(count)
+
+
+def press(page, key, times=1):
+    for _ in range(times):
+        page.keyboard.press(key)
