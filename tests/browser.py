@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 # Nothing in the background may reach for the network; the sandbox needs rights that a container's root does not have.
 _ARGUMENTS = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 PHONE, DESKTOP = (360, 740), (1280, 900)
+_PATIENCE = 15_000  # ms; other work may keep the machine busy
+expect.set_options(timeout=_PATIENCE)
 
 
 @dataclass
@@ -81,7 +83,7 @@ def silent_pages(browser: Browser) -> Iterator[Callable[..., Page]]:
 
         def open_page(file: Path, fragment: str = "", size: tuple[int, int] = DESKTOP, dark: bool = False) -> Page:
             every.append(stack.enter_context(opened(browser, file, size, fragment, dark)))
-            every[-1].page.set_default_timeout(15_000)
+            every[-1].page.set_default_timeout(_PATIENCE)
             return every[-1].page
 
         yield open_page

@@ -24,6 +24,11 @@ def shown(page, selector, count):
     expect(page.locator(f"{selector}:visible")).to_have_count(count)
 
 
+def painted(page):
+    """Waits for the next frame, at which the page follows its state; then what it shows can be read."""
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
 def press(page, key, times=1):
     for _ in range(times):
         page.keyboard.press(key)

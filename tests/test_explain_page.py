@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from playwright.sync_api import expect
 
 import bptt
 from bptt import cli, explaining
@@ -131,6 +132,7 @@ def test_the_engine_in_the_browser_is_torchs(show):
 def test_the_pytorch_code_prints_the_digits_that_the_page_says(scene, setting, show):
     page = show(f"#{scene}?{setting}")
     page.locator(f"#scene-{scene} .pytorch summary").click()
+    expect(page.locator(f"#scene-{scene} pre").nth(1)).not_to_be_empty()
     code, prints = (page.locator(f"#scene-{scene} pre").nth(i).inner_text() for i in (0, 1))
     assert len(code.splitlines()) <= 15
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -181,12 +183,12 @@ def test_reduced_motion_unfolds_at_once(show):
 def test_a_prediction_unlocks_the_answer(show):
     page = show("#fold")
     answer = page.locator("#scene-fold .predict [role=status]")
-    assert answer.inner_text() == ""
+    expect(answer).to_be_empty()
     page.get_by_role("button", name="twice as many").focus()
     page.keyboard.press("Enter")
-    assert "Not quite: as many as before." in answer.inner_text()
+    expect(answer).to_contain_text("Not quite: as many as before.")
     page.get_by_role("button", name="as many as before").click()
-    assert "As you predicted." in answer.inner_text()
+    expect(answer).to_contain_text("As you predicted.")
 
 
 def test_forward_shows_what_the_engine_computes(show):
@@ -231,11 +233,11 @@ def test_losses(show):
     page.get_by_role("radio", name="the last only").check(force=True)
     assert forward(page)["loss"] == whole["losses"][-1]
     page.wait_for_selector("text=Some keep them, because they help to train the earlier steps.")
-    assert page.locator(".bar.ignored").count() == 3
+    expect(page.locator(".bar.ignored")).to_have_count(3)
     page.get_by_label("labels 1").fill("1")
     assert forward(page)["losses"][1] != whole["losses"][1]
     page.get_by_label("labels 1").fill("0.5")  # a label is 0 or 1
-    assert page.get_by_label("labels 1").get_attribute("aria-invalid") == "true"
+    expect(page.get_by_label("labels 1")).to_have_attribute("aria-invalid", "true")
     assert state(page)["labels"] == [1, 1, 1, 0]
     page.get_by_role("radio", name="the last only").focus()
     page.keyboard.press("ArrowLeft")
@@ -251,11 +253,11 @@ def test_what_is_no_number_is_marked_and_undone(typed, show):
     before = state(page)
     cell = page.get_by_label("W hx 1, 1")
     cell.fill(typed)
-    assert cell.get_attribute("aria-invalid") == "true"
+    expect(cell).to_have_attribute("aria-invalid", "true")
     assert state(page) == before
     cell.press("Tab")
-    assert cell.get_attribute("aria-invalid") is None
-    assert cell.input_value() == "0.5"
+    expect(cell).not_to_have_attribute("aria-invalid", "true")
+    expect(cell).to_have_value("0.5")
 
 
 @pytest.mark.parametrize(("typed", "value"), [("−1", -1), (" 2e-3 ", 0.002), (".5", 0.5), ("+4.", 4)])
@@ -281,7 +283,7 @@ def test_the_address_restores_the_state(show):
     link = page.evaluate("location.hash")
     again = show(link)
     assert state(again) == state(page)
-    assert again.get_by_label("W hh 2, 1").input_value() == "0.12345678901234568"
+    expect(again.get_by_label("W hh 2, 1")).to_have_value("0.12345678901234568")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.browser import repaint_times
-from tests.explain_page import LONG, address_says, press, shown, state
+from tests.explain_page import LONG, address_says, painted, press, shown, state
 
 # The gradient ------------------------------------------------------------------------------------------------------
 
@@ -210,6 +210,7 @@ def test_scissors(show):
 
 def horizons(page):
     """Of the RNN, of the orthogonal start, of the LSTM, in steps."""
+    painted(page)
     said = page.locator("#scene-remedies .said").last.inner_text()
     return [int(part) for part in said.split() if part.isdigit() and part != "1"]
 
@@ -254,6 +255,7 @@ def test_werbos_by_keyboard(show):
     assert (state(page)["t"], state(page)["k"]) == (4, 2)
     page.get_by_label("werbos W_hh2 1, 1").fill("2")
     address_says(page, "werbos_W_hh2=2,0.3;0.2,0.4")
+    painted(page)
     text = page.locator("#scene-werbos .badge").inner_text()
     assert float(text.split("at most ")[1].split(",")[0].replace("·10", "e").translate(RAISED)) < 1e-14
 

@@ -144,7 +144,7 @@ function clipFormula(state) {
   const { gradient } = shared(state);
   const { before, factor, gradient: after } = clip(gradient, state.remedies_clip);
   return [
-    `g = \\frac{∂L}{∂\\hh{W_{hh}}} = ${numbersOf(gradient)},`, `‖g‖ = ${show(before)}`,
+    `g = \\frac{∂L}{∂\\hh{W_{hh}}} = ${numbersOf(gradient)},`, `‖g‖ = ${show(before)},`,
     `\\fn{min}(1, \\frac{${show(state.remedies_clip)}}{‖g‖}) g`, `= ${show(factor)} g`, `= \\hh{${numbersOf(after)}}`,
   ];
 }
