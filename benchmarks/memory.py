@@ -3,9 +3,10 @@
     .venv/bin/python benchmarks/memory.py [--steps 1000000] [--memory 24MB] [--cells RNN GRU LSTM] [--inputs 16]
 
 H 256, B 1, one layer, float32, one thread. Cases: `bptt.Checkpointed` over all steps; the full tape of the same kernel,
-plain torch.nn, and torch.utils.checkpoint by hand (chunks of √T steps) at a T that fits, their memory extrapolated in
-proportion to T (√T for the last) and marked ~. The peak is the process's (VmHWM, reset after a warm-up that runs every
-code path), above parameters, inputs and interpreter. Equinox's checkpointed scan is not among them yet.
+plain torch.nn, torch.utils.checkpoint by hand (chunks of √T steps) and, where Equinox is installed (extra `bench`), its
+checkpointed scan (√T checkpoints, compiled before the measurement) at a T that fits, their memory extrapolated in
+proportion to T (√T for the last two) and marked ~. The peak is the process's (VmHWM, reset after a warm-up that runs every
+code path), above parameters, inputs and interpreter.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import json
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 
 FITS = 20_000  # steps at which full tapes are measured
 HIDDEN = 256
@@ -47,6 +49,42 @@ def by_hand(torch, model, x, y):
     total.backward()
 
 
+def equinox_gradient(model, cell, x, y):
+    """The same weights in JAX, under Equinox's checkpointed scan: a compiled function without arguments."""
+    import equinox
+    import jax
+    from jax import numpy as jnp
+    from peers import jax_advance
+
+    jax.config.update("jax_platforms", "cpu")
+    advance = jax_advance(cell, HIDDEN)
+    weights = [jnp.asarray(p.detach().numpy()) for p in model.parameters()]
+    placed = weights, jnp.asarray(x.numpy()), jnp.asarray(y.numpy())
+
+    def loss(weights, x, y):
+        w_ih, w_hh, b_ih, b_hh = weights
+
+        def body(carry, here):
+            state, total = carry
+            state = advance(state, here[0] @ w_ih.T + b_ih, w_hh, b_hh)
+            return (state, total + ((state[0] - here[1]) ** 2).sum()), None
+
+        zeros = jnp.zeros((1, HIDDEN), x.dtype)
+        start = (zeros, zeros), jnp.zeros((), x.dtype)
+        return equinox.internal.scan(body, start, (x, y), kind="checkpointed")[0][1]
+
+    compiled = jax.jit(jax.grad(loss)).lower(*placed).compile()
+    return lambda: jax.block_until_ready(compiled(*placed))
+
+
+def check_equal(torch, model, found):
+    """Raises where a peer's gradients are not those of torch's: its figures would mean nothing."""
+    for (name, p), other in zip(model.named_parameters(), found, strict=True):
+        error = (p.grad - torch.from_numpy(other.__array__().copy())).norm() / p.grad.norm()
+        if not error <= 1e-3:
+            raise SystemExit(f"Equinox's gradient of {name} differs by {error:.1e} of its norm")
+
+
 def case(name, cell, steps, inputs, memory):
     """Run one case in this process; its figures."""
     import torch
@@ -57,7 +95,6 @@ def case(name, cell, steps, inputs, memory):
     torch.set_num_threads(1)
     model = getattr(bptt if name in ("checkpointed", "full tape") else torch.nn, cell)(inputs, HIDDEN)
     x, y = torch.randn(steps, 1, inputs), torch.zeros(steps, 1, 1)
-    plan = None
 
     def run(n, budget):
         if name == "checkpointed":
@@ -69,6 +106,10 @@ def case(name, cell, steps, inputs, memory):
 
     least = bptt.Checkpointed("1GB").plan(model, x[:512], y[:512], squared).least
     run(512, int(1.05 * least))
+    if name == "equinox":
+        check_equal(torch, model, equinox_gradient(model, cell, x[:512], y[:512])())
+        compiled = equinox_gradient(model, cell, x, y)
+        run = lambda n, budget: compiled() and None  # noqa: E731
     model.zero_grad()
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
@@ -77,7 +118,7 @@ def case(name, cell, steps, inputs, memory):
     before, start = status("VmRSS"), time.perf_counter()
     plan = run(steps, memory)
     seconds = time.perf_counter() - start
-    return {"peak": status("VmHWM") - before, "step": seconds / steps, "plan": plan and str(plan)}
+    return {"peak": status("VmHWM") - before, "step": seconds / steps, "plan": plan and str(plan), "T": steps}
 
 
 def ask(*arguments):
@@ -94,17 +135,22 @@ def main(options):
     for cell in options.cells:
         ours = ask("checkpointed", cell, steps, options.inputs, options.memory)
         full = ask("full tape", cell, fits, options.inputs, options.memory)
-        torchs = ask("torch", cell, fits, options.inputs, options.memory)
-        hand = ask("by hand", cell, fits, options.inputs, options.memory)
-        print(f"{cell}: {ours['plan']}")
         rows = [
-            (f"bptt.Checkpointed({options.memory!r})", ours, steps, 1.0),
-            ("full tape, same kernel", full, fits, steps / fits),
-            ("torch.nn, plain", torchs, fits, steps / fits),
-            ("torch.utils.checkpoint by hand", hand, fits, (steps / fits) ** 0.5),
+            (f"bptt.Checkpointed({options.memory!r})", ours, 1.0),
+            ("full tape, same kernel", full, steps / fits),
+            ("torch.nn, plain", ask("torch", cell, fits, options.inputs, options.memory), steps / fits),
+            (
+                "torch.utils.checkpoint by hand",
+                ask("by hand", cell, fits, options.inputs, options.memory),
+                (steps / fits) ** 0.5,
+            ),
         ]
-        for name, found, measured, factor in rows:
-            peak = f"{found['peak'] / 1e6:9.1f} MB at T {measured:>9,}"
+        if find_spec("equinox"):
+            scan = ask("equinox", cell, fits, options.inputs, options.memory)
+            rows.append(("Equinox's checkpointed scan", scan, (steps / fits) ** 0.5))
+        print(f"{cell}: {ours['plan']}")
+        for name, found, factor in rows:
+            peak = f"{found['peak'] / 1e6:9.1f} MB at T {found['T']:>9,}"
             more = f"  ~{found['peak'] * factor / 1e6:9,.0f} MB at T {steps:,}" if factor > 1 else ""
             print(
                 f"  {name:36} {found['step'] * 1e6:7.1f} µs a step ({found['step'] / full['step']:.2f}x) {peak}{more}"

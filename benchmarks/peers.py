@@ -76,21 +76,17 @@ def torch_step(case, library):
     return step
 
 
-def jax_step(case):
-    """The same in JAX: the input product of all steps at once, then lax.scan; forward and backward in one jit."""
+def jax_advance(cell, H):
+    """One step of a cell in JAX: advance((h, c), W_ih x(t) + b_ih, W_hh, b_hh) → (h, c). RNN and GRU carry c along."""
     import jax
     from jax import numpy as jnp
-
-    jax.config.update("jax_platforms", "cpu")
-    x, d_outputs, weights = drawn(case)
-    H = case["hidden"]
 
     def advance(state, zx, w_hh, b_hh):
         h, c = state
         zh = h @ w_hh.T + b_hh
-        if case["cell"] == "RNN":
+        if cell == "RNN":
             h = jnp.tanh(zx + zh)
-        elif case["cell"] == "GRU":
+        elif cell == "GRU":
             r, u = jnp.split(jax.nn.sigmoid(zx[:, : 2 * H] + zh[:, : 2 * H]), 2, axis=1)
             n = jnp.tanh(zx[:, 2 * H :] + r * zh[:, 2 * H :])
             h = (1 - u) * n + u * h
@@ -99,6 +95,19 @@ def jax_step(case):
             c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
             h = jax.nn.sigmoid(o) * jnp.tanh(c)
         return h, c
+
+    return advance
+
+
+def jax_step(case):
+    """The same in JAX: the input product of all steps at once, then lax.scan; forward and backward in one jit."""
+    import jax
+    from jax import numpy as jnp
+
+    jax.config.update("jax_platforms", "cpu")
+    x, d_outputs, weights = drawn(case)
+    H = case["hidden"]
+    advance = jax_advance(case["cell"], H)
 
     def layer(weights, x):
         w_ih, w_hh, b_ih, b_hh = weights
