@@ -1,17 +1,18 @@
 """How the gradient travels back in time: one call, `backward`, and a strategy object that says how."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from bptt.gradient.base import Chunk, Loss, Past, Result, Strategy, steps_of
+from bptt.gradient.base import Loss, Past, Result, Strategy, chunk_of, steps_of
 from bptt.gradient.checkpointed import Checkpointed
 from bptt.gradient.double_sum import double_sum
 from bptt.gradient.exact import Exact
 from bptt.gradient.online import RTRL, SnAp1
-from bptt.gradient.stream import opened
+from bptt.gradient.packed import permuted
 from bptt.gradient.truncated import Truncated
 
 __all__ = [
@@ -37,7 +38,7 @@ def backward(
     strategy: Strategy = Exact(),  # noqa: B008  # a value without state
     state: Any = None,
     *,
-    reset: Tensor | None = None,
+    reset: Tensor | PackedSequence | None = None,
 ) -> Result:
     """Backpropagation through time: add ∂(Σ_t L(t))/∂θ to `.grad` of the model's parameters (lecture lines 8 and 10).
 
@@ -45,14 +46,15 @@ def backward(
         model: `(x, state) -> (outputs, state)` with time first, as nn.LSTM; it accepts state None.
         x: inputs [T, B, ...], or a tree (tuple, dict) of tensors that all have T steps along the first axis. A leaf may also
             be an array (memory-mapped, say), or a stream of chunks: an iterable that starts anew each time, or a function
-            that makes an iterator. Strategies that go by pieces then read a piece at a time.
-        y: targets in the same way.
+            that makes an iterator. Strategies that go by pieces then read a piece at a time. Or a PackedSequence: the model
+            is called with packed pieces, and its state needs a row for each sequence, [layers, B, ...] or [B, H].
+        y: targets in the same way; packed like x.
         loss: `(outputs, y) -> scalar`: the sum of the losses L(t) of the steps it is given. (A mean over the steps would
             weigh the pieces of a truncated run wrongly; divide by a number fixed beforehand instead.)
         strategy: `Exact()`, `Checkpointed(memory)`, `Truncated(k1, k2)`, `RTRL()` or `SnAp1()`.
         state: where to begin: None for zeros, a state, or the `Result` of the previous call: then the state goes on
             from there, and a truncated window may reach back into that call's steps.
-        reset: bool [T, B], handed to the model as `reset=`: rows that start anew at that step.
+        reset: bool [T, B] (packed if x is), handed to the model as `reset=`: rows that start anew at that step.
 
     Returns:
         Result with the loss (summed over all steps), and the state after the last step.
@@ -69,25 +71,25 @@ def backward(
     >>> second.state.shape
     torch.Size([1, 1, 2])
     """
-    if isinstance(x, PackedSequence):
-        raise ValueError(
-            "x is a packed sequence, which has no time axis to go along: pass it padded [T, B, ...], and let the loss leave "
-            "the padding out (a mask beside the targets)"
-        )
-    x, y = opened(x), opened(y)
-    steps, targets = steps_of(x), steps_of(y)
+    past = None
+    if isinstance(state, Result):
+        state, past = state.state, state.past
+    chunk = chunk_of(model, x, y, loss, state, reset, past)
+    steps, targets = steps_of(chunk.x), steps_of(chunk.y)
     if steps != targets:
         raise ValueError(
             f"x has {steps} steps, y has {targets}: give a target for each step, or let the loss ignore some"
         )
     if steps == 0:
         raise ValueError("x has 0 steps, wanted at least 1")
-    if reset is not None and reset.shape[0] != steps:
-        raise ValueError(f"reset has {reset.shape[0]} steps, x has {steps}: give a flag for each step")
-    past = None
-    if isinstance(state, Result):
-        state, past = state.state, state.past
-    return strategy.backward(Chunk(model, x, y, loss, state, reset, past))
+    if reset is not None and steps_of(chunk.reset) != steps:
+        raise ValueError(f"reset has {steps_of(chunk.reset)} steps, x has {steps}: give a flag for each step")
+    if not isinstance(x, PackedSequence):
+        return strategy.backward(chunk)
+    if isinstance(strategy, RTRL | SnAp1):
+        raise ValueError(f"x is a packed sequence: {strategy} goes on from step to step with all rows; pass x padded")
+    result = strategy.backward(chunk)
+    return replace(result, state=permuted(result.state, x.unsorted_indices))
 
 
 def parse_strategy(text: str) -> Strategy:

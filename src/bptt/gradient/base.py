@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
-from bptt.gradient.stream import Stream, is_array, to_tensor
+from bptt.gradient.packed import OverPacked, PackedSteps, as_steps, loss_over_packed, permuted
+from bptt.gradient.stream import Stream, is_array, opened, to_tensor
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -20,10 +22,10 @@ class Chunk:
 
     Attributes:
         model: `(x, state) -> (outputs, state)`; with resets `(x, state, reset=reset)`.
-        x, y: inputs and targets, tensors or trees of tensors, time first: every leaf [T, ...].
+        x, y: inputs and targets, tensors or trees of tensors, time first: every leaf [T, ...]; or both PackedSteps.
         loss: `(outputs, y) -> Σ_t L(t)` over the steps it is given.
         state: the model's state before the first step.
-        reset: bool [T, B], or None.
+        reset: bool [T, B], or PackedSteps of them, or None.
         past: what the strategy left in the previous call's `Result`; or None.
     """
 
@@ -32,7 +34,7 @@ class Chunk:
     y: Any
     loss: Loss
     state: Any = None
-    reset: Tensor | None = None
+    reset: Tensor | PackedSteps | None = None
     past: "Past | tuple[Tensor, ...] | None" = None
 
     @property
@@ -40,7 +42,7 @@ class Chunk:
         """T."""
         return steps_of(self.x)
 
-    def forward(self, x: Any, state: Any, reset: Tensor | None) -> tuple[Any, Any]:
+    def forward(self, x: Any, state: Any, reset: Any) -> tuple[Any, Any]:
         """The model over some steps."""
         outputs, after = self.model(x, state) if reset is None else self.model(x, state, reset=reset)
         return outputs, after
@@ -95,6 +97,25 @@ class Strategy(ABC):
         """Add the gradient of the chunk's loss to `.grad`."""
 
 
+def chunk_of(
+    model: Callable[..., tuple[Any, Any]],
+    x: Any,
+    y: Any,
+    loss: Loss,
+    state: Any = None,
+    reset: Any = None,
+    past: "Past | tuple[Tensor, ...] | None" = None,
+) -> Chunk:
+    """The chunk from what the user gives: streams are opened, packed sequences become PackedSteps."""
+    if not isinstance(x, PackedSequence):
+        return Chunk(model, opened(x), opened(y), loss, state, reset, past)
+    x_steps, y_steps, flags = (
+        None if other is None else as_steps(x, other, name) for other, name in ((x, "x"), (y, "y"), (reset, "reset"))
+    )
+    begin = permuted(state, x.sorted_indices)
+    return Chunk(OverPacked(model), x_steps, y_steps, loss_over_packed(loss), begin, flags)
+
+
 def steps_of(tree: Any) -> int:
     """T, the first size of every leaf. Raises ValueError if the leaves disagree or there is none."""
     sizes = {size for size in map(_steps_of_leaf, tree_leaves(tree)) if size is not None}
@@ -107,6 +128,8 @@ def steps_of(tree: Any) -> int:
 def _steps_of_leaf(leaf: Any) -> int | None:
     if isinstance(leaf, Stream):
         return leaf.steps
+    if isinstance(leaf, PackedSteps):
+        return len(leaf)
     has_time = (isinstance(leaf, Tensor) or is_array(leaf)) and len(leaf.shape) > 0
     return int(leaf.shape[0]) if has_time else None
 
@@ -125,6 +148,8 @@ def cut(tree: Any, start: int, stop: int) -> Any:
             return leaf[start:stop]
         if isinstance(leaf, Stream):
             return leaf.read(start, stop)
+        if isinstance(leaf, PackedSteps):
+            return leaf.cut(start, stop)
         return to_tensor(leaf[start:stop]) if is_array(leaf) else leaf
 
     return tree_map(of_leaf, tree)
@@ -134,8 +159,13 @@ def join(first: Any, second: Any) -> Any:
     """Two trees of the same structure, one after the other in time."""
     left, structure = tree_flatten(first)
     right = tree_leaves(in_memory(second))
-    joined = [torch.cat([a, b]) if isinstance(a, Tensor) else a for a, b in zip(left, right, strict=True)]
-    return structure.unflatten(joined)
+    return structure.unflatten([_join_leaves(a, b) for a, b in zip(left, right, strict=True)])
+
+
+def _join_leaves(first: Any, second: Any) -> Any:
+    if isinstance(first, PackedSteps):
+        return first.join(second)
+    return torch.cat([first, second]) if isinstance(first, Tensor) else first
 
 
 def detach(tree: Any) -> Any:

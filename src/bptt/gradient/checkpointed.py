@@ -6,15 +6,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves
 
-from bptt.gradient.base import NO_GRAPH, Chunk, Loss, Result, Strategy, cut
+from bptt.gradient.base import NO_GRAPH, Chunk, Loss, Result, Strategy, chunk_of, cut
 from bptt.gradient.measure import ADDED, RANDOM, measure
+from bptt.gradient.packed import PackedSteps
 from bptt.gradient.plan import Plan, Planner, parse_bytes
 from bptt.gradient.replay import Generators, Replay, Went, buffers_of, owned, put_back, same
 from bptt.gradient.schedule import Advance, Restore, Reverse, Snapshot, schedule
 from bptt.gradient.snapshots import STORAGES, Snapshots, open_snapshots
-from bptt.gradient.stream import Stream, opened
+from bptt.gradient.stream import Stream
 from bptt.gradient.system_memory import TRIM_EVERY, freed_at_once, trim
 
 
@@ -81,7 +83,7 @@ class Checkpointed(Strategy):
         loss: Loss | None = None,
         state: Any = None,
         *,
-        reset: Tensor | None = None,
+        reset: Tensor | PackedSequence | None = None,
     ) -> Plan:
         """What `backward` would do with these arguments; it runs the first steps of the sequence, and changes nothing.
 
@@ -93,7 +95,7 @@ class Checkpointed(Strategy):
         if loss is None:
             y, loss = None, _sum
         with freed_at_once():
-            return _prepared(Chunk(model, opened(x), opened(y), loss, state, reset), self)[0]
+            return _prepared(chunk_of(model, x, y, loss, state, reset), self)[0]
 
     def backward(self, chunk: Chunk) -> CheckpointedResult:
         """Measure, plan, run."""
@@ -126,7 +128,8 @@ def _prepared(chunk: Chunk, strategy: Checkpointed) -> tuple[Plan, Replay, bool]
 
 
 def _refuse_derivatives_of_inputs(chunk: Chunk) -> None:
-    if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves((chunk.x, chunk.y))):
+    given = (leaf.data if isinstance(leaf, PackedSteps) else leaf for leaf in tree_leaves((chunk.x, chunk.y)))
+    if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in given):
         raise ValueError(
             "x or y requires a gradient, which would be as large as itself: Checkpointed gives those of parameters and of "
             "the initial state; pass x.detach(), or use Exact()"

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from bptt.cells import GRU
 from bptt.gradient.base import Chunk, cut
+from bptt.gradient.packed import PackedSteps
 from bptt.gradient.replay import Generators, Replay, buffers_kept, is_number, owned, same
 
 _PROBED = 16  # steps on which the model is tried out; then twice as many
@@ -245,8 +246,12 @@ def _first_steps(chunk: Chunk, steps: int) -> Chunk:
 
 
 def _near(one: Any, two: Any) -> bool:
-    pairs = zip(tree_leaves(one), tree_leaves(two), strict=False)
+    pairs = zip(map(_numbers, tree_leaves(one)), map(_numbers, tree_leaves(two)), strict=False)
     return all(_close(a, b) for a, b in pairs if isinstance(a, Tensor) and isinstance(b, Tensor))
+
+
+def _numbers(leaf: Any) -> Any:
+    return leaf.data if isinstance(leaf, PackedSteps) else leaf
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

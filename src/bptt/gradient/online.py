@@ -58,7 +58,7 @@ class _Online(Strategy):
         walk = _Walk(self, chunk.model, chunk.past)
         state, loss = chunk.state, torch.zeros(())
         for t in range(chunk.steps):
-            reset = None if chunk.reset is None else chunk.reset[t : t + 1]
+            reset = None if chunk.reset is None else cut(chunk.reset, t, t + 1)
             value, state = walk.step(chunk, cut(chunk.x, t, t + 1), cut(chunk.y, t, t + 1), state, reset)
             loss = loss.to(value) + value
         walk.finish()

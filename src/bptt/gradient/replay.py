@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from bptt.gradient.base import Chunk, cut, scalar
+from bptt.gradient.packed import PackedSteps
 
 
 class Went(NamedTuple):
@@ -92,7 +93,7 @@ class Replay:
 
     def _to_device(self, tree: Any) -> Any:
         device = self.device
-        return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, tree)
+        return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor | PackedSteps) else leaf, tree)
 
     @property
     def device(self) -> torch.device | None:

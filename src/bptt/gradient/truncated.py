@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bptt.gradient.base import Chunk, Lost, Past, Result, Strategy, cut, detach, join, total
+from bptt.gradient.packed import PackedSteps
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class _Line:
     @staticmethod
     def of(chunk: Chunk) -> "_Line":
         past = chunk.past
-        if not isinstance(past, Past):  # none, or another strategy's
+        if not isinstance(past, Past) or isinstance(chunk.reset, PackedSteps):  # none, or another strategy's
             return _Line(chunk, 0)
         x = join(past.x, chunk.x)
         offset = replace(chunk, x=past.x).steps
@@ -99,8 +100,10 @@ class _Line:
         for begin in range(self.offset, self.steps, k1):
             yield begin, min(begin + k1, self.steps)
 
-    def past(self, start: int, state: Any) -> Past:
+    def past(self, start: int, state: Any) -> Past | None:
         reset = self.chunk.reset
+        if isinstance(self.chunk.x, PackedSteps) or isinstance(reset, PackedSteps):
+            return None  # sequences that have ended do not go on
         return Past(
             detach(cut(self.chunk.x, start, self.steps)), state, None if reset is None else reset[start:].clone()
         )
@@ -156,7 +159,8 @@ class _Line:
 
     def _forward(self, start: int, stop: int, state: Any) -> tuple[Any, Any]:
         reset = self.chunk.reset
-        return self.chunk.forward(cut(self.chunk.x, start, stop), state, None if reset is None else reset[start:stop])
+        flags = None if reset is None else cut(reset, start, stop)
+        return self.chunk.forward(cut(self.chunk.x, start, stop), state, flags)
 
     def _targets(self, start: int, stop: int) -> Any:
         return cut(self.chunk.y, start - self.offset, stop - self.offset)
