@@ -22,6 +22,7 @@ LANGUAGE = ["-std=c++17", "-fPIC", "-Wno-psabi", "-fvisibility=hidden"]
 FLAGS = ["-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 AVX2 = ["-mavx2", "-mfma"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mprefer-vector-width=512"]
+AVX512_BF16 = [*AVX512, "-mavx512bf16"]
 
 
 class NativeCore(BuildHookInterface):  # type: ignore[type-arg]
@@ -51,7 +52,7 @@ def compile_core(source: Path, library: Path, flags: list[str]) -> bool:
     if compiler is None or sys.platform != "linux":
         print("bptt: no C++ compiler found: bptt will run on torch's own operators", file=sys.stderr)
         return False
-    variants = [("api", []), ("isa", []), ("isa", AVX2), ("isa", AVX512)]
+    variants = [("api", []), ("isa", []), ("isa", AVX2), ("isa", AVX512), ("isa", AVX512_BF16)]
     if platform.machine() not in ("x86_64", "AMD64"):
         variants = [("api", ["-DBPTT_BASELINE_ONLY"]), ("isa", [])]
     with tempfile.TemporaryDirectory() as scratch:

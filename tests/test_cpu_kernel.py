@@ -24,6 +24,10 @@ SIZES = st.tuples(
     st.integers(1, 12), st.integers(1, 19), st.integers(1, 9), st.sampled_from([1, 2, 7, 8, 16, 17, 31, 64, 97])
 )
 
+needs_bfloat16 = pytest.mark.skipif(
+    library() is None or not library().has_bfloat16, reason="no products in bfloat16 here"
+)
+
 
 def _gradients(kernel, cell, walk, x, state, weights, seed):
     outputs, final = kernel.layer(cell, walk, x, state, weights)
@@ -73,6 +77,63 @@ def test_it_is_the_reference(name, form, dtype, seed, size, reverse, bias, with_
         scale = max(1.0, want[tensor].norm().item())
         error, unavoidable = ((r[tensor] - want[tensor]).norm().item() / scale for r in (got, rounding))
         assert error <= max(1e-10 if dtype == torch.float64 else 1e-5, 2 * unavoidable), f"{tensor}: {error:.3g}"
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("form", ["padded", "packed"])
+@pytest.mark.parametrize("name", BY_HAND)
+@given(
+    seed=seeds, size=SIZES, reverse=st.booleans(), bias=st.booleans(), with_reset=st.booleans(), share=st.floats(0, 1)
+)
+def test_products_in_bfloat16_are_right_to_its_rounding(name, form, seed, size, reverse, bias, with_reset, share):
+    """Against the same operands, rounded beforehand where that can be: x, the weights and the first state."""
+    made, walk, x, state = _drawn(name, form, seed, size, reverse, with_reset, share, bias)
+    with torch.no_grad():
+        for tensor in (x, *state, *made.parameters()):
+            tensor.copy_(tensor.bfloat16())
+
+    def run(kernel, dtype):
+        made.to(dtype)
+        leaves = [t.detach().to(dtype).requires_grad_() for t in (x, *state)]
+        return _gradients(kernel, made.cell, walk, leaves[0], tuple(leaves[1:]), made.layer_weights(0, 0), seed)
+
+    want, got = run(Reference(), torch.float64), run(Cpu(bfloat16=True), torch.float32)
+    rounding = run(Reference(), torch.bfloat16)
+    for tensor, value in want.items():
+        if name == "elman-relu" and tensor.startswith("d_"):
+            continue  # at the kink rounding decides the slope
+        scale = max(1.0, value.norm().item())
+        error, unavoidable = ((r[tensor] - value).norm().item() / scale for r in (got, rounding))
+        assert error <= max(2e-2, unavoidable), f"{tensor}: {error:.3g}"
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("name", BY_HAND)
+def test_products_in_bfloat16_add_up_in_float32(name):
+    """One step whose operands are exact in bfloat16: only the sums could lose anything."""
+    made, walk, x, state = _drawn(name, "padded", 0, (1, 3, 300, 40), False, False, 0.5)
+    with torch.no_grad():
+        for tensor in (x, *state, *made.parameters()):
+            tensor.copy_(tensor.bfloat16())
+    want, _ = Reference().layer(made.cell, walk, x, state, made.layer_weights(0, 0))
+    made.float()
+    got, _ = Cpu(bfloat16=True).layer(
+        made.cell, walk, x.float(), tuple(s.float() for s in state), made.layer_weights(0, 0)
+    )
+    bound = 5e-3 if made.proj_size else 1e-6  # the projection takes a rounded h
+    assert (got - want).norm() <= bound * want.norm()
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
+def test_special_inputs_and_the_same_bits_in_bfloat16(name):
+    made, x = getattr(bptt, name)(3, 20), torch.randn(4, 6, 3)
+    x[0, 0, 1], x[1, 1, 2], x[0, 3], x[1, 4] = 1e4, -1e4, float("inf"), float("nan")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (y, _), (again, _) = made(x), made(x)
+    assert torch.equal(y.nan_to_num(7.0), again.nan_to_num(7.0))
+    assert y[1:, 4].isnan().all()
+    assert y[:, [0, 1, 2, 5]].isfinite().all()
 
 
 @pytest.mark.parametrize("form", ["padded", "packed"])

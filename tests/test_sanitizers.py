@@ -10,7 +10,7 @@ import hatch_build
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CHECKS = "reference or known or special or strides or python_threads or fork or twice or more_threads"
+CHECKS = "reference or known or special or strides or python_threads or fork or twice or more_threads or bfloat16"
 SETS = {"baseline": [], "avx2": hatch_build.AVX2, "avx512": hatch_build.AVX512}
 _RUN = """
 import pytest, sys

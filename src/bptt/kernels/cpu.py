@@ -37,6 +37,15 @@ class Cpu(LayerKernel):
 
     name = "cpu"
 
+    def __init__(self, bfloat16: bool = False) -> None:
+        """With `bfloat16` the operands of the matrix products are rounded to it; sums, states and gates stay float32."""
+        self.bfloat16 = bfloat16
+
+    def run(self, stack: Stack, sequences: Sequences, state: State) -> tuple[Tensor, State]:
+        """Under autocast with products in bfloat16, where the processor has them."""
+        kernel = _IN_BFLOAT16 if _in_bfloat16() else self
+        return LayerKernel.run(kernel, stack, sequences, state)
+
     def refusal(self, stack: Stack, sequences: Sequences) -> str | None:
         """Other cells, devices and number formats, and kinds of derivatives that bypass autograd."""
         if not isinstance(stack.cell, Elman | GRU | LSTM) or stack.cell not in _CELLS:
@@ -47,6 +56,10 @@ class Cpu(LayerKernel):
                 "the native core does not fit this torch or this version of bptt: install bptt once more"
                 if _CORE.exists()
                 else NOT_BUILT
+            )
+        if reason is None and isinstance(stack.cell, LSTM) and torch.is_autocast_enabled("cpu") and not _in_bfloat16():
+            return (
+                "under autocast the LSTM is left to torch in float16, and where the processor has no bfloat16 products"
             )
         return reason
 
@@ -62,7 +75,8 @@ class Cpu(LayerKernel):
         c, c_last = (x.new_empty(N, H), _empty(state[1])) if len(state) == 2 else (None, None)
         gates = x.new_empty(N, cell.gates, units) if keep and cell.gates > 1 else None
         candidate = x.new_empty(N, units) if keep and isinstance(cell, GRU) else None
-        native.run(cell, walk, _inputs(walk, x, state, weights), [h, c, gates, candidate, h_last, c_last])
+        outputs = [h, c, gates, candidate, h_last, c_last]
+        native.run(cell, walk, _inputs(walk, x, state, weights), outputs, bfloat16=self.bfloat16)
         return h, (h_last,) if c_last is None else (h_last, c_last), (h, c, gates, candidate)
 
     def backward(
@@ -84,8 +98,18 @@ class Cpu(LayerKernel):
         given = [d.contiguous() for d in (d_outputs, *d_final)]
         none = [None] * (2 - len(state))
         outputs = [*saved, None, None, *given, *none, d_x, *d_state, *none, *map(d_weights.get, _WEIGHTS)]
-        _native().run(cell, walk, _inputs(walk, x, state, weights), outputs, backward=True)
+        inputs = _inputs(walk, x, state, weights)
+        _native().run(cell, walk, inputs, outputs, backward=True, bfloat16=self.bfloat16)
         return Gradients(d_x, tuple(d_state), d_weights)
+
+
+_IN_BFLOAT16 = Cpu(bfloat16=True)
+
+
+def _in_bfloat16() -> bool:
+    """Whether autocast asks for it, and the processor has it."""
+    asked = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return asked and _native().has_bfloat16
 
 
 def serves(cell: Cell, x: Tensor) -> bool:
@@ -167,8 +191,8 @@ def _unfit_numbers(stack: Stack, sequences: Sequences) -> str | None:
         return f"it runs float32 and float64 on the CPU, not {x.numel()} numbers of {inside} on {x.device}"
     if any(w.dtype != inside or w.device != x.device for w in every):
         return "the weights are not of the input's number format and device"
-    if autocast and (inside == torch.float64 or isinstance(stack.cell, LSTM)):
-        return "under autocast float64 is left to torch, and so is the LSTM, which it runs in bfloat16 throughout"
+    if autocast and inside == torch.float64:
+        return "under autocast float64 is left to torch"
     if sequences.batch_sizes is not None and not _packable(sequences.batch_sizes, x.shape[0]):
         return "the batch sizes are not those of a packed sequence: positive, never growing, as many rows in all"
     return None
@@ -202,6 +226,11 @@ class Native(NamedTuple):
     core: Any
     parallel_for: ctypes.c_void_p
 
+    @property
+    def has_bfloat16(self) -> bool:
+        """Whether the processor multiplies numbers in bfloat16."""
+        return bool(self.core.bptt_has_bfloat16())
+
     def units(self, hidden: int, is_double: bool) -> int:
         """`hidden` rounded up to whole registers."""
         return int(self.core.bptt_units(hidden, is_double))
@@ -215,6 +244,7 @@ class Native(NamedTuple):
         *,
         backward: bool = False,
         h_is_known: bool = False,
+        bfloat16: bool = False,
     ) -> None:
         """Run forward or backward, with the pointers of csrc/problem.h in their order; those at the end may be left out.
 
@@ -227,8 +257,9 @@ class Native(NamedTuple):
         assert x is not None
         assert w_ih is not None
         number, gates = _CELLS[cell]
+        number_format = 1 if x.dtype == torch.float64 else 2 * bfloat16
         problem = _Problem(
-            number, x.dtype == torch.float64, walk.length, walk.batch, x.shape[1], w_ih.shape[0] // gates,
+            number, number_format, walk.length, walk.batch, x.shape[1], w_ih.shape[0] // gates,
             0 if w_hr is None else w_hr.shape[0], walk.reverse, h_is_known, _threads(),
             *[0 if tensor is None else tensor.data_ptr() for tensor in inputs],
             *[0 if tensor is None else tensor.data_ptr() for tensor in outputs],
@@ -256,7 +287,7 @@ def library() -> Native | None:
         parallel_for = ctypes.cast(torch_cpu.torch_parallel_for, ctypes.c_void_p)
     except (OSError, AttributeError):
         return None
-    if not hasattr(core, "bptt_problem_size") or core.bptt_problem_size() != ctypes.sizeof(_Problem):
+    if not hasattr(core, "bptt_has_bfloat16") or core.bptt_problem_size() != ctypes.sizeof(_Problem):
         return None  # built from another version's source
     core.bptt_units.argtypes, core.bptt_units.restype = (ctypes.c_int64, ctypes.c_int64), ctypes.c_int64
     core.bptt_run.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)

@@ -13,6 +13,7 @@ BPTT_DECLARE(baseline)
 #ifndef BPTT_BASELINE_ONLY
 BPTT_DECLARE(avx2)
 BPTT_DECLARE(avx512)
+namespace avx512_bf16 { Run find_run(const bptt_problem&); }
 #endif
 
 static const Isa& isa() {
@@ -38,6 +39,14 @@ static const Isa& isa() {
   return chosen;
 }
 
+// For products of bfloat16 numbers; null where this processor has none.
+static Run find_bfloat16_run(const bptt_problem& p) {
+#ifndef BPTT_BASELINE_ONLY
+  if (!std::strcmp(isa().name, "avx512") && __builtin_cpu_supports("avx512bf16")) return avx512_bf16::find_run(p);
+#endif
+  return nullptr;
+}
+
 }  // namespace bptt
 
 #define BPTT_EXPORT __attribute__((visibility("default")))
@@ -47,12 +56,15 @@ BPTT_EXPORT const char* bptt_isa() { return bptt::isa().name; }
 // H rounded up to whole registers: the width of `gates` and `candidate`.
 BPTT_EXPORT int64_t bptt_units(int64_t hidden, int64_t is_double) { return bptt::isa().units(hidden, is_double != 0); }
 
+// Whether this processor multiplies bfloat16 numbers, for format 2.
+BPTT_EXPORT int bptt_has_bfloat16() { return bptt::find_bfloat16_run({}) != nullptr; }
+
 // Bytes of a bptt_problem: a core of another version must not be taken for this one.
 BPTT_EXPORT int64_t bptt_problem_size() { return sizeof(bptt_problem); }
 
-// 0, or why not: 1 no such cell, 2 out of memory.
+// 0, or why not: 1 no such cell or format, 2 out of memory.
 BPTT_EXPORT int bptt_run(const bptt_problem* p, int64_t backward, bptt_parallel_for parallel_for) {
-  bptt::Run run = bptt::isa().find_run(*p);
+  bptt::Run run = p->format == 2 ? bptt::find_bfloat16_run(*p) : bptt::isa().find_run(*p);
   if (!run) return 1;
   try {
     run(*p, parallel_for, backward != 0);

@@ -21,12 +21,14 @@ constexpr int64_t kCache = 1 << 20;   // bytes of a second-level cache
 constexpr int64_t kMeeting = 1000;    // cycles of a step from which on it is worth to share it
 constexpr int64_t kWaking = 15000;    // cycles of work for which it is worth to wake a thread
 
-template <class S, class C> class Layer {
+// S: the numbers of all tensors and sums; C: the cell; W: the elements that products multiply, pairs of bfloat16 or S itself.
+template <class S, class C, class W = S> class Layer {
  public:
   Layer(const bptt_problem& problem, bptt_parallel_for pool)
       : p(problem), pool_(pool), H(p.hidden), U(whole<S>(H)), P(p.projected ? p.projected : H), D(p.inputs),
         N(offset(p.steps)), team_(team_size()), groups_(std::min(p.threads / team_, p.batch)), units_(U, team_),
-        outputs_(P, team_), zeros_(zeros_size()) {
+        outputs_(P, team_), zeros_(zeros_size()), room_each_(kPer<W> == 1 ? 0 : kRoundedRows * std::max(depth<W>(D) + depth<W>(P), depth<W>(G * U))),
+        room_(p.threads * room_each_) {
     std::fill_n(zeros_.data, zeros_size(), S(0));
     divide_rows();
     products_ = divide_gates();
@@ -62,20 +64,20 @@ template <class S, class C> class Layer {
 
   void backward() {
     const int64_t most = block_rows();
-    Buffer<S> w_hh(Packed<S>::size(G * U, P)), w_ih(p.d_x ? Packed<S>::size(G * U, D) : 0);
-    Buffer<S> w_hr(p.projected ? Packed<S>::size(P, H) : 0);
+    Buffer<W> w_hh(Packed<W>::size(G * U, P)), w_ih(p.d_x ? Packed<W>::size(G * U, D) : 0);
+    Buffer<W> w_hr(p.projected ? Packed<W>::size(P, H) : 0);
     const bool replays = G > 1 && !p.gates;
     Block block(*this, most, replays);
     Indices indices(replays ? p.threads : 0, most);
     std::unique_ptr<const Operands> operands(replays ? new Operands(*this) : nullptr);
-    const Packed<S> back{w_hh, G * U, P, outputs_.wide}, to_x{w_ih, G * U, D, Panels<S>(D, 1).wide};
-    const Packed<S> to_raw{w_hr, P, H, units_.wide};
+    const Packed<W> back{w_hh, G * U, P, outputs_.wide}, to_x{w_ih, G * U, D, Panels<S>(D, 1).wide};
+    const Packed<W> to_raw{w_hr, P, H, units_.wide};
     auto gate_row = [&](const void* matrix, int64_t width) {
       return [=](int64_t k) { return k % U < H ? pointer(matrix) + (k / U * H + k % U) * width : zeros_.data; };
     };
     const int64_t packers = threads_for(G * H * (P + (p.d_x ? D : 0)) / 4);
     parallel(pool_, packers, [&](int64_t begin, int64_t end) {
-      const int64_t first = G * U * begin / packers, last = G * U * end / packers;
+      const int64_t first = G * U / 2 * begin / packers * 2, last = G * U / 2 * end / packers * 2;
       for (int64_t j = 0; j < P; j += back.wide) back.pack_rows(j, first, last, gate_row(p.w_hh, P));
       if (p.d_x)
         for (int64_t j = 0; j < D; j += to_x.wide) to_x.pack_rows(j, first, last, gate_row(p.w_ih, D));
@@ -115,12 +117,15 @@ template <class S, class C> class Layer {
 
  private:
   static constexpr int L = kLanes<S>, G = C::kGates;
+  static constexpr int64_t kWeightBytes = sizeof(W) / kPer<W>;
   const bptt_problem& p;
   const bptt_parallel_for pool_;
   const int64_t H, U, P, D, N, team_, groups_;
   const Panels<S> units_, outputs_;
   std::vector<int64_t> borders_;  // of the groups' rows
   Buffer<S> zeros_;
+  const int64_t room_each_;  // for each thread's left-hand sides as pairs
+  Buffer<W> room_;
 
   // What one thread does in a loop over time: rows [first, last) of the batch, some of the units and of the outputs.
   struct Part {
@@ -162,6 +167,7 @@ template <class S, class C> class Layer {
     const S* zeros;
     const S* operator()(int64_t) const { return zeros; }
   };
+  W* room(int64_t thread) const { return room_ + thread * room_each_; }
   static const S* pointer(const void* q) { return static_cast<const S*>(q); }
   int64_t zeros_size() const { return std::max({whole<S>(P), U, whole<S>(D), int64_t(kTileVectors * L)}); }
   int64_t offset(int64_t t) const { return p.offsets ? p.offsets[t] : t * p.batch; }
@@ -179,16 +185,16 @@ template <class S, class C> class Layer {
     if (C::kApart) all.push_back({together, 1, units_.wide, U});
     return all;
   }
-  Packed<S> weight(S* data, const Gates& some, int64_t K) const {
-    return {data + some.first * Packed<S>::size(K, U), K, some.count * U, some.wide};
+  Packed<W> weight(W* data, const Gates& some, int64_t K) const {
+    return {data + some.first * Packed<W>::size(K, U), K, some.count * U, some.wide};
   }
   auto rows_of(const void* matrix, const Gates& some, int64_t width) const {
-    return [=](int64_t column) -> typename Packed<S>::Source {
+    return [=](int64_t column) -> typename Packed<W>::Source {
       const int64_t unit = column % U;
       return {pointer(matrix) + ((some.first + column / U) * H + unit) * width, int(std::min<int64_t>(L, H - unit))};
     };
   }
-  Packed<S> projection(S* data) const { return {data, H, P, outputs_.wide}; }
+  Packed<W> projection(W* data) const { return {data, H, P, outputs_.wide}; }
 
   // The state before row r of step t, in one of its buffers.
   const S* before(int64_t t, int64_t r, const void* initial, const void* all, int64_t width) const {
@@ -208,7 +214,7 @@ template <class S, class C> class Layer {
   // Members of a team: as few as give each group enough sequences for full tiles and each member weights that fit its cache;
   // one where a step is shorter than what meeting costs.
   int64_t team_size() const {
-    const int64_t bytes = int64_t(sizeof(S)) * G * U * P;
+    const int64_t bytes = kWeightBytes * G * U * P;
     const bool even = N == p.steps * p.batch;  // else groups would have steps with few sequences
     for (int64_t team = 1; team < p.threads && even; ++team)
       if (p.threads % team == 0 && p.batch * team >= p.threads * kTileRows && bytes / team <= kCache / 4) return team;
@@ -252,12 +258,13 @@ template <class S, class C> class Layer {
 
   // The weights as the products want them, and b_ih + b_hh with each gate filled up to U; where zh stays apart its b_hh does.
   struct Operands {
-    Buffer<S> w_ih, w_hh, w_hr, bias, apart;
+    Buffer<W> w_ih, w_hh, w_hr;
+    Buffer<S> bias, apart;
     const bool joined;  // zx and zh in one product, step by step: where all weights fit a cache and tiles are full
     explicit Operands(const Layer& l)
-        : w_ih(G * Packed<S>::size(l.D, l.H)), w_hh(G * Packed<S>::size(l.P, l.H)),
-          w_hr(l.p.projected ? Packed<S>::size(l.H, l.P) : 0), bias(G * l.U), apart(l.U),
-          joined(l.p.batch >= 4 * l.groups_ && int64_t(sizeof(S)) * G * l.U * (l.D + l.P) / l.team_ <= kCache / 4) {
+        : w_ih(G * Packed<W>::size(l.D, l.H)), w_hh(G * Packed<W>::size(l.P, l.H)),
+          w_hr(l.p.projected ? Packed<W>::size(l.H, l.P) : 0), bias(G * l.U), apart(l.U),
+          joined(l.p.batch >= 4 * l.groups_ && kWeightBytes * G * l.U * (l.D + l.P) / l.team_ <= kCache / 4) {
       l.add_biases(bias, apart);
       l.pack(*this);
     }
@@ -274,7 +281,7 @@ template <class S, class C> class Layer {
           }
       if (p.projected && begin == 0)
         for (int64_t j = 0; j < P; j += outputs_.wide)
-          projection(to.w_hr).pack_transposed(j, H, [&](int64_t o) -> typename Packed<S>::Source {
+          projection(to.w_hr).pack_transposed(j, H, [&](int64_t o) -> typename Packed<W>::Source {
             return {pointer(p.w_hr) + o * H, int(std::min<int64_t>(L, std::max<int64_t>(0, P - o)))};
           });
     });
@@ -331,7 +338,7 @@ template <class S, class C> class Layer {
 
   void project(const Rows& rows, const Part& part, const Operands& o) const {
     for (const Gates& some : products_)
-      product(rows.index.size(), some.begin(part), some.end(part), [&](int64_t) { return o.bias + some.first * U; },
+      product(room(part.id), rows.index.size(), some.begin(part), some.end(part), [&](int64_t) { return o.bias + some.first * U; },
               [&](int64_t k) { return rows.z(k) + some.first * U; },
               times([&](int64_t k) { return rows.x(k); }, weight(o.w_ih, some, D)));
   }
@@ -346,14 +353,14 @@ template <class S, class C> class Layer {
       const int64_t first = some.begin(part), last = some.end(part);
       auto z = [&](int64_t k) { return rows.z(k) + some.first * U; };
       auto bias = [&](int64_t) { return o.bias + some.first * U; };
-      const Packed<S> w_ih = weight(o.w_ih, some, D), w_hh = weight(o.w_hh, some, P);
+      const Packed<W> w_ih = weight(o.w_ih, some, D), w_hh = weight(o.w_hh, some, P);
       const auto from_x = times([&](int64_t k) { return rows.x(k); }, w_ih);
       const auto from_h = times([&](int64_t k) { return rows.h_before[k]; }, w_hh);
       if (some.first >= G - C::kApart) {
-        product(count, first, last, bias, z, from_x);
-        product(count, first, last, [&](int64_t) { return o.apart.data; }, [&](int64_t k) { return rows.zh(k); }, from_h);
+        product(room(part.id), count, first, last, bias, z, from_x);
+        product(room(part.id), count, first, last, [&](int64_t) { return o.apart.data; }, [&](int64_t k) { return rows.zh(k); }, from_h);
       } else {
-        product(count, first, last, bias, z, from_x, from_h);
+        product(room(part.id), count, first, last, bias, z, from_x, from_h);
       }
     }
     for (int64_t s = start, k = 0; s < stop; ++s)
@@ -384,16 +391,16 @@ template <class S, class C> class Layer {
       const int64_t first = some.begin(part), last = some.end(part);
       auto z = [&](int64_t k) { return rows.z(done + k) + some.first * U; };
       auto bias = [&](int64_t) { return o.bias + some.first * U; };
-      const Packed<S> w_ih = weight(o.w_ih, some, D), w_hh = weight(o.w_hh, some, P);
+      const Packed<W> w_ih = weight(o.w_ih, some, D), w_hh = weight(o.w_hh, some, P);
       const auto from_x = times([&](int64_t k) { return rows.x(done + k); }, w_ih);
       const auto from_h = times([&](int64_t k) { return before(t, part.first + k, p.h0, p.h, P); }, w_hh);
       if (some.first >= G - C::kApart) {
-        if (o.joined) product(count, first, last, bias, z, from_x);
-        product(count, first, last, [&](int64_t) { return o.apart.data; }, [&](int64_t k) { return rows.zh(done + k); }, from_h);
+        if (o.joined) product(room(part.id), count, first, last, bias, z, from_x);
+        product(room(part.id), count, first, last, [&](int64_t) { return o.apart.data; }, [&](int64_t k) { return rows.zh(done + k); }, from_h);
       } else if (o.joined) {
-        product(count, first, last, bias, z, from_x, from_h);
+        product(room(part.id), count, first, last, bias, z, from_x, from_h);
       } else {
-        product(count, first, last, z, z, from_h);
+        product(room(part.id), count, first, last, z, z, from_h);
       }
     }
     for (int64_t k = 0; k < count; ++k) {
@@ -402,7 +409,7 @@ template <class S, class C> class Layer {
     }
     if (p.projected) {
       part.meet();
-      product(count, part.output, part.output_end, Zero{zeros_}, [&](int64_t k) { return rows.h(done + k); },
+      product(room(part.id), count, part.output, part.output_end, Zero{zeros_}, [&](int64_t k) { return rows.h(done + k); },
               times([&](int64_t k) { return raw + (part.first + k) * U; }, projection(o.w_hr)));
     }
     part.meet();
@@ -447,7 +454,7 @@ template <class S, class C> class Layer {
     if (from) std::copy_n(pointer(from) + r * width, width, to);
   }
 
-  void backward_step(int64_t t, const Part& part, Block& block, const Packed<S>& back, const Packed<S>& to_raw) const {
+  void backward_step(int64_t t, const Part& part, Block& block, const Packed<W>& back, const Packed<W>& to_raw) const {
     const int64_t count = part.end(t) - part.first;
     const int64_t start = offset(t) - block.first_row + part.first;  // of our rows, in the block
     const int64_t Pw = whole<S>(P);
@@ -461,14 +468,14 @@ template <class S, class C> class Layer {
           std::copy(block.dh_projected + (start + k) * Pw + part.output, block.dh_projected + (start + k) * Pw + part.output_end,
                     static_cast<S*>(p.delta_h) + (block.first_row + start + k) * P + part.output);
       part.meet();
-      product(count, part.unit, part.unit_end, Zero{zeros_}, [&](int64_t k) { return block.d_raw + (part.first + k) * U; },
+      product(room(part.id), count, part.unit, part.unit_end, Zero{zeros_}, [&](int64_t k) { return block.d_raw + (part.first + k) * U; },
               times([&](int64_t k) { return block.dh_projected + (start + k) * Pw; }, to_raw.filled_up()));
     }
     for (int64_t k = 0; k < count; ++k) backward_pointwise(t, part.first + k, start + k, part, block);
     part.meet();
     auto dh = [&](int64_t k) { return block.dh + (part.first + k) * Pw; };
     auto direct = [&](int64_t k) -> const S* { return C::kApart ? dh(k) : zeros_.data; };
-    product(count, part.output, part.output_end, direct, dh,
+    product(room(part.id), count, part.output, part.output_end, direct, dh,
             times([&](int64_t k) { return block.dz_hidden() + (start + k) * G * U; }, back));
     if (!p.cut) return;
     for (int64_t r = part.first; r < part.first + count; ++r)
@@ -522,7 +529,7 @@ template <class S, class C> class Layer {
 
   // ---- Gradients of the weights and inputs, from the dz of a block's rows
 
-  void products_of_all_rows(Block& block, const Packed<S>& to_x) const {
+  void products_of_all_rows(Block& block, const Packed<W>& to_x) const {
     const int64_t R = block.rows, rows = G * H;
     const int64_t threads = threads_for(R * G * U * ((p.d_w_ih ? D + P : 0) + (p.d_x ? D : 0)) / L);
     const int64_t each = (rows + threads * kTileRows - 1) / (threads * kTileRows) * kTileRows;
@@ -531,7 +538,7 @@ template <class S, class C> class Layer {
       if (p.d_w_ih) weight_gradients(block, std::min(begin * each, rows), std::min(end * each, rows));
       if (p.d_x) {
         const int64_t n = R * begin / threads;
-        product(R * end / threads - n, 0, D, Zero{zeros_},
+        product(room(begin), R * end / threads - n, 0, D, Zero{zeros_},
                 [&](int64_t k) { return static_cast<S*>(p.d_x) + (block.first_row + n + k) * D; },
                 times([&](int64_t k) { return block.dz + (n + k) * G * U; }, to_x));
       }
@@ -544,56 +551,74 @@ template <class S, class C> class Layer {
     auto column = [&](int64_t q) { return q / H * U + q % H; };  // of row q of the weights, in dz
     auto x_row = [&](int64_t n) { return pointer(p.x) + (block.first_row + n) * D; };
     auto h_row = [&](int64_t n) { return block.h_before[n]; };
-    Buffer<S> left(R * (last - first)), panel(Packed<S>::size(R, kTileVectors * L));
+    Buffer<W> left(depth<W>(R) * (last - first)), panel(Packed<W>::size(R, kTileVectors * L));
     interleave(block.dz, G * U, R, first, last, column, left);
     outer(left, block, first, last, panel, x_row, D, p.d_w_ih);
     if (p.d_b_ih) sum_rows(block.dz, block, first, last, column, p.d_b_ih);
     if (C::kApart) interleave(block.dz_hidden(), G * U, R, first, last, column, left);
     outer(left, block, first, last, panel, h_row, P, p.d_w_hh);
-    if (p.d_b_hh) sum_rows(block.dz_hidden(), block, first, last, column, p.d_b_hh);
+    if (p.d_b_hh && (C::kApart || !p.d_b_ih)) sum_rows(block.dz_hidden(), block, first, last, column, p.d_b_hh);
+    else if (p.d_b_hh) std::copy(static_cast<S*>(p.d_b_ih) + first, static_cast<S*>(p.d_b_ih) + last, static_cast<S*>(p.d_b_hh) + first);
     if (p.projected && first == 0) {
-      Buffer<S> projected(R * P);
+      Buffer<W> projected(depth<W>(R) * P);
       interleave(block.dh_projected, whole<S>(P), R, 0, P, [](int64_t q) { return q; }, projected);
       outer(projected, block, 0, P, panel, [&](int64_t n) { return block.raw + n * U; }, H, p.d_w_hr);
     }
   }
 
-  // Columns column(q) of rows `stride` apart, for q in [first, last): tile by tile [R][rows of the tile].
+  // Some columns of a matrix, row after row as `multiply` takes them interleaved.
+  struct Tile {
+    W* to;
+    int columns;
+    const S* start[kTileRows];  // of each column
+    bool adjacent() const { return columns == kTileRows && start[columns - 1] == start[0] + columns - 1; }
+    // The numbers `row` behind the starts and, where elements are pairs, those at `next`, if there are any.
+    void take(int64_t row, int64_t next, bool has_next) {
+      if (adjacent() && kPer<W> == 1) std::memcpy(to, start[0] + row, sizeof(W) * kTileRows);
+      else if (adjacent() && has_next) store(to, join<W>(load(start[0] + row, kTileRows), load(start[0] + next, kTileRows)), kTileRows);
+      else for (int i = 0; i < columns; ++i) to[i] = join<W>(start[i][row], has_next ? start[i][next] : S(0));
+      to += columns;
+    }
+  };
+
+  // Columns column(q) of rows `stride` apart, for q in [first, last): tile by tile [depth(R)][rows of the tile]. Several tiles
+  // at a time, so that they share the cache lines of a row.
   template <class F>
-  static void interleave(const S* from, int64_t stride, int64_t R, int64_t first, int64_t last, F column, S* to) {
+  static void interleave(const S* from, int64_t stride, int64_t R, int64_t first, int64_t last, F column, W* to) {
+    constexpr int kTogether = 8;
+    Tile some[kTogether];
+    int count = 0;
     tiles(last - first, [&](int64_t q, int m) {
-      S* tile = to + q * R;
-      const S* start[kTileRows];
-      for (int i = 0; i < m; ++i) start[i] = from + column(first + q + i);
-      if (m == kTileRows && start[m - 1] == start[0] + m - 1)
-        for (int64_t n = 0; n < R; ++n) std::memcpy(tile + n * kTileRows, start[0] + n * stride, sizeof(S) * kTileRows);
-      else
-        for (int64_t n = 0; n < R; ++n)
-          for (int i = 0; i < m; ++i) tile[n * m + i] = start[i][n * stride];
+      Tile& tile = some[count++] = {to + q * depth<W>(R), m, {}};
+      for (int i = 0; i < m; ++i) tile.start[i] = from + column(first + q + i);
+      if (count < kTogether && q + m < last - first) return;
+      for (int64_t n = 0; n < R; n += kPer<W>)
+        for (int i = 0; i < count; ++i) some[i].take(n * stride, (n + 1) * stride, n + 1 < R);
+      count = 0;
     });
   }
 
   // to[q][f] (+)= sum_n left[n][q] features(n)[f] for rows q in [first, last) of a weight of that width.
   template <class F>
-  void outer(const S* left, const Block& block, int64_t first, int64_t last, S* buffer, F features, int64_t width,
+  void outer(const W* left, const Block& block, int64_t first, int64_t last, W* buffer, F features, int64_t width,
              void* to) const {
     if (!to) return;
     const int64_t R = block.rows;
     for (int64_t f = 0; f < width; f += kTileVectors * L) {
       const int64_t wide = std::min<int64_t>(width - f, kTileVectors * L);
-      const Packed<S> panel{buffer, R, wide, kTileVectors * L};
+      const Packed<W> panel{buffer, R, wide, kTileVectors * L};
       panel.pack_rows(0, 0, R, [&](int64_t n) { return features(n) + f; });
       const int vectors = panel.vectors(0), n = int(wide - (vectors - 1) * L);
       tiles(last - first, [&](int64_t q, int m) {
-        const S* row[1] = {left + q * R};
-        const Term<S> term{row, R, buffer};
+        const W* row[1] = {left + q * depth<W>(R)};
+        const Term<W> term{row, depth<W>(R), buffer};
         const S* start[kTileRows];
         S* target[kTileRows];
         for (int i = 0; i < m; ++i) {
           target[i] = static_cast<S*>(to) + (first + q + i) * width + f;
           start[i] = block.is_first ? zeros_ : target[i];
         }
-        multiply_for<S, Left::interleaved>(m, vectors)(&term, 1, start, target, n);
+        multiply_for<W, Left::interleaved>(m, vectors)(&term, 1, start, target, n);
       });
     }
   }
@@ -614,18 +639,18 @@ template <class S, class C> class Layer {
 
 // One entry for each (cell, number format).
 typedef void (*Run)(const bptt_problem&, bptt_parallel_for, bool backward);
-template <class S, class C> void run(const bptt_problem& p, bptt_parallel_for pool, bool backward) {
-  Layer<S, C> layer(p, pool);
+template <class S, class W, class C> void run(const bptt_problem& p, bptt_parallel_for pool, bool backward) {
+  Layer<S, C, W> layer(p, pool);
   if (backward) layer.backward();
   else layer.forward();
 }
-template <class S> Run find(int64_t cell) {
+template <class S, class W = S> Run find(int64_t cell) {
   switch (cell) {
-    case 0: return run<S, Elman<S, 0>>;
-    case 1: return run<S, Elman<S, 1>>;
-    case 2: return run<S, Elman<S, 2>>;
-    case 3: return run<S, Gru<S>>;
-    case 4: return run<S, Lstm<S>>;
+    case 0: return run<S, W, Elman<S, 0>>;
+    case 1: return run<S, W, Elman<S, 1>>;
+    case 2: return run<S, W, Elman<S, 2>>;
+    case 3: return run<S, W, Gru<S>>;
+    case 4: return run<S, W, Lstm<S>>;
   }
   return nullptr;
 }

@@ -1,4 +1,4 @@
-// What the core is given: one layer in one direction, float or double. Plain C, so that Python's ctypes can fill it in.
+// What the core is given: one layer in one direction. Plain C, so that Python's ctypes can fill it in.
 #pragma once
 #include <cstdint>
 
@@ -9,7 +9,7 @@ typedef int (*bptt_parallel_for)(int64_t begin, int64_t end, int64_t grain, void
 // are contiguous. P is the size of h: that of the projection, or H. U is H rounded up to whole registers (bptt_units).
 typedef struct {
   int64_t cell;            // 0 tanh, 1 ReLU, 2 sigmoid, 3 GRU, 4 LSTM
-  int64_t is_double;       // 0 float, 1 double
+  int64_t format;          // 0 float, 1 double, 2 float whose products are of bfloat16 numbers, added up as float
   int64_t steps, batch;    // T, B
   int64_t inputs, hidden;  // D, H
   int64_t projected;       // size of the projection, or 0

@@ -22,27 +22,33 @@ template <class S> struct Panels {
   int64_t begin(int64_t member) const { return member * each < columns ? member * each : columns; }
 };
 
-// A matrix [K, columns], panel by panel [K][registers][lanes], filled up with zeros.
-template <class S> struct Packed {
-  S* data;
+// Elements that K numbers take.
+template <class W> inline int64_t depth(int64_t K) { return (K + kPer<W> - 1) / kPer<W>; }
+
+// A matrix [K, columns] of W, panel by panel [depth(K)][registers][lanes], filled up with zeros.
+template <class W> struct Packed {
+  using S = Sum<W>;
+  W* data;
   int64_t K, columns, wide;
 
-  static int64_t size(int64_t K, int64_t columns) { return K * whole<S>(columns); }
+  static int64_t size(int64_t K, int64_t columns) { return depth<W>(K) * whole<S>(columns); }
   Packed filled_up() const { return {data, K, whole<S>(columns), wide}; }  // a product with it has its columns of zeros too
-  const S* panel(int64_t column) const { return data + column * K; }
+  const W* panel(int64_t column) const { return data + column * depth<W>(K); }
   int vectors(int64_t column) const {
     return int((columns - column >= wide ? wide : whole<S>(columns - column)) / kLanes<S>);
   }
 
-  // The rows k of the panel that begins at `column`: from(k) points to that row's numbers, `column` the first of them.
+  // The rows k in [first, last), `first` a multiple of kPer<W>, of the panel that begins at `column`: from(k) points to that
+  // row's numbers, `column` the first of them.
   template <class F> void pack_rows(int64_t column, int64_t first, int64_t last, F from) const {
     const int64_t left = columns - column, width = vectors(column) * kLanes<S>, real = left < width ? left : width;
-    S* to = data + column * K + first * width;
-    for (int64_t k = first; k < last; ++k, to += width) {
-      const S* row = from(k) + column;
+    W* to = data + column * depth<W>(K) + first / kPer<W> * width;
+    for (int64_t k = first; k < last; k += kPer<W>, to += width) {
+      const S *row = from(k) + column, *next = kPer<W> == 2 && k + 1 < last ? from(k + 1) + column : nullptr;
       int64_t j = 0;
-      for (; j + kLanes<S> <= real; j += kLanes<S>) store(to + j, load(row + j));
-      if (j < width) store(to + j, load(row + j, int(real - j)));
+      for (; j + kLanes<S> <= real; j += kLanes<S>) store(to + j, join<W>(load(row + j), next ? load(next + j) : Vec<S>{}));
+      const int n = int(real - j);
+      if (j < width) store(to + j, join<W>(load(row + j, n), next ? load(next + j, n) : Vec<S>{}));
     }
   }
   // The panel that begins at `column`, from the transposed matrix [columns, K] that has its rows in groups: the column j and
@@ -53,16 +59,17 @@ template <class S> struct Packed {
     const int64_t width = vectors(column) * L;
     for (int64_t j = 0; j < width; j += L) {
       const Source source = from(column + j);
-      S* to = data + column * K + j;
+      W* to = data + column * depth<W>(K) + j;
       int64_t k = 0;
       for (; source.count == L && k + L <= K; k += L) {
         Vec<S> block[L];
         for (int i = 0; i < L; ++i) block[i] = load(source.row + i * stride + k);
         transpose<S>(block);
-        for (int i = 0; i < L; ++i) store(to + (k + i) * width, block[i]);
+        for (int i = 0; i < L; i += kPer<W>) store(to + (k + i) / kPer<W> * width, join<W>(block[i], block[i + kPer<W> - 1]));
       }
-      for (; k < K; ++k)
-        for (int i = 0; i < L; ++i) to[k * width + i] = i < source.count ? source.row[i * stride + k] : S(0);
+      auto number = [&](int i, int64_t k) { return i < source.count && k < K ? source.row[i * stride + k] : S(0); };
+      for (; k < K; k += kPer<W>)
+        for (int i = 0; i < L; ++i) to[k / kPer<W> * width + i] = join<W>(number(i, k), number(i, k + 1));
     }
   }
 };
@@ -70,11 +77,11 @@ template <class S> struct Packed {
 // Left-hand sides: M rows anywhere in memory, or interleaved, [K][M], and then row[0] is where they begin.
 enum class Left { rows, interleaved };
 
-// One of the products that a tile adds up: its rows and a panel of [K] rows.
-template <class S> struct Term {
-  const S* const* row;
+// One of the products that a tile adds up: its rows and a panel, of K elements each.
+template <class W> struct Term {
+  const W* const* row;
   int64_t K;
-  const S* panel;
+  const W* panel;
 };
 
 // to[m] = from[m] + sum over the terms of row[m] . panel, for M rows and N registers of columns, the last of which has `n`
@@ -82,8 +89,8 @@ template <class S> struct Term {
 //
 // Sum i belongs to set i / (M N), row i / N % M and register i % N; several sets hide the latency of few multiply-adds. Fold
 // expressions, not loops, since only so the compiler keeps all sums in registers from the first load to the last store.
-template <class S, int M, int N, int sets, Left left, int... i, int... j>
-inline void multiply(const Term<S>* terms, int count, const S* const* from, S* const* to, int n,
+template <class W, int M, int N, int sets, Left left, int... i, int... j, class S = Sum<W>>
+inline void multiply(const Term<W>* terms, int count, const S* const* from, S* const* to, int n,
                      std::integer_sequence<int, i...>, std::integer_sequence<int, j...>) {
   constexpr int L = kLanes<S>, all = M * N, step = left == Left::rows ? 1 : M;
   S* result[M];
@@ -91,18 +98,18 @@ inline void multiply(const Term<S>* terms, int count, const S* const* from, S* c
   Vec<S> sum[sets * all];
   ((sum[i] = i >= all ? Vec<S>{} : i % N < N - 1 ? load(from[i / N % M] + i % N * L) : load(from[i / N % M] + i % N * L, n)),
    ...);
-  for (const Term<S>* term = terms; term < terms + count; ++term) {
-    const S *a[M], *panel = term->panel;
+  for (const Term<W>* term = terms; term < terms + count; ++term) {
+    const W *a[M], *panel = term->panel;
     for (int m = 0; m < M; ++m) a[m] = left == Left::rows ? term->row[m] : term->row[0] + m;
     const int64_t K = term->K;
     int64_t k = 0;
     for (; k + sets <= K; k += sets, panel += sets * N * L) {
-      const Vec<S> w[] = {load(panel + j * L)...};
-      ((sum[i] += a[i / N % M][(k + i / all) * step] * w[i / all * N + i % N]), ...);
+      const Vec<W> w[] = {load(panel + j * L)...};
+      ((sum[i] = add_product(sum[i], a[i / N % M][(k + i / all) * step], w[i / all * N + i % N])), ...);
     }
     if (sets > 1)
       for (; k < K; ++k, panel += N * L)
-        ((i < all ? void(sum[i] += a[i / N % M][k * step] * load(panel + i % N * L)) : void()), ...);
+        ((i < all ? void(sum[i] = add_product(sum[i], a[i / N % M][k * step], load(panel + i % N * L))) : void()), ...);
   }
   ((i >= all ? void(sum[i % all] += sum[i]) : void()), ...);
   ((i >= all         ? void()
@@ -110,21 +117,21 @@ inline void multiply(const Term<S>* terms, int count, const S* const* from, S* c
                     : store(result[i / N % M] + i % N * L, sum[i], n)),
    ...);
 }
-template <class S, int M, int N, Left left>
-void multiply(const Term<S>* terms, int count, const S* const* from, S* const* to, int n) {
+template <class W, int M, int N, Left left>
+void multiply(const Term<W>* terms, int count, const Sum<W>* const* from, Sum<W>* const* to, int n) {
   constexpr int sets = M * N >= 8 ? 1 : M * N >= 4 ? 2 : 4;
-  multiply<S, M, N, sets, left>(terms, count, from, to, n, std::make_integer_sequence<int, sets * M * N>(),
+  multiply<W, M, N, sets, left>(terms, count, from, to, n, std::make_integer_sequence<int, sets * M * N>(),
                                 std::make_integer_sequence<int, sets * N>());
 }
 
-// multiply<S, M, N, left> for M and N known only when it runs.
-template <class S> using Multiply = void (*)(const Term<S>*, int, const S* const*, S* const*, int);
-template <class S, Left left, int... i> Multiply<S> multiply_for(int m, int n, std::integer_sequence<int, i...>) {
-  static constexpr Multiply<S> all[] = {multiply<S, i / kTileVectors + 1, i % kTileVectors + 1, left>...};
+// multiply<W, M, N, left> for M and N known only when it runs.
+template <class W> using Multiply = void (*)(const Term<W>*, int, const Sum<W>* const*, Sum<W>* const*, int);
+template <class W, Left left, int... i> Multiply<W> multiply_for(int m, int n, std::integer_sequence<int, i...>) {
+  static constexpr Multiply<W> all[] = {multiply<W, i / kTileVectors + 1, i % kTileVectors + 1, left>...};
   return all[(m - 1) * kTileVectors + n - 1];
 }
-template <class S, Left left> Multiply<S> multiply_for(int m, int n) {
-  return multiply_for<S, left>(m, n, std::make_integer_sequence<int, kTileRows * kTileVectors>());
+template <class W, Left left> Multiply<W> multiply_for(int m, int n) {
+  return multiply_for<W, left>(m, n, std::make_integer_sequence<int, kTileRows * kTileVectors>());
 }
 
 // Even parts of at most kTileRows: work(begin, rows).
@@ -138,24 +145,26 @@ template <class F> inline void tiles(int64_t rows, F work) {
 }
 
 // A left-hand side and the weight that it is multiplied with: row(r) points to row r of the former.
-template <class S, class Row> struct Factors {
+template <class W, class Row> struct Factors {
   Row row;
-  const Packed<S>& weight;
+  const Packed<W>& weight;
 };
-template <class S, class Row> Factors<S, Row> times(Row row, const Packed<S>& weight) { return {row, weight}; }
+template <class W, class Row> Factors<W, Row> times(Row row, const Packed<W>& weight) { return {row, weight}; }
 
 // to(r)[j] = from(r)[j] + sum over the factors of sum_k row(r)[k] weight[k][j], for `rows` rows and columns j in [first, last),
-// where `first` begins a panel. All weights have the same panels. from(r) and to(r) point to column 0.
-template <class S, class From, class To, class... Row>
-void product(int64_t rows, int64_t first, int64_t last, From from, To to, Factors<S, Row>... factors) {
+// where `first` begins a panel. All weights have the same panels. from(r) and to(r) point to column 0, row(r) to elements.
+template <class W, class From, class To, class... Row>
+void product_of_elements(int64_t rows, int64_t first, int64_t last, From from, To to, Factors<W, Row>... factors) {
+  using S = Sum<W>;
   constexpr int L = kLanes<S>, count = sizeof...(Row);
-  const Packed<S>& w = std::get<0>(std::tie(factors...)).weight;
+  const Packed<W>& w = std::get<0>(std::tie(factors...)).weight;
   for (int64_t column = first; column < last; column += w.wide) {
     const int vectors = w.vectors(column);
     const int64_t left = w.columns - column;
     const int n = left >= vectors * L ? L : int(left - (vectors - 1) * L);
     tiles(rows, [&](int64_t r, int m) {
-      const S *row[count][kTileRows], *start[kTileRows];
+      const W* row[count][kTileRows];
+      const S* start[kTileRows];
       S* target[kTileRows];
       for (int i = 0; i < m; ++i) {
         int f = 0;
@@ -164,9 +173,34 @@ void product(int64_t rows, int64_t first, int64_t last, From from, To to, Factor
         target[i] = to(r + i) + column;
       }
       int f = -1;
-      const Term<S> terms[count] = {(++f, Term<S>{row[f], factors.weight.K, factors.weight.panel(column)})...};
-      multiply_for<S, Left::rows>(m, vectors)(terms, count, start, target, n);
+      const Term<W> terms[count] = {(++f, Term<W>{row[f], depth<W>(factors.weight.K), factors.weight.panel(column)})...};
+      multiply_for<W, Left::rows>(m, vectors)(terms, count, start, target, n);
     });
+  }
+}
+
+// The same where row(r) points to numbers. As pairs they first go to `room`, for as many rows at a time as repay the way of the
+// weights through the cache.
+constexpr int64_t kRoundedRows = 128;
+
+template <class S, class From, class To, class... Row>
+void product(S*, int64_t rows, int64_t first, int64_t last, From from, To to, Factors<S, Row>... factors) {
+  product_of_elements(rows, first, last, from, to, factors...);
+}
+template <class From, class To, class... Row>
+void product(Pair* room, int64_t rows, int64_t first, int64_t last, From from, To to, Factors<Pair, Row>... factors) {
+  for (int64_t begin = 0; begin < rows; begin += kRoundedRows) {
+    const int64_t count = rows - begin < kRoundedRows ? rows - begin : kRoundedRows;
+    Pair* next = room;
+    auto rounded = [&](const auto& numbers) {
+      Pair* const all = next;
+      const int64_t K = numbers.weight.K, each = depth<Pair>(K);
+      for (int64_t r = 0; r < count; ++r) round_row(numbers.row(begin + r), K, all + r * each);
+      next += count * each;
+      return times([=](int64_t r) { return all + r * each; }, numbers.weight);
+    };
+    product_of_elements(count, first, last, [&](int64_t r) { return from(begin + r); },
+                        [&](int64_t r) { return to(begin + r); }, rounded(factors)...);
   }
 }
 

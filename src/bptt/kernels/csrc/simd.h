@@ -3,11 +3,14 @@
 #include <cstdint>
 #include <cstring>
 #include <initializer_list>
+#include <type_traits>
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
-#if defined(__AVX512F__)
+#if defined(__AVX512BF16__)
+#define BPTT_ISA avx512_bf16
+#elif defined(__AVX512F__)
 #define BPTT_ISA avx512
 #elif defined(__AVX2__)
 #define BPTT_ISA avx2
@@ -36,8 +39,21 @@ template <> struct Register<double> {
   typedef double Anywhere __attribute__((vector_size(kBytes), aligned(8), may_alias));
   typedef int64_t I __attribute__((vector_size(kBytes)));
 };
+// Two bfloat16 numbers, the first in the low half: what the processor multiplies with two others and adds to one float.
+struct Pair { uint32_t bits; };
+template <> struct Register<Pair> {
+  typedef uint32_t V __attribute__((vector_size(kBytes)));
+  typedef uint32_t Anywhere __attribute__((vector_size(kBytes), aligned(4), may_alias));
+};
 template <class S> using Vec = typename Register<S>::V;
 template <class S> constexpr int kLanes = kBytes / sizeof(S);
+
+// Products take their operands as W and add up as Sum<W>; an element W holds kPer<W> numbers.
+template <class W> struct SumOf { using S = W; };
+template <> struct SumOf<Pair> { using S = float; };
+template <class W> using Sum = typename SumOf<W>::S;
+template <class W> constexpr int kPer = 1;
+template <> inline constexpr int kPer<Pair> = 2;
 
 template <class S> inline Vec<S> splat(S x) { return Vec<S>{} + x; }
 
@@ -67,6 +83,35 @@ template <class S> inline void store(S* p, Vec<S> v, int n) {
   std::memcpy(p, &v, n * sizeof(S));
 #endif
 }
+
+// sum + a w, for one number a or one pair.
+template <class S> inline Vec<S> add_product(Vec<S> sum, S a, Vec<S> w) { return sum + a * w; }
+
+// The elements that hold these numbers of one row and, where they are pairs, those of the next.
+template <class W> inline Vec<W> join(Vec<W> first, Vec<W>) { return first; }
+template <class W> inline W join(W first, W) { return first; }
+
+#if defined(__AVX512BF16__)
+inline Vec<float> add_product(Vec<float> sum, Pair a, Vec<Pair> w) {
+  return (Vec<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(a.bits), (__m512bh)w);
+}
+inline __m512i rounded(Vec<float> x) { return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)x)); }
+template <class W, std::enable_if_t<kPer<W> == 2, int> = 0> inline Vec<W> join(Vec<float> first, Vec<float> second) {
+  return (Vec<W>)_mm512_or_si512(rounded(first), _mm512_slli_epi32(rounded(second), 16));
+}
+template <class W, std::enable_if_t<kPer<W> == 2, int> = 0> inline W join(float first, float second) {
+  return {join<W>(splat(first), splat(second))[0]};
+}
+// K numbers in a row as pairs; an odd last one with a zero.
+inline void round_row(const float* from, int64_t K, Pair* to) {
+  constexpr int L = kLanes<float>;
+  for (int64_t k = 0; k < K; k += 2 * L) {
+    const int first = int(K - k < L ? K - k : L), second = int(K - k < L ? 0 : K - k < 2 * L ? K - k - L : L);
+    const __m512bh both = _mm512_cvtne2ps_pbh((__m512)load(from + k + L, second), (__m512)load(from + k, first));
+    store(to + k / 2, (Vec<Pair>)both, (first + second + 1) / 2);
+  }
+}
+#endif
 
 // result[j] = number index[j] of a followed by b.
 template <class S> inline Vec<S> shuffle(Vec<S> a, Vec<S> b, typename Register<S>::I index) {
