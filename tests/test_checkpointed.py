@@ -606,6 +606,49 @@ def test_a_full_disk_changes_nothing(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("bptt-snapshots-*"))
 
 
+_FULL = """
+import errno, sys, tempfile, torch, bptt
+from pathlib import Path
+tempfile.tempdir = sys.argv[1]
+torch.manual_seed(0)
+model = bptt.LSTM(3, 40, dtype=torch.float64)
+x, y = torch.randn(300, 2, 3, dtype=torch.float64), torch.randn(300, 2, 40, dtype=torch.float64)
+loss = lambda z, t: ((z - t) ** 2).sum()
+optimizer = torch.optim.Adam(model.parameters())
+bptt.backward(model, x, y, loss)
+optimizer.step()
+def everything():
+    moments = [v for of in optimizer.state_dict()["state"].values() for v in of.values()]
+    return [t.detach().clone() for p in model.parameters() for t in (p, p.grad)] + [v.clone() for v in moments]
+before = everything()
+least = bptt.Checkpointed("1GB").plan(model, x, y, loss).least
+try:
+    bptt.backward(model, x, y, loss, bptt.Checkpointed(least, "disk"))
+except OSError as error:
+    assert error.errno == errno.ENOSPC, error
+    assert "make room, set TMPDIR" in str(error), error
+else:
+    raise AssertionError("the disk was not full")
+assert all(map(torch.equal, before, everything()))
+assert not list(Path(tempfile.tempdir).iterdir())
+print("as before")
+"""
+
+
+def test_a_small_disk_that_really_fills_changes_nothing(tmp_path):
+    """A file system of 32 kB, mounted where only the run sees it; a snapshot is cut off in the middle."""
+    inside = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    mount = 'mount -t tmpfs -o size=32k none "$0"'
+    try:
+        subprocess.run([*inside, mount, str(tmp_path)], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no file system can be mounted here without rights: {error}")
+    command = [*inside, f'{mount} && exec "$@"', str(tmp_path), sys.executable, "-c", _FULL, str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == "as before\n"
+
+
 def test_training_says_its_plan_and_its_peak(tmp_path):
     (tmp_path / "a.txt").write_text("a tale of two cities " * 2000)
     command = f"-m bptt train text --data {tmp_path / 'a.txt'} --chunk 3000 --batch 2 --steps 2 --hidden 16"
