@@ -339,6 +339,35 @@ def test_a_larger_budget_is_never_slower():
     assert planner.plan(24_000_000).extra_steps <= 10**6
 
 
+def test_states_alone_are_taped_where_that_saves_time():
+    """In wide batches, where the tape of a chunk is far larger than the block whose gates are computed anew."""
+    model, x, y = problem(bptt.GRU, 400, batch=32, hidden=128)
+    bptt.backward(model, x, y, squared)
+    gradients = named_gradients(model)
+    smallest = least(model, x, y)
+    chunk = Chunk(model, x, y, squared)
+    for tenths in range(30, 120, 3):
+        plan, replay, uses_random = checkpointed._prepared(chunk, bptt.Checkpointed(smallest * tenths // 10))
+        assert ("gates are computed anew" in str(plan)) == plan.lean
+        if plan.lean:
+            break
+    assert plan.lean
+    model.zero_grad()
+    run = checkpointed._Run(replay, plan, uses_random)
+    highest = max(levels_of(lambda: run.all(open_snapshots("memory", plan.snapshots)), None))
+    native = NativeWork.of(model, torch.zeros(32, 128), lean=True).bytes(plan.chunk)
+    assert abs((plan.peak - native) / highest - 1) < 0.1
+    assert run.result().extra_steps == plan.extra_steps
+    assert_same(named_gradients(model), gradients)
+    assert not bptt.Checkpointed(10**10).plan(model, x, y, squared).lean  # it takes longer
+
+
+def test_only_layers_that_tape_gates_are_tried_with_a_lean_tape():
+    for layer in (nn.GRU, bptt.RNN):
+        model, x, y = problem(layer, 2000)
+        assert not bptt.Checkpointed(2 * least(model, x, y)).plan(model, x, y, squared).lean
+
+
 def test_a_plan_for_ten_million_steps_is_quick():
     planner, seconds = Planner(measured(), 10**7), []
     for _ in range(3):

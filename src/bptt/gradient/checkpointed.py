@@ -124,7 +124,8 @@ def _prepared(chunk: Chunk, strategy: Checkpointed) -> tuple[Plan, Replay, bool]
     plan = Planner(measured, chunk.steps, strategy.storage, a_step, longest).plan(budget)
     for stream in streams:
         stream.keep = plan.held
-    return plan, Replay(chunk, plan.chunk, list(measured.leaves), measured.with_tape), measured.uses_random
+    replay = Replay(chunk, plan.chunk, list(measured.leaves), measured.with_tape, plan.lean)
+    return plan, replay, measured.uses_random
 
 
 def _refuse_derivatives_of_inputs(chunk: Chunk) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from bptt.cells import GRU
+from bptt.cells import GRU, Elman
 from bptt.gradient.base import Chunk, cut
 from bptt.gradient.packed import PackedSteps
 from bptt.gradient.replay import Generators, Replay, buffers_kept, is_number, owned, same
@@ -48,8 +48,8 @@ class NativeWork:
     most: int = 0
 
     @staticmethod
-    def of(model: Callable[..., Any], state: Any) -> "NativeWork":
-        """Nothing for other layers than bptt's."""
+    def of(model: Callable[..., Any], state: Any, *, lean: bool = False) -> "NativeWork":
+        """Nothing for other layers than bptt's. With a lean tape the gates of a block are there too, and forward weights."""
         work = NativeWork()
         modules = model.modules() if isinstance(model, torch.nn.Module) else ()
         layers: list[Any] = [module for module in modules if hasattr(module, "layer_weights")]
@@ -57,10 +57,14 @@ class NativeWork:
             weights = layer.layer_weights(0, 0)
             gates = weights["weight_hh"].shape[0]
             rows = max((s.numel() for s in tree_leaves(state) if isinstance(s, Tensor)), default=0) // layer.hidden_size
-            blocks = 2 if isinstance(layer.cell, GRU) else 1  # the candidate's zh is apart
+            blocks = 2.0 if isinstance(layer.cell, GRU) else 1.0  # the candidate's zh is apart
+            anew = lean and not isinstance(layer.cell, Elman)
+            if anew:
+                blocks += 4 / 3 if isinstance(layer.cell, GRU) else 1
             step = blocks * gates * max(1, rows) * weights["weight_hh"].element_size()
-            packed = max(work.packed, sum(w.nbytes for w in weights.values()))
-            work = NativeWork(packed, max(work.step, step), max(work.most, step, blocks * _BLOCK))
+            packed = max(work.packed, (1 + anew) * sum(w.nbytes for w in weights.values()))
+            most = max(work.most, int(step), int(blocks * _BLOCK))
+            work = NativeWork(packed, max(work.step, int(step)), most)
         return work
 
     def bytes(self, steps: int) -> int:
@@ -116,6 +120,7 @@ class Measured:
         parameter_bytes: Σ over the tensors that get a gradient, at 8 bytes a number: the sums over the chunks.
         native: working memory of bptt's native core.
         peak: bytes of torch's allocator at the highest for a chunk of any length.
+        lean: all this where bptt's layers keep their states only (`lean_tape`); None where that takes no less.
         on_cpu: whether the tensors come from the C library's memory.
         uses_random: whether the forward draws from torch's generators.
         with_tape: whether a forward without a graph differs in some bit from one with it.
@@ -130,6 +135,7 @@ class Measured:
     uses_random: bool
     with_tape: bool
     leaves: tuple[Tensor, ...]
+    lean: "Measured | None" = None
 
     @property
     def fixed_bytes(self) -> int:
@@ -160,6 +166,7 @@ def measure(chunk: Chunk, budget: float) -> Measured:
             if not uses_random:
                 _refuse_lookahead(probed, state)
             peak = _peak(replace(chunk, state=state), leaves, budget)
+            lean_peak = _lean_peak(replace(chunk, state=state), leaves, budget, peak)
     finally:
         generators.set(before)
     of_state = sum(t.nbytes for t in tree_leaves(state) if isinstance(t, Tensor))
@@ -167,7 +174,10 @@ def measure(chunk: Chunk, budget: float) -> Measured:
     sums = sum(16 * p.numel() if p.is_complex() else 8 * p.numel() for p in leaves)
     native = NativeWork.of(chunk.model, state)
     on_cpu = all(leaf.device.type == "cpu" for leaf in leaves)
-    return Measured(of_state + of_generators, sums, native, peak, on_cpu, uses_random, with_tape, tuple(leaves))
+    full = Measured(of_state + of_generators, sums, native, peak, on_cpu, uses_random, with_tape, tuple(leaves))
+    if lean_peak is None:
+        return full
+    return replace(full, lean=replace(full, peak=lean_peak, native=NativeWork.of(chunk.model, state, lean=True)))
 
 
 def _try(probed: Replay, generators: Generators, before: Any, model: Callable[..., Any]) -> tuple[Any, bool]:
@@ -269,12 +279,12 @@ def _tolerance(value: Tensor) -> float:
 # Bytes ---------------------------------------------------------------------------------------------------------------
 
 
-def _peak(chunk: Chunk, leaves: list[Tensor], budget: float) -> Peak:
+def _peak(chunk: Chunk, leaves: list[Tensor], budget: float, *, lean: bool = False) -> Peak:
     """The peak of a chunk of any length, from short ones."""
     d_after = [torch.ones_like(s) if is_number(s) else None for s in tree_leaves(chunk.state)]
 
     def levels(length: int) -> list[int]:
-        replay = Replay(_first_steps(chunk, length), length, leaves)
+        replay = Replay(_first_steps(chunk, length), length, leaves, lean=lean)
         return levels_of(partial(replay.reverse, 0, chunk.state, d_after), replay.device)
 
     steps = chunk.steps
@@ -290,6 +300,15 @@ def _peak(chunk: Chunk, leaves: list[Tensor], budget: float) -> Peak:
             return Peak((*Peak.through(lengths, seen).lines, (adding, 0.0)))
         peaks |= {n: max(s) for n, s in zip(lengths, seen, strict=False)}
     return _peak_of_others({n: max(peak, int(adding)) for n, peak in peaks.items()}, levels, steps, budget)
+
+
+def _lean_peak(chunk: Chunk, leaves: list[Tensor], budget: float, peak: Peak) -> Peak | None:
+    """The peak with a lean tape, if bptt's layers are there and it is lower."""
+    modules = chunk.model.modules() if isinstance(chunk.model, torch.nn.Module) else ()
+    if not any(hasattr(module, "layer_weights") for module in modules):
+        return None
+    lean = _peak(chunk, leaves, budget, lean=True)
+    return lean if lean.step_bytes < peak.step_bytes else None
 
 
 def _peak_of_others(peaks: dict[int, int], levels: Callable[[int], list[int]], steps: int, budget: float) -> Peak:

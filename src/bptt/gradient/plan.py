@@ -15,6 +15,7 @@ _UNITS = {
 _SIZE = re.compile(r"\s*([0-9]+\.?[0-9]*(?:e[+-]?[0-9]+)?|\.[0-9]+)\s*([a-z]*)\s*", re.IGNORECASE)
 _MOST_REPETITIONS = 32  # a budget that needs more is refused: some hundreds of bytes more save hours
 _CALL = 64  # steps that take as long as a call alone; a round figure, so that plans do not change with the clock
+_LEAN = 1.2  # times as long where the gates are computed anew: measured, 1.1 to 1.25
 _BACK = 2  # a step back takes as long as two forward
 _ABOUT = 1.01  # of two plans whose times differ by less, the smaller one
 _FRESH = 1.25  # times as long where freed memory goes back to the system, and comes again as fresh pages
@@ -74,6 +75,7 @@ class Plan:
         storage: where the snapshots are: "memory", "host" or "disk".
         held: steps of a stream that are held in memory.
         frees: whether freed memory goes back to the system at once, which costs some time (system_memory.py).
+        lean: whether the tape has the states of bptt's layers only, and their gates are computed anew on the way back.
     """
 
     steps: int
@@ -91,6 +93,7 @@ class Plan:
     storage: str = "memory"
     held: int = 0
     frees: bool = False
+    lean: bool = False
 
     @property
     def chunks(self) -> int:
@@ -99,12 +102,13 @@ class Plan:
 
     def __str__(self) -> str:
         where = {"memory": "", "host": " in host memory", "disk": " on disk"}[self.storage]
+        tape = " (states only: gates are computed anew)" if self.lean else ""
         return (
             f"{self.steps:,} steps in {self.chunks:,} chunks of {self.chunk:,}, {self.snapshots:,} snapshots{where}: "
             f"peak {as_text(self.peak)} ({as_text(self.resident)} of the process) of {as_text(self.budget)}, "
             f"{self.extra_steps:,} extra forward steps "
             f"(each step at most {self.repetitions} times), about {self.time_factor:.2f} x the time of a full tape; "
-            f"a state takes {as_text(self.state_bytes)}, a step's tape {as_text(self.tape_bytes)}, "
+            f"a state takes {as_text(self.state_bytes)}, a step's tape {as_text(self.tape_bytes)}{tape}, "
             f"the least budget is {as_text(self.least)}"
         )
 
@@ -116,6 +120,7 @@ class Planner:
     Attributes:
         stream_bytes: of one step of the inputs that come as streams, and so are held in part; 0 if none does.
         longest: steps of a stream's longest chunk.
+        lean: whether `measured` is that of a lean tape.
     """
 
     measured: Measured
@@ -123,6 +128,7 @@ class Planner:
     storage: str = "memory"
     stream_bytes: float = 0.0
     longest: int = 0
+    lean: bool = False
 
     def plan(self, budget: int) -> Plan:
         """The smallest of those that are about as fast as the fastest within the budget.
@@ -132,7 +138,7 @@ class Planner:
         Raises ValueError, with the least budget, if there is none.
         """
         wastes = (WASTE, 1.0) if self.measured.on_cpu and can_waste() else (1.0,)
-        tried = (self._with(chunk, budget, waste) for chunk in self._lengths() for waste in wastes)
+        tried = (w._with(c, budget, waste) for w in self._ways() for c in self._lengths() for waste in wastes)
         plans = [plan for plan in tried if plan is not None]
         fastest = min((plan.time_factor for plan in plans), default=0.0)
         best = min((p for p in plans if p.time_factor <= _ABOUT * fastest), key=lambda p: p.peak, default=None)
@@ -149,8 +155,18 @@ class Planner:
         """The smallest budget, in bytes: short chunks, and as few snapshots as `_MOST_REPETITIONS` allows."""
         size = self._snapshot_bytes
         return math.ceil(
-            min(self._without_snapshots(c, 1.0) + (self._fewest(c) - 1) * size for c in self._lengths()) / _MARGIN
+            min(
+                way._without_snapshots(c, 1.0) + (self._fewest(c) - 1) * size
+                for c in self._lengths()
+                for way in self._ways()
+            )
+            / _MARGIN
         )
+
+    def _ways(self) -> tuple["Planner", ...]:
+        """This one, and that with a lean tape where it takes less memory."""
+        lean = self.measured.lean
+        return (self,) if lean is None else (self, replace(self, measured=lean, lean=True))
 
     @property
     def _snapshot_bytes(self) -> int:
@@ -190,10 +206,12 @@ class Planner:
         held = int(min(self.steps, chunk + for_stream // self.stream_bytes)) if self.stream_bytes else 0
         needed += (snapshots - 1) * size + max(0, held - chunk) * self.stream_bytes
         extra, frees = chunk * extra_links(links, snapshots), waste == 1.0 and self.measured.on_cpu
+        slower = (_FRESH if frees else 1.0) * (_LEAN if self.lean else 1.0)
+        time_factor = self._time_factor(links, extra, chunk) * slower
         return Plan(
             self.steps, chunk, snapshots, r, extra, int(needed - (waste - 1) * self.measured.peak.at(chunk)), int(needed),
-            budget, 0, self._time_factor(links, extra, chunk) * (_FRESH if frees else 1.0), self.measured.state_bytes,
-            int(self.measured.peak.step_bytes), self.storage, held, frees,
+            budget, 0, time_factor, self.measured.state_bytes, int(self.measured.peak.step_bytes), self.storage, held, frees,
+            self.lean,
         )  # fmt: skip
 
     def _time_factor(self, links: int, extra: int, chunk: int) -> float:

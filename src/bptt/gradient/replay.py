@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from bptt.gradient.base import Chunk, cut, scalar
 from bptt.gradient.packed import PackedSteps
+from bptt.kernels import lean_tape
 
 
 class Went(NamedTuple):
@@ -36,12 +37,14 @@ class Replay:
         length: steps of a chunk; the last one may be shorter.
         leaves: the tensors that get gradients.
         with_tape: keep a graph even where none is needed, for a module whose results depend on that to the bit.
+        lean: keep of bptt's own layers the states only, and compute their gates anew on the way back.
     """
 
     whole: Chunk
     length: int
     leaves: list[Tensor] = field(default_factory=list)
     with_tape: bool = False
+    lean: bool = False
 
     @property
     def chunks(self) -> int:
@@ -86,7 +89,10 @@ class Replay:
         # A weight that autocast converted without a graph must not serve where one is wanted (torch 2.13 sees to it itself).
         torch.clear_autocast_cache()
         reset = self.whole.reset
-        return self.whole.forward(self._piece(self.whole.x, i), state, None if reset is None else self._piece(reset, i))
+        with lean_tape() if self.lean else nullcontext():
+            return self.whole.forward(
+                self._piece(self.whole.x, i), state, None if reset is None else self._piece(reset, i)
+            )
 
     def _piece(self, tree: Any, i: int) -> Any:
         return self._to_device(cut(tree, i * self.length, min((i + 1) * self.length, self.whole.steps)))
