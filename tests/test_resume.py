@@ -13,6 +13,9 @@ RUNS = {
     "dropout": ["adding", "--length", "8", "--steps", "120", "--layers", "2", "--dropout", "0.3"],
     "text": ["text", "--data", "corpus", "--chunk", "16", "--strategy", "truncated:16", "--steps", "120"],
     "look-back": ["text", "--data", "corpus", "--chunk", "12", "--strategy", "truncated:5,14", "--steps", "100"],
+    "rtrl": ["text", "--data", "corpus", "--chunk", "5", "--embedding", "3", "--strategy", "rtrl", "--steps", "60"],
+    "snap1": ["text", "--data", "corpus", "--chunk", "12", "--strategy", "snap1", "--steps", "100"],
+    "checkpointed": ["text", "--data", "corpus", "--chunk", "400", "--strategy", "checkpointed:160kB", "--steps", "60"],
     "patience": ["copy", "--length", "5", "--steps", "400", "--patience", "2", "--lr", "10", "--schedule", "constant"],
     "gru, float64": ["adding", "--length", "8", "--steps", "120", "--cell", "gru", "--dtype", "float64"],
 }
