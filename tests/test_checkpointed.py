@@ -665,7 +665,7 @@ print("as before")
 
 
 def test_a_small_disk_that_really_fills_changes_nothing(tmp_path):
-    """A file system of 32 kB, mounted where only the run sees it; a snapshot is cut off in the middle."""
+    """A file system of 32 kB, mounted where only the run sees it."""
     inside = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
     mount = 'mount -t tmpfs -o size=32k none "$0"'
     try:

@@ -18,6 +18,7 @@ from bptt.cells import Cell, PointwiseCell, State, Weights
 from bptt.flow.lookback import Link
 from bptt.flow.trace import Trace, Way
 from bptt.kernels import Sequences, Stack, choose, cpu
+from bptt.kernels.tape import Tape
 
 _CHECKED = 128  # rows on which the recomputed outputs are compared with the model's
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}  # other formats 0.1: the model's own rounding
@@ -37,6 +38,7 @@ class Call:
         carried: whether the call began with a state that was cut off the graph (detached) and is not 0.
         tolerance: how far, relative in norm, the outputs may be from what one step from the states gives.
         follows: the earlier call of the same module whose final state it began with, if that lies in this block.
+        tapes: what bptt's kernels have kept of it, layer by layer and direction by direction.
     """
 
     module: nn.Module
@@ -53,6 +55,7 @@ class Call:
     differentiable: bool = False
     carried: bool = False
     follows: "Call | None" = None
+    tapes: list[Tape] = field(default_factory=list)
     input_attached: bool = False
     tolerance: float = 0.1
 
@@ -137,17 +140,20 @@ class _Anew:
     def links(self) -> Iterator[Link]:
         inputs, masks, traces = self.x, [], []
         starts = self._states(self.call.hx)
-        depth = self.module.num_layers
+        depth, tapes = self.module.num_layers, self._tapes()
         top = self._rows(self.call.outputs)
         top = top.flatten(0, 1) if self.packed is None else top
         draws = _Draws(self.call.rng)
         for layer in range(depth):
             last = layer == depth - 1
             own = [starts[layer * self.directions + d] for d in range(self.directions)]
-            traces.append(self._known(layer, inputs, own, top) if last else self._anew(layer, inputs, own))
+            if tapes:
+                traces.append(self._taped(layer, tapes))
+            else:
+                traces.append(self._known(layer, inputs, own, top) if last else self._anew(layer, inputs, own))
             if last:
                 break
-            outputs = torch.cat([trace.outputs for trace in traces[-1]], dim=-1)
+            outputs = _beside_each_other(traces[-1])
             masks.append(draws.mask(outputs, self._dropout()))
             inputs = outputs if masks[-1] is None else outputs * masks[-1]
         self._gradients(traces, masks)
@@ -157,10 +163,11 @@ class _Anew:
     def _gradients(self, traces: list[list[Trace]], masks: list[Tensor | None]) -> None:
         """δ of every layer, the top one first."""
         call = self.call
-        external = torch.zeros_like(torch.cat([t.outputs for t in traces[-1]], dim=-1))
         if 0 in call.grads:
             rows = self._rows(call.grads[0])
             external = rows.flatten(0, 1) if self.packed is None else rows
+        else:
+            external = torch.zeros_like(_beside_each_other(traces[-1]))
         finals = self._states(tuple(call.grads.get(n + 1, torch.zeros_like(s)) for n, s in enumerate(call.final)))
         for layer in reversed(range(len(traces))):
             d_x = None
@@ -187,6 +194,27 @@ class _Anew:
                     f"its outputs could not be reproduced (relative error {float(error):.1e}): its weights were changed "
                     "before the block ended, or cuDNN drew the dropout between its layers; set dropout=0 while watching"
                 )
+
+    def _tapes(self) -> list[Tape]:
+        """The native core's tape of every layer and direction; nothing if there is not one for each, with its gates."""
+        tapes = self.call.tapes
+        fits = len(tapes) == self.module.num_layers * self.directions and all(
+            isinstance(tape.kernel, cpu.Cpu)
+            and not tape.kernel.bfloat16
+            and tape.x.dtype == self.dtype
+            and (self.cell.gates == 1 or tape.saved[2] is not None)
+            for tape in tapes
+        )
+        return tapes if fits else []
+
+    def _taped(self, layer: int, tapes: list[Tape]) -> list[Trace]:
+        """The traces of a layer that bptt has run."""
+        traces = []
+        for d, way in enumerate(self.ways):
+            tape = tapes[layer * self.directions + d]
+            weights = self._weights(layer, d)
+            traces.append(Trace(self.cell, weights, way, tape.x, tape.outputs, tape.state, tape.saved))
+        return traces
 
     def _known(self, layer: int, inputs: Tensor, starts: list[State], outputs: Tensor) -> list[Trace]:
         """The traces of a layer whose outputs are known."""
@@ -258,6 +286,11 @@ class _Anew:
                 s = s.index_select(1, self.packed.sorted_indices)
             components.append(s)
         return [tuple(s[i].contiguous() for s in components) for i in range(n)]
+
+
+def _beside_each_other(traces: list[Trace]) -> Tensor:
+    """The outputs of both directions [N, directions·H]."""
+    return traces[0].outputs if len(traces) == 1 else torch.cat([trace.outputs for trace in traces], dim=-1)
 
 
 class _Draws:

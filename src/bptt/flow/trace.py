@@ -26,7 +26,7 @@ from torch import Tensor
 from bptt.cells import LSTM, Elman, Partials, PointwiseCell, State, Weights
 from bptt.flow import closed
 from bptt.kernels import cpu
-from bptt.kernels.layered import Saved
+from bptt.kernels.tape import Saved
 from bptt.kernels.walk import Walk
 
 _CHUNK = 1 << 19  # numbers of one [rows, G, H] block: so small that it stays in the cache between its passes
@@ -243,8 +243,12 @@ class Trace:
         return None
 
     def _norms(self, rows: Tensor) -> Tensor:
-        """Norm over each step's rows [T]; summed in float64, for float32 would underflow at 1e-23."""
-        return torch.linalg.vector_norm(by_step(rows, self.way.sizes).flatten(1), dim=1, dtype=torch.float64)
+        """Norm over each step's rows [T]; summed in float64 where float32 would underflow or overflow: that is slower."""
+        steps = by_step(rows, self.way.sizes).flatten(1)
+        norms = torch.linalg.vector_norm(steps, dim=1)
+        if rows.dtype == torch.float64 or bool(((norms > 1e-15) & (norms < 1e15)).all()):
+            return norms.double()
+        return torch.linalg.vector_norm(steps, dim=1, dtype=torch.float64)
 
     def _walk_back_lstm(self, steps: range, rows: slice, step: closed.LstmStep, carry: State) -> Tensor:
         """As `_walk_back`, with one gradient of c: δc + q ∘ δh; two elementwise products of width H less a step."""

@@ -18,6 +18,7 @@ from bptt.flow.lookback import Link, Truncation, compare, lost
 from bptt.flow.profile import LayerFlow, NonFinite
 from bptt.flow.trace import Trace
 from bptt.flow.verdict import Cut, Finding, judge
+from bptt.kernels.tape import hide_tapes, show_tapes, take_tapes
 from bptt.layers import cell_of
 
 P = ParamSpec("P")
@@ -77,6 +78,7 @@ class Flow:
 
     def __enter__(self) -> "Flow":
         self._called = self._settled = False
+        show_tapes()
         try:
             self._hook()
         except Exception as error:
@@ -88,6 +90,7 @@ class Flow:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._unhook()
+        hide_tapes()
         if kind is None:
             self._settle()
             self._say_what_was_missing()
@@ -168,10 +171,11 @@ class Flow:
         return hook
 
     def _keep(self, module: nn.Module, cell: Any, args: Any, kwargs: Any, result: Any) -> None:
-        self._called = True
+        self._called, tapes = True, take_tapes()
         if not torch.is_grad_enabled():
             return
         call = Call.of(module, cell, args, kwargs, result)
+        call.tapes = tapes
         state = self._rng.get(id(module))
         call.rng = (state,) if state is not None and needs_draws(module) else ()
         earlier = next((c for c in reversed(self._calls) if c.module is module), None)

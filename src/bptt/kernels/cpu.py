@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from bptt.cells import GRU, LSTM, Cell, Elman, PointwiseCell, State, Weights
 from bptt.kernels.base import Sequences, Stack
-from bptt.kernels.layered import Gradients, LayerKernel, Saved
-from bptt.kernels.tape import is_lean
+from bptt.kernels.layered import Gradients, LayerKernel
+from bptt.kernels.tape import Saved, is_lean
 from bptt.kernels.walk import Walk
 
 NOT_BUILT = "the native core was not built: install a C++ compiler, then bptt once more"

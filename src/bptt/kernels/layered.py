@@ -9,9 +9,8 @@ from torch.nn import functional as F
 
 from bptt.cells import GRU, Cell, PointwiseCell, State, Weights
 from bptt.kernels.base import Kernel, Sequences, Stack
+from bptt.kernels.tape import Saved, note
 from bptt.kernels.walk import Walk, loop
-
-Saved = tuple[Tensor | None, ...]
 
 
 class Gradients(NamedTuple):
@@ -121,6 +120,7 @@ class _Layer(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         x, state, weights = _parts(cell, names, tensors)
         outputs, final, saved = kernel.forward(cell, walk, x, state, weights, keep=True)
+        note(kernel, x, state, outputs, saved)
         ctx.kernel, ctx.cell, ctx.walk, ctx.names = kernel, cell, walk, names
         ctx.save_for_backward(*tensors, *saved)
         return outputs, *final

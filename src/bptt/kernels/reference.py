@@ -21,7 +21,8 @@ from torch import Tensor
 
 from bptt.cells import Partials, PointwiseCell, State, Weights
 from bptt.kernels.base import Sequences, Stack
-from bptt.kernels.layered import Gradients, LayerKernel, Saved
+from bptt.kernels.layered import Gradients, LayerKernel
+from bptt.kernels.tape import Saved
 from bptt.kernels.walk import Walk, loop, merge
 
 

@@ -3,8 +3,34 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from bptt.cells import State
+
+Saved = tuple[Tensor | None, ...]
 
 _lean = ContextVar("lean", default=False)
+_seen: ContextVar["list[Tape] | None"] = ContextVar("seen", default=None)
+
+
+class Tape(NamedTuple):
+    """What one layer in one direction has kept of a forward pass.
+
+    Attributes:
+        kernel: the kernel that ran.
+        x: rows [N, D].
+        state: the initial state, [B, ·] each.
+        outputs: [N, H or P].
+        saved: what that kernel's backward needs.
+    """
+
+    kernel: Any
+    x: Tensor
+    state: State
+    outputs: Tensor
+    saved: Saved
 
 
 @contextmanager
@@ -25,3 +51,29 @@ def lean_tape() -> Iterator[None]:
 def is_lean() -> bool:
     """Whether this is inside `lean_tape`."""
     return _lean.get()
+
+
+def show_tapes() -> None:
+    """From now on tapes are noted for `take_tapes`."""
+    _seen.set([])
+
+
+def hide_tapes() -> None:
+    """From now on they are not."""
+    _seen.set(None)
+
+
+def note(kernel: Any, x: Tensor, state: State, outputs: Tensor, saved: Saved) -> None:
+    """Note a tape, without graph, for whoever has called `show_tapes`."""
+    seen = _seen.get()
+    if seen is not None:
+        kept = tuple(None if s is None else s.detach() for s in saved)
+        seen.append(Tape(kernel, x.detach(), tuple(s.detach() for s in state), outputs.detach(), kept))
+
+
+def take_tapes() -> list[Tape]:
+    """The tapes since the last time, in the order in which the layers ran."""
+    seen = _seen.get() or []
+    taken = list(seen)
+    seen.clear()
+    return taken
