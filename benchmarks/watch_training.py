@@ -8,12 +8,15 @@ meets both; a watched one is an update, its verdict and its line in metrics.json
 0.5 %. Exits with 1 if a share is above 3 %.
 """
 
+import os
 import statistics
 import sys
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as `bptt train` sets it, before torch is loaded
 
 import torch
 

@@ -16,8 +16,8 @@ class MemoryLog:
 
     Attributes:
         plan: the first update's, None before.
-        peak: resident bytes while a gradient was made, above those before it: the most of all updates. None where the
-            kernel does not tell.
+        peak: resident bytes while a gradient was made, above those before it: the most of all updates; without the pages
+            of files, which are torch's code as it is first used. None where the kernel does not tell.
     """
 
     def __init__(self, strategy: Strategy, speaks: bool) -> None:
@@ -35,7 +35,7 @@ class MemoryLog:
             self.plan = result.plan
             _say(f"plan: {self.plan}")
         if before is not None:
-            self.peak = max(self.peak or 0, _status("VmHWM") - before)
+            self.peak = max(self.peak or 0, _status("VmHWM") - _status("RssFile") - before)
         return result
 
     def close(self) -> None:
@@ -45,10 +45,10 @@ class MemoryLog:
 
 
 def _resident_from_now() -> int | None:
-    """The process's resident bytes; from now on VmHWM is the most since now. None where the kernel does not tell."""
+    """The process's resident bytes but for files; from now on VmHWM is the most since now. None where nothing tells."""
     try:
         (_SELF / "clear_refs").write_text("5")
-        return _status("VmRSS")
+        return _status("VmRSS") - _status("RssFile")
     except OSError:
         return None
 
