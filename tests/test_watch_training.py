@@ -9,6 +9,7 @@ import bptt as library
 from bptt.flow.call import Call
 from bptt.options import AddingOptions, CopyOptions, TextOptions
 from bptt.tasks import make_task
+from bptt.train import watching
 from bptt.train.distributed import Processes
 from bptt.train.loop import Training
 from bptt.train.page import LivePage
@@ -187,6 +188,16 @@ def test_watching_the_training_data_leaves_the_generator_alone(tmp_path):
     assert torch.equal(before, torch.get_rng_state())
     assert flow["recurrent.l1"].passes == 3
     assert isinstance(flow, library.Flow)
+
+
+def test_of_a_sequence_that_fits_no_memory_the_end_is_watched(monkeypatch):
+    """A strategy that holds a long sequence within its budget must not end in a watch that holds all of it."""
+    monkeypatch.setattr(watching, "_MOST", 60)
+    options = AddingOptions(length=200, hidden=4, strategy="checkpointed:2MB")
+    training = _training(options)
+    flow = watch_training_data(training.model, training.task, options)
+    assert flow["recurrent.l0"].steps <= 60 * 3
+    assert flow["recurrent.l0"].lags > 0  # the one loss, at the end, is among what is seen
 
 
 def test_the_page_is_written_anew_while_training_goes_on(tmp_path, monkeypatch):

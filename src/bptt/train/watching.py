@@ -14,11 +14,12 @@ from bptt.flow import Flow, LayerFlow, watch
 from bptt.gradient import Exact, Result, Strategy, Truncated, backward, parse_strategy
 from bptt.network import Network
 from bptt.options import TrainOptions
-from bptt.tasks import Json, Shard, Task
+from bptt.tasks import Batch, Json, Shard, Task
 from bptt.train.loss import counted_loss
 
 _BATCHES = 3  # of the training data: the first begins with a state of zeros, the others carry one on
 _INSTEAD = Truncated(1000)
+_MOST = 3000  # steps of a batch that are watched then: what is seen of each takes some kilobytes
 _LAGS = (1, 10, 100, 1000)  # borders of the lags whose shares are kept
 
 
@@ -77,26 +78,36 @@ def can_be_watched(strategy: Strategy) -> bool:
 
 def watch_training_data(model: Network, task: Task, options: TrainOptions) -> Flow:
     """The flow through `model` on the first batches of the training data, sent back as in training but without dropout;
-    of a strategy that cannot be watched, through windows of 1000 steps.
+    of a strategy that cannot be watched, through windows of 1000 steps at the end of each batch.
 
     Changes nothing but the gradients, which are None afterwards. cuDNN has no backward pass outside training mode.
     """
     parameter = next(model.parameters())
     strategy, flow = parse_strategy(options.strategy), watch(model)
-    if not can_be_watched(strategy):
+    in_part = not can_be_watched(strategy)
+    if in_part:
         strategy = _INSTEAD
     carried: Result | None = None
     was_training = model.training
     model.eval()
     try:
         for drawn in islice(task.stream(Shard()), _BATCHES):
-            batch = drawn.to(parameter.device, parameter.dtype)
+            batch = (_end_of(drawn) if in_part else drawn).to(parameter.device, parameter.dtype)
             loss = counted_loss(model.head, batch.count)
             model.zero_grad()
             with flow, torch.backends.cudnn.flags(enabled=False):
                 result = backward(model, batch.x, (batch.y, batch.mask), loss, strategy, carried, reset=batch.reset)
-            carried = result if task.carries_state else None
+            carried = result if task.carries_state and not in_part else None
     finally:
         model.zero_grad()
         model.train(was_training)
     return flow
+
+
+def _end_of(batch: Batch) -> Batch:
+    """The last steps up to the last one whose loss counts."""
+    counts = batch.mask.flatten(1).any(1).nonzero()
+    stop = int(counts[-1]) + 1 if len(counts) else len(batch.x)
+    steps = slice(max(0, stop - _MOST), stop)
+    reset = None if batch.reset is None else batch.reset[steps]
+    return Batch(batch.x[steps], batch.y[steps], batch.mask[steps], batch.count, reset)
