@@ -36,6 +36,7 @@ class Call:
         passes: numbers of the backward passes that brought them.
         carried: whether the call began with a state that was cut off the graph (detached) and is not 0.
         tolerance: how far, relative in norm, the outputs may be from what one step from the states gives.
+        twice: whether a backward pass was itself recorded, to be differentiated (create_graph=True).
         follows: the earlier call of the same module whose final state it began with, if that lies in this block.
     """
 
@@ -54,6 +55,7 @@ class Call:
     carried: bool = False
     follows: "Call | None" = None
     input_attached: bool = False
+    twice: bool = False
     tolerance: float = 0.1
 
     @staticmethod
@@ -83,6 +85,7 @@ class Call:
         def catch(grad: Tensor | None) -> None:
             if grad is None:
                 return
+            self.twice = self.twice or torch.is_grad_enabled()
             had = self.grads.get(place)
             self.grads[place] = grad.detach() if had is None else had + grad.detach()
             self.passes.add(torch._C._current_graph_task_id())
@@ -114,6 +117,11 @@ class _Anew:
     def __init__(self, call: Call) -> None:
         if not isinstance(call.cell, PointwiseCell):
             raise Unseen(f"{call.cell} is no PointwiseCell, so its derivative has no closed form: it is not watched")
+        if call.twice:
+            raise Unseen(
+                "its gradient was made to be differentiated once more (create_graph=True, torch.func): only first "
+                "derivatives are watched"
+            )
         for name, tensor, version in call.kept:
             if tensor._version != version:
                 raise Unseen(f"the {name} was changed in place after the call: clone it before changing it")

@@ -160,6 +160,10 @@ def _healthy(layer: LayerFlow) -> Finding:
         f"A loss step's gradient reaches {layer.horizon} of {layer.lags} steps back with at least {REACHES:.0%} of its "
         f"norm, and grows at most {layer.growth:.2g}-fold."
     )
+    if layer.lags < FEW_LAGS:
+        text += f" Fewer than {FEW_LAGS} lags cannot tell a gradient that vanishes from one that does not."
+        if len(layer.traces) > 1:
+            text += " What travels from call to call is not in it: to measure that, give the layer whole sequences."
     return Finding(layer.name, "healthy", _flow_evidence(layer), text)
 
 

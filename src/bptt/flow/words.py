@@ -63,7 +63,9 @@ def headline(findings: Sequence[Finding]) -> str:
     for finding in sorted(findings, key=lambda f: -level_of(f.verdict).rank):
         layers.setdefault(finding.verdict, []).append(finding.layer)
     if list(layers) == ["healthy"]:
-        return f"the gradient travels well through {joined(layers['healthy'])}"
+        few = any(int(f.evidence.get("lags_steps") or 0) < FEW_LAGS for f in findings)
+        well = "is not lost in the few steps of" if few else "travels well through"
+        return f"the gradient {well} {joined(layers['healthy'])}"
     return "; ".join(f"{verdict} in {joined(names)}" for verdict, names in layers.items() if verdict != "healthy")
 
 
@@ -116,7 +118,7 @@ def remarks(layer: LayerFlow) -> list[str]:
             f"The data has {layer.lags} lags only: fewer than {FEW_LAGS} cannot tell a gradient that vanishes from one "
             "that does not."
         )
-    if not layer.saturation:
+    if not layer.saturation and layer.non_finite is None:
         found.append("The slopes of this cell's gates are not bounded, or not known: its saturation is not measured.")
     return found
 
