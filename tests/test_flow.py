@@ -586,6 +586,28 @@ def test_a_block_within_a_block_of_the_same_object():
     _assert_exact(model, flow, {n: p.grad for n, p in model.named_parameters()}, 1e-12)
 
 
+def test_a_drawn_initial_state_is_no_truncation():
+    model = nn.RNN(D, H)
+    nn.init.orthogonal_(model.weight_hh_l0)
+    with torch.no_grad():
+        model.weight_ih_l0.mul_(0.01)
+    found = []
+    for state in (torch.full((1, B, H), 2.0), torch.full((1, B, H), 0.1)):
+        with bptt.watch(model) as flow:
+            (1e-3 * model(0.01 * torch.randn(20, B, D), state)[0][-1].sum()).backward()
+        found.append([f.verdict for f in flow.verdict()])
+    assert "truncation too short" not in found[0]
+    assert found[1] == ["truncation too short"]
+
+
+def test_a_gradient_that_comes_broken_from_the_loss():
+    model = nn.LSTM(D, H, 2)
+    with bptt.watch(model) as flow:
+        (model(torch.randn(T, B, D))[0][2].sum() * float("nan")).backward()
+    assert flow.first_non_finite[:3] == ("lstm.l1", "gradient", 2)
+    assert all("from outside the layer" in f.text and "log(0)" in str(f) for f in flow.verdict())
+
+
 def test_few_lags_are_not_praised():
     model = nn.LSTM(D, H)
     with bptt.watch(model) as flow:

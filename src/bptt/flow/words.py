@@ -93,12 +93,13 @@ def evidence(finding: Finding) -> list[tuple[str, str]]:
 
 def facts(layer: LayerFlow) -> list[tuple[str, str]]:
     """A layer's figures as (name, value with unit)."""
+    seen = bool(layer.reach.gain) and layer.non_finite is None
     rows = [
         ("cell", str(layer.cell)),
         ("steps T", with_unit(layer.steps, "steps") + _in_calls(layer)),
-        ("memory horizon", f"{layer.horizon} of {layer.lags} steps" if layer.reach.gain else "–"),
-        ("largest gain on the way back", with_unit(layer.growth, "-fold") if layer.reach.gain else "–"),
-        ("fall (−) or growth of the gain", with_unit(layer.rate, "decades a step") if layer.reach.gain else "–"),
+        ("memory horizon", f"{layer.horizon} of {layer.lags} steps" if seen else "–"),
+        ("largest gain on the way back", with_unit(layer.growth, "-fold") if seen else "–"),
+        ("fall (−) or growth of the gain", with_unit(layer.rate, "decades a step") if seen else "–"),
     ]
     half = half_of_the_gradient(layer)
     if half is not None:
