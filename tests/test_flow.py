@@ -587,17 +587,19 @@ def test_a_block_within_a_block_of_the_same_object():
 
 
 def test_a_drawn_initial_state_is_no_truncation():
-    model = nn.RNN(D, H)
+    model = nn.RNN(D, H, bias=False)
     nn.init.orthogonal_(model.weight_hh_l0)
     with torch.no_grad():
         model.weight_ih_l0.mul_(0.01)
+    carried = torch.full((1, B, H), 0.1)
+    drawn = carried.clone()
+    drawn[0, 0, 0] = 1.1
     found = []
-    for state in (torch.full((1, B, H), 2.0), torch.full((1, B, H), 0.1)):
+    for state in (drawn, carried):
         with bptt.watch(model) as flow:
             (1e-3 * model(0.01 * torch.randn(20, B, D), state)[0][-1].sum()).backward()
         found.append([f.verdict for f in flow.verdict()])
-    assert "truncation too short" not in found[0]
-    assert found[1] == ["truncation too short"]
+    assert found == [["healthy"], ["truncation too short"]]
 
 
 def test_a_gradient_that_comes_broken_from_the_loss():
