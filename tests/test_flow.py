@@ -1,5 +1,6 @@
 """What `bptt.watch` sees is autograd's own gradient, step by step, in the user's unmodified model."""
 
+import copy
 import json
 import warnings
 
@@ -11,7 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
 
 import bptt
 from bptt.cells import GRU, LSTM, Elman
-from bptt.flow import closed
+from bptt.flow import closed, words
 from bptt.kernels import cpu
 from tests.cases import Leaky, Normed, Peephole
 from tests.flow_cases import cases, right
@@ -533,6 +534,106 @@ def test_the_first_number_that_is_not_finite():
         model(packed)[0].data.sum().backward()
     assert flow.first_non_finite.what == "weight"
     assert flow.first_non_finite.gate == "bias_ih"
+
+
+def test_weights_that_get_no_gradient_of_their_own():
+    frozen, x = nn.GRU(D, H).requires_grad_(False), torch.randn(T, B, D, requires_grad=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with bptt.watch(frozen) as flow:
+            frozen(x)[0].square().sum().backward()
+        assert flow.norms == []
+        assert flow["gru.l0"].delta.min() > 0
+        model = nn.GRU(D, H)
+        with bptt.watch(model) as flow:
+            found = torch.autograd.grad(model(x)[0].square().sum(), list(model.parameters()))
+    torch.testing.assert_close(flow["gru.l0"].contribution("weight_hh"), found[1])
+
+
+def test_a_gradient_that_is_differentiated_again_is_told():
+    model, x = nn.GRU(D, H), torch.randn(T, B, D, requires_grad=True)
+
+    def run():
+        with bptt.watch(model) as flow:
+            loss = model(x)[0].square().sum()
+            (slope,) = torch.autograd.grad(loss, x, create_graph=True)
+            (loss + slope.square().sum()).backward()
+        return flow
+
+    flow, said = _said(run)
+    assert "create_graph=True" in said
+    assert flow.layers == {}
+
+
+def test_a_copy_made_in_the_block_is_not_watched():
+    model = nn.Sequential(nn.GRU(D, H)).double()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with bptt.watch(model) as flow:
+            twin = copy.deepcopy(model)
+            twin(torch.randn(T, B, D).double())[0].sum().backward()
+            model(torch.randn(T, B, D).double())[0].square().sum().backward()
+    _assert_exact(model, flow, {n[2:]: p.grad for n, p in model.named_parameters()}, 1e-12)
+
+
+def test_a_block_within_a_block_of_the_same_object():
+    model = nn.LSTM(D, H).double()
+    flow = bptt.watch(model)
+    with flow, flow:
+        model(torch.randn(T, B, D).double())[0].square().sum().backward()
+    assert _hooks(model) == 0
+    assert flow["lstm.l0"].passes == 1
+    _assert_exact(model, flow, {n: p.grad for n, p in model.named_parameters()}, 1e-12)
+
+
+def test_a_drawn_initial_state_is_no_truncation():
+    model = nn.RNN(D, H, bias=False)
+    nn.init.orthogonal_(model.weight_hh_l0)
+    with torch.no_grad():
+        model.weight_ih_l0.mul_(0.01)
+    carried = torch.full((1, B, H), 0.1)
+    drawn = carried.clone()
+    drawn[0, 0, 0] = 1.1
+    found = []
+    for state in (drawn, carried):
+        with bptt.watch(model) as flow:
+            (1e-3 * model(0.01 * torch.randn(20, B, D), state)[0][-1].sum()).backward()
+        found.append([f.verdict for f in flow.verdict()])
+    assert found == [["healthy"], ["truncation too short"]]
+
+
+def test_a_gradient_that_comes_broken_from_the_loss():
+    model = nn.LSTM(D, H, 2)
+    with bptt.watch(model) as flow:
+        (model(torch.randn(T, B, D))[0][2].sum() * float("nan")).backward()
+    assert flow.first_non_finite[:3] == ("lstm.l1", "gradient", 2)
+    assert all("from outside the layer" in f.text and "log(0)" in str(f) for f in flow.verdict())
+
+
+def test_few_lags_are_not_praised():
+    model = nn.LSTM(D, H)
+    with bptt.watch(model) as flow:
+        state, total = None, 0.0
+        for _ in range(20):
+            outputs, state = model(torch.randn(1, B, D), state)
+            total = total + outputs.square().sum()
+        total.backward()
+    assert "Fewer than 8 lags" in flow.verdict()[0].text
+    assert "whole sequences" in flow.verdict()[0].text
+    assert "well" not in words.headline(flow.verdict())
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_what_is_not_finite_is_json_and_not_called_unsaturated(everywhere):
+    model, x = nn.LSTM(D, H), torch.full((T, B, D), 1e4)
+    x[slice(None) if everywhere else 3, :, 0] = float("nan")
+    with torch.no_grad():
+        model.weight_ih_l0.fill_(1.0)
+    with bptt.watch(model) as flow:
+        model(x)[0].sum().backward()
+    found = json.loads(json.dumps(flow.to_json(), allow_nan=False))
+    assert found["norms"] == [None]
+    assert found["layers"][0]["saturation"] == ({} if everywhere else dict.fromkeys("ifgo", 1.0))
 
 
 def test_under_torch_compile_training_goes_on():

@@ -371,3 +371,8 @@ def test_what_neither_can_use(changes, message):
 def test_what_cannot_be_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call(nn.GRU(2, 3), torch.zeros(4, 2, 2))
+
+
+def test_one_lag_is_a_list_of_one():
+    with pytest.raises(TypeError, match=r"lags is 3, wanted a list of whole numbers, such as \[3\]"):
+        bptt.products(nn.GRU(2, 3), torch.zeros(4, 2, 2), lags=3)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import bptt
+from bptt.flow.plot import call_marks
 from bptt.flow.svg import Curve, Mark, bar_chart, line_chart, thinned
 from tests.browser import DESKTOP, PHONE, opened
 from tests.cases import Leaky
@@ -244,3 +245,18 @@ def test_tensorboard_itself(tmp_path):
     with tensorboard.SummaryWriter(str(tmp_path)) as writer:
         _flow(nn.LSTM(4, 6), torch.randn(40, 3, 4)).to_tensorboard(writer, 3)
     assert any(path.stat().st_size > 1000 for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("calls", [3, 100])
+def test_the_calls_of_a_loop_do_not_paint_the_chart_over(calls):
+    model = nn.GRU(3, 4)
+    with bptt.watch(model) as flow:
+        state, total = None, 0.0
+        for _ in range(calls):
+            outputs, state = model(torch.randn(1, 2, 3), state)
+            total = total + outputs.square().sum()
+        total.backward()
+    marks = call_marks(flow["gru.l0"])
+    assert marks == ([0.5, 1.5] if calls == 3 else [])
+    assert flow._repr_html_().count("next call") == bool(marks)
+    assert len(flow.plot().axes[0].lines) < 20

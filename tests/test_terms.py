@@ -330,6 +330,9 @@ def with_nan(shape, *place):
         ({"samples": [2]}, ValueError, "samples has 2, wanted whole numbers from 0 to 1"),
         ({"samples": [0, 0]}, ValueError, "each only once"),
         ({"samples": []}, ValueError, "at least one place"),
+        ({"samples": 0}, TypeError, r"samples is 0, wanted a list of whole numbers, such as \[0\]"),
+        ({"layers": 0}, TypeError, "layers is 0, wanted a list"),
+        ({"loss": torch.zeros(())}, TypeError, "loss is a Tensor, wanted a function"),
         ({"layers": [1]}, ValueError, r"layers is \[1\], wanted some of \[0\]"),
         ({"layer": nn.GRU(2, 3, 2, dropout=0.5)}, ValueError, "call layer.eval"),
         ({"x": torch.zeros(4000, 4, 2), "samples": None}, ValueError, "would take .* MB, wanted at most 256: pass fewer"),
@@ -353,6 +356,8 @@ def test_broken_weights_are_named():
     ("call", "message"),
     [
         (lambda m: m.norms("weight_hh_l1"), "no parameter 'weight_hh_l1' in this map: choose one of weight_ih_l0"),
+        (lambda m: m.norms(1), "no parameter 1 in this map"),
+        (lambda m: m.total("weight_hh_l0", lag="1"), "lag is '1', wanted a step from 0 to 3"),
         (lambda m: m.norms("weight_hh_l0", "c"), "the state has no component 'c': choose one of h"),
         (lambda m: m.total("weight_hh_l0", t=4), "t is 4, wanted a step from 0 to 3"),
         (lambda m: m.term(0, -1, "weight_hh_l0", 0), "k is -1, wanted a step from 0 to 3"),

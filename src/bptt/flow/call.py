@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from bptt.cells import Cell, PointwiseCell, State, Weights
+from bptt.cells import GRU, LSTM, Cell, Elman, PointwiseCell, State, Weights
 from bptt.flow.lookback import Link
 from bptt.flow.trace import Trace, Way
 from bptt.kernels import Sequences, Stack, choose, cpu
@@ -35,8 +35,10 @@ class Call:
     Attributes:
         grads: the gradients that arrived, by place: 0 the outputs, 1 and up the components of the final state.
         passes: numbers of the backward passes that brought them.
-        carried: whether the call began with a state that was cut off the graph (detached) and is not 0.
+        carried: whether the call began with a state that was cut off the graph (detached), is not 0, and may come from
+            such a layer (one drawn from a normal distribution does not).
         tolerance: how far, relative in norm, the outputs may be from what one step from the states gives.
+        twice: whether a backward pass was itself recorded, to be differentiated (create_graph=True).
         follows: the earlier call of the same module whose final state it began with, if that lies in this block.
         tapes: what bptt's kernels have kept of it, layer by layer and direction by direction.
     """
@@ -57,6 +59,7 @@ class Call:
     follows: "Call | None" = None
     tapes: list[Tape] = field(default_factory=list)
     input_attached: bool = False
+    twice: bool = False
     tolerance: float = 0.1
 
     @staticmethod
@@ -73,7 +76,7 @@ class Call:
             module, cell, _detached(x), tuple(s.detach() for s in given), _detached(outputs),
             tuple(s.detach() for s in last), kwargs.get("reset"), (),
             tuple((name, tensor.detach(), tensor._version) for name, tensor in named),
-            carried=bool(given) and not attached and any(bool(s.any()) for s in given),
+            carried=bool(given) and not attached and any(bool(s.any()) for s in given) and _its_own(module, cell, given),
             input_attached=_data(x).requires_grad, tolerance=_tolerance(_data(outputs)),
         )  # fmt: skip
         for place, tensor in enumerate((_data(outputs), *last)):
@@ -86,6 +89,7 @@ class Call:
         def catch(grad: Tensor | None) -> None:
             if grad is None:
                 return
+            self.twice = self.twice or torch.is_grad_enabled()
             had = self.grads.get(place)
             self.grads[place] = grad.detach() if had is None else had + grad.detach()
             self.passes.add(torch._C._current_graph_task_id())
@@ -117,6 +121,11 @@ class _Anew:
     def __init__(self, call: Call) -> None:
         if not isinstance(call.cell, PointwiseCell):
             raise Unseen(f"{call.cell} is no PointwiseCell, so its derivative has no closed form: it is not watched")
+        if call.twice:
+            raise Unseen(
+                "its gradient was made to be differentiated once more (create_graph=True, torch.func): only first "
+                "derivatives are watched"
+            )
         for name, tensor, version in call.kept:
             if tensor._version != version:
                 raise Unseen(f"the {name} was changed in place after the call: clone it before changing it")
@@ -319,6 +328,18 @@ class _Draws:
 def needs_draws(module: nn.Module) -> bool:
     """Whether a call of it draws dropout masks."""
     return bool(module.training and module.num_layers > 1 and module.dropout > 0)  # type: ignore[operator]
+
+
+def _its_own(module: nn.Module, cell: Cell, state: State) -> bool:
+    """Whether a layer of this kind may have left the state: whether h is in the range of its activation."""
+    h = state[0]
+    match cell:
+        case Elman(nonlinearity="relu"):
+            return bool((h >= 0).all())
+        case Elman() | GRU() | LSTM() if not module.proj_size:
+            return bool((h.abs() <= 1).all())
+        case _:
+            return True
 
 
 def _tolerance(outputs: Tensor) -> float:

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from bptt.flow.plot import call_marks
 from bptt.flow.profile import REACHES, LayerFlow
 from bptt.flow.svg import Curve, Mark, bar_chart, line_chart
 
@@ -28,7 +29,7 @@ def all_charts(layer: LayerFlow) -> list[str]:
 def _over_time(layer: LayerFlow) -> str:
     curves = [Curve(f"‖∂L/∂{s}(k)‖", layer.state_delta(s)) for s in layer.cell.states]
     curves.append(Curve("part that comes from the loss and layers above", layer.external))
-    calls = [Mark(at - 0.5, "next call" if n == 0 else "") for n, at in enumerate(layer.boundaries)]
+    calls = [Mark(at, "next call" if n == 0 else "") for n, at in enumerate(call_marks(layer))]
     return line_chart("Gradient of the state over time", "step k", "norm over batch and units", curves, calls)
 
 

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _STYLES = ("-", "--", "-.", ":")
 _FEW, _LOWEST = 40, 1e-12  # steps up to which each is marked; decades below the highest value that are shown
+_MARKED = 16  # calls; the marks of more would paint the chart over
+
+
+def call_marks(layer: LayerFlow) -> list[float]:
+    """Where in a chart over k a further call begins; empty where there are too many calls to mark each."""
+    return [at - 0.5 for at in layer.boundaries] if len(layer.boundaries) < _MARKED else []
 
 
 def draw(layers: Sequence[LayerFlow]) -> "Figure":
@@ -43,8 +49,8 @@ def _over_time(axis: "Axes", layer: LayerFlow) -> None:
     curves["from the loss and layers above"] = layer.external
     _curves(axis, curves)
     _label(axis, f"{layer.name}: gradient of the state", "step k", "norm over batch and units (log)")
-    for boundary in layer.boundaries:
-        axis.axvline(boundary - 0.5, color="#999999", linewidth=0.8, linestyle=":")
+    for boundary in call_marks(layer):
+        axis.axvline(boundary, color="#999999", linewidth=0.8, linestyle=":")
 
 
 def _over_gates(axis: "Axes", layer: LayerFlow) -> None:

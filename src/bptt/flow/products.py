@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bptt.flow.graded import ALONE_BELOW, GradedProduct, few_threads, log_singular_values
-from bptt.flow.trajectory import Hidden, Inputs, RecurrentLayer, Rows, Trajectory, read, trace
+from bptt.flow.trajectory import Hidden, Inputs, RecurrentLayer, Rows, Trajectory, listed, read, trace
 
 DEFAULT_LAGS = 128
 LN10 = math.log(10)
@@ -167,7 +167,7 @@ def _lags(lags: Sequence[int] | None, largest: int) -> list[int]:
             return list(range(largest + 1))
         spread = torch.logspace(0, math.log10(largest), DEFAULT_LAGS, dtype=torch.float64).round().long()
         return sorted({0, *spread.tolist(), largest})
-    wanted = list(lags)
+    wanted = listed("lags", lags)
     for lag in wanted:
         if not isinstance(lag, int) or isinstance(lag, bool) or not 0 <= lag <= largest:
             raise ValueError(

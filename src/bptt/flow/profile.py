@@ -207,12 +207,14 @@ class LayerFlow:
         """For each gate the share of (unit, step, sample) whose slope is below 5 % of its maximum.
 
         The maximum is 1/4 for the logistic sigmoid, 1 for tanh; a ReLU has none, and a cell of the user's own none known:
-        then the dictionary is empty. From at most 512 rows, evenly spaced.
+        then the dictionary is empty. From at most 512 rows, evenly spaced; of slopes that are NaN nothing is said.
         """
         found: dict[str, list[Tensor]] = {}
         for trace in self.traces:
             for gate, slope in slopes(trace).items():
-                found.setdefault(gate, []).append((slope < SATURATED).double().mean())
+                finite = slope[slope.isfinite()]
+                if len(finite):
+                    found.setdefault(gate, []).append((finite < SATURATED).double().mean())
         return {gate: float(torch.stack(shares).mean()) for gate, shares in found.items()}
 
     @cached_property

@@ -18,6 +18,7 @@ from bptt.flow.trajectory import (
     Trajectory,
     cell_of,
     chosen,
+    listed,
     padded,
     read,
     refuse_nonfinite,
@@ -106,8 +107,8 @@ class GradientMap:
         """
         layer, short = self._find(name)
         for label, index in (("t", t), ("k", k), ("lag", lag)):
-            if index is not None and not 0 <= index < self.steps:
-                raise ValueError(f"{label} is {index}, wanted a step from 0 to {self.steps - 1}")
+            if index is not None and not (hasattr(index, "__index__") and 0 <= index < self.steps):
+                raise ValueError(f"{label} is {index!r}, wanted a step from 0 to {self.steps - 1}")
         if sample is not None and sample not in self.samples:
             raise ValueError(f"sample {sample} is not in this map: it has {list(self.samples)}, add it to `samples=`")
         place = None if sample is None else self.samples.index(sample)
@@ -118,7 +119,7 @@ class GradientMap:
 
     def _find(self, name: str) -> tuple["_LayerTerms", str]:
         for suffix, layer in self._layers.items():
-            short = name.removesuffix(suffix)
+            short = str(name).removesuffix(suffix)
             if short != name and short in layer.trajectory.weights:
                 return layer, short
         raise ValueError(f"there is no parameter {name!r} in this map: choose one of {', '.join(self.names)}")
@@ -258,6 +259,8 @@ def gradient_map(
         raise ValueError(
             "wanted one of grad_outputs= (∂L/∂outputs) and loss= (a function of the outputs): pass just one"
         )
+    if loss is not None and not callable(loss):
+        raise TypeError(f"loss is a {type(loss).__name__}, wanted a function from the layer's outputs to Σ_t L(t)")
     places = chosen(samples, inputs.x.shape[1])
     wanted = _depths(layers, layer.num_layers)
     d_outputs = _given(layer, grad_outputs, inputs) if grad_outputs is not None else _of_loss(layer, x, hx, reset, loss)
@@ -281,7 +284,7 @@ def gradient_map(
 
 
 def _depths(layers: Sequence[int] | None, count: int) -> set[int]:
-    wanted = set(range(count)) if layers is None else set(layers)
+    wanted = set(range(count)) if layers is None else set(listed("layers", layers))
     if not wanted or not wanted <= set(range(count)):
         raise ValueError(f"layers is {sorted(wanted)}, wanted some of {list(range(count))}: 0 is the lowest")
     return wanted

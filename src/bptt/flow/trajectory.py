@@ -7,7 +7,7 @@ Order. Everything here is in the order of walking: a reverse direction has its l
 it round). Padding is a step that leaves the state as it is and lets no gradient through.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -300,11 +300,18 @@ def _run(
     return trajectory, trajectory.in_time(rows)
 
 
+def listed(name: str, values: Sequence[int]) -> list[int]:
+    """`values` as a list. Raises TypeError if a single number came."""
+    if not isinstance(values, Iterable):
+        raise TypeError(f"{name} is {values!r}, wanted a list of whole numbers, such as [{values!r}]")
+    return list(values)
+
+
 def chosen(samples: Sequence[int] | None, batch: int) -> Tensor:
     """The indices of the samples that are to be shown; all if None. Raises ValueError."""
     if samples is None:
         return torch.arange(batch)
-    wanted = list(samples)
+    wanted = listed("samples", samples)
     for index in wanted:
         if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < batch:
             raise ValueError(f"samples has {index!r}, wanted whole numbers from 0 to {batch - 1}, places in the batch")

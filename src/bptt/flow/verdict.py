@@ -160,6 +160,10 @@ def _healthy(layer: LayerFlow) -> Finding:
         f"A loss step's gradient reaches {layer.horizon} of {layer.lags} steps back with at least {REACHES:.0%} of its "
         f"norm, and grows at most {layer.growth:.2g}-fold."
     )
+    if layer.lags < FEW_LAGS:
+        text += f" Fewer than {FEW_LAGS} lags cannot tell a gradient that vanishes from one that does not."
+        if len(layer.traces) > 1:
+            text += " What travels from call to call is not in it: to measure that, give the layer whole sequences."
     return Finding(layer.name, "healthy", _flow_evidence(layer), text)
 
 
@@ -198,6 +202,16 @@ def _non_finite(layer: LayerFlow) -> Finding:
             "drop or fill what is missing before the model sees it; torch.nan_to_num(x) shows whether that was all",
         )  # fmt: skip
         return Finding(layer.name, "non-finite input", evidence, text, (remedy,))
+    if found.what == "gradient" and any(not bool(trace.external.isfinite().all()) for trace in layer.traces):
+        text = (
+            f"The first number that is NaN or infinite is in a gradient: {at}. It arrives from outside the layer, whose own "
+            "states are finite."
+        )
+        remedy = Remedy(
+            "a loss that stays finite", {"step": found.step, "sample": found.sample}, "non_finite",
+            "look in the loss, or the layer above, for log(0), a division by 0, sqrt(0) or an overflow",
+        )  # fmt: skip
+        return Finding(layer.name, "non-finite", evidence, text, (remedy,))
     what = "what the layer below puts out" if found.what == "input" else f"a {found.what}"
     text = f"The first number that is NaN or infinite is in {what}: {at}."
     remedy = Remedy(

@@ -1,6 +1,7 @@
 """`bptt.watch`: hooks around the user's own forward and backward, and the profile computed when the block ends."""
 
 import functools
+import math
 import os
 import sys
 import warnings
@@ -75,8 +76,13 @@ class Flow:
         self._rng: dict[int, Tensor] = {}
         self._squares: dict[int, Tensor] = {}
         self._called = self._settled = False
+        self._watched: frozenset[int] = frozenset()
+        self._depth = 0
 
     def __enter__(self) -> "Flow":
+        self._depth += 1
+        if self._depth > 1:
+            return self  # a block within a block of the same object: the outer one sees it all
         self._called = self._settled = False
         show_tapes()
         try:
@@ -89,6 +95,9 @@ class Flow:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._depth -= 1
+        if self._depth:
+            return
         self._unhook()
         hide_tapes()
         if kind is None:
@@ -122,6 +131,7 @@ class Flow:
             self._note("found no recurrent layer (torch.nn.RNN, GRU, LSTM, bptt's, bptt.Recurrent) in the model")
         if any(isinstance(m, nn.RNNCellBase) for m in self.model.modules()):
             self._note("does not see torch.nn's single cells (RNNCell, GRUCell, LSTMCell): use the layers")
+        self._watched = frozenset(id(module) for _, module, _ in found)
         for _, module, cell in found:
             if needs_draws(module):
                 self._handles.append(module.register_forward_pre_hook(self._before))
@@ -171,7 +181,10 @@ class Flow:
         return hook
 
     def _keep(self, module: nn.Module, cell: Any, args: Any, kwargs: Any, result: Any) -> None:
-        self._called, tapes = True, take_tapes()
+        tapes = take_tapes()
+        if id(module) not in self._watched:
+            return  # a copy, made while the hooks were there
+        self._called = True
         if not torch.is_grad_enabled():
             return
         call = Call.of(module, cell, args, kwargs, result)
@@ -205,8 +218,9 @@ class Flow:
         try:
             with torch.no_grad(), torch.autocast(_device(calls[0]), enabled=False):
                 self._settle_calls(calls)
-                norms = torch.stack([n.double().cpu() for n in squares.values()])
-                self.norms.append(float(norms.norm()))
+                if squares:  # none where all weights are frozen, or after torch.autograd.grad
+                    norms = torch.stack([n.double().cpu() for n in squares.values()])
+                    self.norms.append(float(norms.norm()))
         except Exception as error:
             self._say(f"could not compute the profile: {type(error).__name__}: {error}")
 
@@ -296,7 +310,7 @@ class Flow:
         """Everything that was seen, as numbers, lists and names."""
         return {
             "layers": [layer.to_json() for layer in self],
-            "norms": self.norms,
+            "norms": [norm if math.isfinite(norm) else None for norm in self.norms],
             "clip_value": self.clip_value(),
             "verdict": [finding.to_json() for finding in self.verdict()],
             "notes": self.notes,

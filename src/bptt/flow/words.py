@@ -63,7 +63,9 @@ def headline(findings: Sequence[Finding]) -> str:
     for finding in sorted(findings, key=lambda f: -level_of(f.verdict).rank):
         layers.setdefault(finding.verdict, []).append(finding.layer)
     if list(layers) == ["healthy"]:
-        return f"the gradient travels well through {joined(layers['healthy'])}"
+        few = any(int(f.evidence.get("lags_steps") or 0) < FEW_LAGS for f in findings)
+        well = "is not lost in the few steps of" if few else "travels well through"
+        return f"the gradient {well} {joined(layers['healthy'])}"
     return "; ".join(f"{verdict} in {joined(names)}" for verdict, names in layers.items() if verdict != "healthy")
 
 
@@ -91,12 +93,13 @@ def evidence(finding: Finding) -> list[tuple[str, str]]:
 
 def facts(layer: LayerFlow) -> list[tuple[str, str]]:
     """A layer's figures as (name, value with unit)."""
+    seen = bool(layer.reach.gain) and layer.non_finite is None
     rows = [
         ("cell", str(layer.cell)),
         ("steps T", with_unit(layer.steps, "steps") + _in_calls(layer)),
-        ("memory horizon", f"{layer.horizon} of {layer.lags} steps" if layer.reach.gain else "–"),
-        ("largest gain on the way back", with_unit(layer.growth, "-fold") if layer.reach.gain else "–"),
-        ("fall (−) or growth of the gain", with_unit(layer.rate, "decades a step") if layer.reach.gain else "–"),
+        ("memory horizon", f"{layer.horizon} of {layer.lags} steps" if seen else "–"),
+        ("largest gain on the way back", with_unit(layer.growth, "-fold") if seen else "–"),
+        ("fall (−) or growth of the gain", with_unit(layer.rate, "decades a step") if seen else "–"),
     ]
     half = half_of_the_gradient(layer)
     if half is not None:
@@ -116,7 +119,7 @@ def remarks(layer: LayerFlow) -> list[str]:
             f"The data has {layer.lags} lags only: fewer than {FEW_LAGS} cannot tell a gradient that vanishes from one "
             "that does not."
         )
-    if not layer.saturation:
+    if not layer.saturation and layer.non_finite is None:
         found.append("The slopes of this cell's gates are not bounded, or not known: its saturation is not measured.")
     return found
 
