@@ -140,6 +140,7 @@ def walk(
     block = max(2, min(16, BLOCK_BYTES // max(1, row_bytes)))
     # The rows at step k are in place k % block of the ring, until all of a block are measured at once.
     ring = tuple(d_outputs.new_zeros(block, capacity, *s.shape[1:]) for s in trajectory.before)
+    places = [tuple(r[place] for r in ring) for place in range(block)]
     pending, floor, m = loss_steps.tolist()[::-1], FLOOR[d_outputs.dtype], 0
     first = 0 if selection.k is None else selection.k
     for k in range(trajectory.steps - 1, first - 1, -1):
@@ -148,7 +149,7 @@ def walk(
             pending.pop()
             if apart or m == 0:
                 m += 1
-            ring[0][place, m - 1] += d_outputs[k]
+            places[place][0][m - 1].add_(d_outputs[k])
         if m == 0:
             continue
         if norms and (place == 0 or block == 2):  # a ring of 2 is one for want of memory: measure step by step
@@ -157,8 +158,8 @@ def walk(
         which = selection.coefficients(k, loss_steps[:m])
         if which is not None:
             which = which.to(d_outputs.device)
-        out = tuple(r[following, :m] for r in ring)
-        pull.back(k, tuple(r[place, :m] for r in ring), which, selection.through, shown, out)
+        rows, out = (tuple(r[:m] for r in places[p]) for p in (place, following))
+        pull.back(k, rows, which, selection.through, shown, out)
         if k % FLOOR_EVERY == 0:
             for row in out:
                 row.copy_(torch.hardshrink(row, floor))
@@ -187,6 +188,7 @@ class Pointwise(Pullback):
         # Where one tensor serves both net inputs (a sum), one product does.
         self.joint = all(a is b for a, b in zip(partials.zx, partials.zh, strict=True))
         self.partials = _by_step(partials, steps, samples, trajectory.active)
+        self._zh = [d.unbind() for d in self.partials.zh]
         self.w_hh, self.w_hr = weights["weight_hh"], weights.get("weight_hr")
 
     def quantity(self, name: str) -> tuple[str, Tensor | None]:
@@ -216,7 +218,7 @@ class Pointwise(Pullback):
                 shown.sums[f"rows {s}"] = row.new_zeros(self.trajectory.steps, *row.shape[1:])
             torch.sum(row if which is None else row[which], 0, out=shown.sums[f"rows {s}"][k])
         raw = rows if self.w_hr is None else (rows[0] @ self.w_hr, *rows[1:])
-        net = _through(raw, [d[k] for d in self.partials.zh])
+        net = _through(raw, [d[k] for d in self._zh])
         torch.mm(net.view(-1, net.shape[-2] * net.shape[-1]), self.w_hh, out=out[0].view(-1, out[0].shape[-1]))
         for r, before in enumerate(out):
             if r > 0:
