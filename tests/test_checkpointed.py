@@ -281,6 +281,16 @@ def test_arrays_and_streams(strategy, tmp_path):
         assert_same(named_gradients(model) | {"loss": result.loss}, gradients | {"loss": want.loss})
 
 
+def test_a_list_is_a_stream_and_the_least_budget_is_enough_for_it():
+    model, x, y = problem(bptt.RNN, 400)
+    bptt.backward(model, x, y, squared)
+    gradients = named_gradients(model)
+    pieces, wanted = list(x.split(50)), lambda: iter(y.split(70))
+    result = bptt.backward(model, pieces, wanted, squared, bptt.Checkpointed(least(model, pieces, wanted)))
+    assert_same(named_gradients(model), gradients)
+    assert result.plan.chunks > 10
+
+
 def test_a_stream_is_never_all_in_memory():
     """The pieces alive at a time are those that the plan says, and walks are few."""
     model, x, y = problem(bptt.GRU, 3000)
@@ -375,6 +385,26 @@ def test_a_plan_for_ten_million_steps_is_quick():
         planner.plan(24_000_000)
         seconds.append(time.process_time() - start)
     assert min(seconds) < 0.05
+
+
+@pytest.mark.parametrize("layer", [bptt.RNN, bptt.GRU, bptt.LSTM])
+@pytest.mark.parametrize("steps", [1, 2, 7, 300])
+@pytest.mark.parametrize("times", [1.0, 3.0, 1000.0])
+def test_the_predicted_peak_of_short_sequences_and_stacks(layer, steps, times):
+    """Where the gradients of the weights are more than the tape, and where there is one chunk."""
+    torch.manual_seed(0)
+    model, x, y = layer(3, 5, 2), torch.randn(steps, 2, 3), torch.randn(steps, 2, 5)
+    memory = bptt.Checkpointed(int(times * least(model, x, y)))
+    plan, replay, uses_random = checkpointed._prepared(Chunk(model, x, y, squared), memory)
+    native = NativeWork.of(model, torch.zeros(2, 2, 5), lean=plan.lean).bytes(plan.chunk)
+    run = checkpointed._Run(replay, plan, uses_random)
+    highest = max(levels_of(lambda: run.all(open_snapshots("memory", plan.snapshots)), None))
+    assert abs((plan.peak - native) / highest - 1) < 0.1
+
+
+def test_a_stack_works_on_a_layer_at_a_time():
+    one, three = (NativeWork.of(bptt.GRU(5, 5, layers), torch.zeros(layers, 2, 5)) for layers in (1, 3))
+    assert one == three
 
 
 @pytest.mark.parametrize("layer", [bptt.RNN, bptt.GRU, bptt.LSTM, nn.GRU])
@@ -550,6 +580,72 @@ def test_inputs_that_cannot_be():
         bptt.backward(model, x.clone().requires_grad_(), y, squared, strategy)
     with pytest.raises(ValueError, match="storage 'tape' is unknown: give memory, host, disk"):
         bptt.Checkpointed("2MB", "tape")
+
+
+def test_a_frozen_model_is_refused_at_once():
+    model, x, y = problem(bptt.RNN, 40)
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="the loss depends on no parameter"):
+        bptt.backward(model, x, y, squared, bptt.Checkpointed("1MB"))
+    state = torch.zeros(1, 2, 8, dtype=DOUBLE, requires_grad=True)
+    bptt.backward(model, x, y, squared, state=state)
+    want, state.grad = state.grad, None
+    bptt.backward(model, x, y, squared, bptt.Checkpointed("30kB"), state)
+    torch.testing.assert_close(state.grad, want)
+
+
+class Normed(nn.Module):
+    """Dropout, and something behind the layer that must not see all steps."""
+
+    def __init__(self, behind):
+        super().__init__()
+        self.rnn, self.behind, self.drop = bptt.RNN(3, 8, dtype=DOUBLE), behind, nn.Dropout(0.2)
+
+    def forward(self, x, state=None):
+        outputs, state = self.rnn(x, state)
+        return self.drop(self.behind(outputs.flatten(0, 1)).view_as(outputs)), state
+
+
+class Centred(nn.Module):
+    def forward(self, x):
+        return x - x.mean(0)
+
+
+def test_means_over_all_steps_are_refused_although_there_is_dropout():
+    _, x, y = problem(bptt.RNN, 400)
+    strategy = bptt.Checkpointed("80kB")
+    with pytest.raises(ValueError, match="looks ahead"):
+        bptt.backward(Normed(Centred()), x, y, squared, strategy)
+    model = Normed(nn.BatchNorm1d(8, dtype=DOUBLE))
+    with pytest.raises(ValueError, match="layer 'behind' is a BatchNorm1d that takes its means"):
+        bptt.backward(model, x, y, squared, strategy)
+    assert model.training
+    assert model.drop.training
+    model.behind.eval()
+    bptt.backward(model, x, y, squared, strategy)
+
+
+def test_an_interrupted_run_changes_nothing():
+    class Interrupted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.left = bptt.GRU(3, 8, 2, dropout=0.3, dtype=DOUBLE), 100
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x, state=None):
+            self.left -= 1
+            self.calls += 1
+            if not self.left:
+                raise KeyboardInterrupt
+            return self.rnn(x, state)
+
+    _, x, y = problem(bptt.GRU, 400)
+    model, generators = Interrupted(), torch.get_rng_state()
+    with pytest.raises(KeyboardInterrupt):
+        bptt.backward(model, x, y, squared, bptt.Checkpointed("55kB"))
+    assert torch.equal(torch.get_rng_state(), generators)
+    assert model.calls == 0
+    assert all(p.grad is None for p in model.parameters())
 
 
 def test_a_diverged_run_is_not_taken_for_a_random_one():

@@ -107,6 +107,87 @@ def test_any_module():
         _gradients(model, bptt.SnAp1(), x, y)
 
 
+class Touched(nn.Module):
+    """One recurrent layer, and a hand in its state at every step."""
+
+    def __init__(self, touch):
+        super().__init__()
+        self.rnn, self.linear, self.touch = nn.GRU(2, 4), nn.Linear(4, 4), touch
+
+    def forward(self, x, state=None):
+        outputs = []
+        for x_t in x.split(1):
+            output, state = self.touch(self, x_t, state)
+            outputs.append(output)
+        return torch.cat(outputs), state
+
+
+def _scaled(model, x, state):
+    output, state = model.rnn(x, state)
+    return output, 0.5 * state
+
+
+def _cut(model, x, state):
+    output, state = model.rnn(x, state)
+    return output + model.linear(output), state.detach()
+
+
+def _through_parameters(model, x, state):
+    output, state = model.rnn(x, state)
+    return output, model.linear(state)
+
+
+@pytest.mark.parametrize("touch", [_scaled, _cut, _through_parameters])
+def test_a_state_that_the_model_changes_after_the_layer(touch):
+    """The layer's closed form is not that of the model's state."""
+    torch.manual_seed(0)
+    model = Touched(touch).double()
+    x, y = torch.randn(6, 2, 2, dtype=torch.float64), torch.randn(6, 2, 4, dtype=torch.float64)
+    want, _ = _gradients(model, bptt.Exact(), x, y)
+    got, _ = _gradients(model, bptt.RTRL(), x, y)
+    for name, p in want.items():
+        if p is not None:
+            assert_same({name: got[name]}, {name: p}, 1e-9)
+    with pytest.raises(ValueError, match="whose state is the model's"):
+        _gradients(model, bptt.SnAp1(), x, y)
+
+
+def test_a_model_that_begins_as_another_is_refused():
+    def feedback(model, x, state):
+        return model.rnn(x, state) if state is None else model.rnn(x + state[..., :2], state)
+
+    model, x, y = Touched(feedback), torch.randn(6, 2, 2), torch.randn(6, 2, 4)
+    with pytest.raises(ValueError, match="do the same at every step"):
+        bptt.backward(model, x, y, _squared, bptt.RTRL())
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("layer", [nn.GRU, bptt.GRU])
+def test_weights_that_are_made_of_other_parameters(layer):
+    torch.manual_seed(0)
+    model = nn.utils.parametrizations.weight_norm(layer(2, 4, dtype=torch.float64), "weight_hh_l0")
+    x, y = torch.randn(6, 2, 2, dtype=torch.float64), torch.randn(6, 2, 4, dtype=torch.float64)
+    want, _ = _gradients(model, bptt.Exact(), x, y)
+    assert_same(_gradients(model, bptt.RTRL(), x, y)[0], want, 1e-9)
+
+
+@pytest.mark.parametrize("strategy", [bptt.RTRL(), bptt.SnAp1()], ids=["rtrl", "snap1"])
+def test_the_row_of_an_embedding_s_padding_is_not_learned(strategy):
+    torch.manual_seed(0)
+    model = Network(bptt.RNN(3, 6), 6, 4, Softmax(), nn.Embedding(4, 3, padding_idx=1)).double()
+    x, y = torch.randint(0, 4, (9, 2)), torch.randint(0, 4, (9, 2))
+
+    def loss(z, targets):
+        return model.head.losses(z, targets).sum()
+
+    want, _ = _gradients(model, bptt.Exact(), x, y, loss)
+    got, _ = _gradients(model, strategy, x, y, loss)
+    table = next(n for n, p in model.named_parameters() if p.shape == (4, 3))
+    assert not got[table][1].any()
+    if isinstance(strategy, bptt.RTRL):
+        assert_same(got, want, 1e-9)
+
+
 @pytest.mark.parametrize("name", [n for n in CELLS if n != "normed"])
 @given(seed=seeds, size=cases.sizes(max_steps=6), with_reset=st.booleans(), cut=st.booleans())
 def test_snap1_is_rtrl_where_the_recurrence_is_diagonal(name, seed, size, with_reset, cut):

@@ -45,7 +45,7 @@ def backward(
     Args:
         model: `(x, state) -> (outputs, state)` with time first, as nn.LSTM; it accepts state None.
         x: inputs [T, B, ...], or a tree (tuple, dict) of tensors that all have T steps along the first axis. A leaf may also
-            be an array (memory-mapped, say), or a stream of chunks: an iterable that starts anew each time, or a function
+            be an array (memory-mapped, say), or a stream of chunks: a list or an iterable that starts anew, or a function
             that makes an iterator. Strategies that go by pieces then read a piece at a time. Or a PackedSequence: the model
             is called with packed pieces, and its state needs a row for each sequence, [layers, B, ...] or [B, H].
         y: targets in the same way; packed like x.

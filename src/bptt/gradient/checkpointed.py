@@ -49,7 +49,8 @@ class Checkpointed(Strategy):
     repeated exactly. Chunks draw them one after the other, so the masks are those of a run chunk by chunk.
 
     The model is called many times, and so is the loss: side effects (counters, logs) happen as often. Buffers end as after
-    one pass. If an error is raised, no gradient was changed: `.grad` is added to at the end.
+    one pass. If an error is raised, or the run is interrupted, `.grad` (added to at the end), the buffers and torch's random
+    generators are as before.
 
     Args:
         memory: bytes, as a number or a text: "256MB", "1GiB", "24e6".
@@ -58,7 +59,8 @@ class Checkpointed(Strategy):
 
     Raises:
         ValueError: the size is unreadable; the budget is too small (the message says the least one); the layer is
-            bidirectional or looks ahead; the loss is not a sum over the steps; an input cannot be started anew.
+            bidirectional, looks ahead, or takes means over all steps (BatchNorm in training); the loss is not a sum over the
+            steps; an input cannot be started anew.
         TypeError: the state is not made of tensors.
         RuntimeError: a chunk that was run again gave another result: there is randomness outside torch's generators.
         OSError: the disk is full.
@@ -146,7 +148,7 @@ class _Run:
         self.sums: list[Tensor | None] = [None] * len(replay.leaves)
         self.loss: Tensor | None = None
         self.final: Any = None  # the state after the last step, with generators and buffers as they are then
-        self.buffers = buffers_of(replay.whole.model)
+        self.before = self._generators(), buffers_of(replay.whole.model)
         self.has_graph = False
         self.extra_steps = 0
         self.given = [leaf for leaf in tree_leaves(replay.whole.state) if isinstance(leaf, Tensor)]
@@ -154,11 +156,18 @@ class _Run:
         self._before_later: Any = None  # the state before the chunk that was reversed last
 
     def all(self, snapshots: Snapshots) -> None:
-        """Every action of the schedule."""
+        """Every action of the schedule. Raises ValueError if no loss depended on anything.
+
+        After an error the random generators and the buffers are as before.
+        """
         try:
             self._all(snapshots)
+            if not self.has_graph:
+                raise ValueError(NO_GRAPH)
         except BaseException:
-            put_back(self.replay.whole.model, self.buffers)
+            generators, buffers = self.before
+            self._set(generators)
+            put_back(self.replay.whole.model, buffers)
             raise
 
     def _all(self, snapshots: Snapshots) -> None:
@@ -218,9 +227,7 @@ class _Run:
             self.generators.set(generators)
 
     def result(self) -> CheckpointedResult:
-        """Add the gradients to `.grad`. Raises ValueError if no loss depended on anything."""
-        if not self.has_graph:
-            raise ValueError(NO_GRAPH)
+        """Add the gradients to `.grad`."""
         state, generators, buffers = self.final
         self._set(generators)
         put_back(self.replay.whole.model, buffers)

@@ -83,6 +83,7 @@ class Embedded:
 
     weight: Tensor
     symbols: Tensor  # int64 [B]
+    padding: int | None = None  # the symbol whose row is never learned
 
 
 class Influence(ABC):
@@ -232,6 +233,8 @@ def _add_embedded(influence: Tensor, through: Tensor, embedded: Embedded | None)
     """∂⁺s/∂E[v, :] = ∂s/∂inputs where v is the sample's symbol: influence [S, B, V, E], through [B, S, E]."""
     assert embedded is not None
     rows = torch.arange(len(through), device=through.device)
+    if embedded.padding is not None:
+        through = through * (embedded.symbols != embedded.padding)[:, None, None]
     influence[:, rows, embedded.symbols] += through.transpose(0, 1)
 
 

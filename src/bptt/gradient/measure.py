@@ -7,6 +7,7 @@ sizes.
 
 import gc
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate, pairwise
@@ -14,12 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
 from bptt.cells import GRU, Elman
-from bptt.gradient.base import Chunk, cut
+from bptt.gradient.base import NO_GRAPH, Chunk, cut
 from bptt.gradient.packed import PackedSteps
-from bptt.gradient.replay import Generators, Replay, buffers_kept, is_number, owned, same
+from bptt.gradient.replay import Generators, Replay, buffers_kept, evaluating, is_number, owned, same, wants_gradient
 
 _PROBED = 16  # steps on which the model is tried out; then twice as many
 _LOOPS = 512  # steps that are tried at most where a chunk's blocks are not those of a shorter one
@@ -56,7 +58,7 @@ class NativeWork:
         for layer in layers:
             weights = layer.layer_weights(0, 0)
             gates = weights["weight_hh"].shape[0]
-            rows = max((s.numel() for s in tree_leaves(state) if isinstance(s, Tensor)), default=0) // layer.hidden_size
+            rows = _rows(state, layer.hidden_size) // layer.num_layers  # the layers run one after the other
             blocks = 2.0 if isinstance(layer.cell, GRU) else 1.0  # the candidate's zh is apart
             anew = lean and not isinstance(layer.cell, Elman)
             if anew:
@@ -70,6 +72,13 @@ class NativeWork:
     def bytes(self, steps: int) -> int:
         """For a chunk of so many steps."""
         return self.packed + min(self.step * steps, self.most)
+
+
+def _rows(state: Any, hidden: int) -> int:
+    """L·B of a layer with so many hidden units, from the states that have as many; else from the largest."""
+    states = [s for s in tree_leaves(state) if isinstance(s, Tensor)]
+    own = [s for s in states if s.shape[-1:] == (hidden,)]
+    return max((s.numel() for s in own or states), default=0) // hidden
 
 
 @dataclass(frozen=True)
@@ -125,6 +134,8 @@ class Measured:
         uses_random: whether the forward draws from torch's generators.
         with_tape: whether a forward without a graph differs in some bit from one with it.
         leaves: the tensors that get gradients.
+        adding: bytes of the gradients of a chunk, while they are added to the sums.
+        adding_alone: the same and the sums, where there is one chunk: these come as the gradients go.
     """
 
     state_bytes: int
@@ -135,12 +146,22 @@ class Measured:
     uses_random: bool
     with_tape: bool
     leaves: tuple[Tensor, ...]
+    adding: int = 0
+    adding_alone: int = 0
     lean: "Measured | None" = None
 
     @property
     def fixed_bytes(self) -> int:
-        """What is needed whatever the plan: the sums of the gradients, four states in use."""
+        """What is needed with any plan of more than one chunk: the sums of the gradients, four states in use."""
         return self.parameter_bytes + 4 * self.state_bytes
+
+    def peak_of_chunk(self, steps: int) -> int:
+        """While a chunk of so many steps goes forward and back, and its gradients are added to the sums."""
+        return max(self.peak.at(steps), self.adding)
+
+    def peak_alone(self, steps: int) -> int:
+        """The same for the only chunk: until it has gone back there are no sums, and no gradients of a later one."""
+        return self.state_bytes + max(self.peak.at(steps), self.state_bytes + self.adding_alone)
 
 
 def measure(chunk: Chunk, budget: float) -> Measured:
@@ -159,22 +180,26 @@ def measure(chunk: Chunk, budget: float) -> Measured:
     try:
         with buffers_kept(chunk.model):
             refuse_bidirectional(chunk.model)
+            _refuse_batch_statistics(chunk.model)
             leaves = probed.find_leaves()
+            if not (leaves or any(map(wants_gradient, tree_leaves(chunk.state)))):
+                raise ValueError(NO_GRAPH)
             uses_random = not same(before, generators.state())
             state, with_tape = _try(probed, generators, before, chunk.model)
             _refuse_other_losses(probed, generators, before)
-            if not uses_random:
-                _refuse_lookahead(probed, state)
+            _refuse_lookahead(probed, generators)
             peak = _peak(replace(chunk, state=state), leaves, budget)
             lean_peak = _lean_peak(replace(chunk, state=state), leaves, budget, peak)
     finally:
         generators.set(before)
     of_state = sum(t.nbytes for t in tree_leaves(state) if isinstance(t, Tensor))
     of_generators = sum(t.nbytes for t in before) if uses_random else 0
-    sums = sum(16 * p.numel() if p.is_complex() else 8 * p.numel() for p in leaves)
     native = NativeWork.of(chunk.model, state)
     on_cpu = all(leaf.device.type == "cpu" for leaf in leaves)
-    full = Measured(of_state + of_generators, sums, native, peak, on_cpu, uses_random, with_tape, tuple(leaves))
+    full = Measured(
+        of_state + of_generators, sum(map(_wide_bytes, leaves)), native, peak, on_cpu, uses_random, with_tape, tuple(leaves),
+        *_while_added(leaves),
+    )  # fmt: skip
     if lean_peak is None:
         return full
     return replace(full, lean=replace(full, peak=lean_peak, native=NativeWork.of(chunk.model, state, lean=True)))
@@ -204,6 +229,16 @@ def refuse_bidirectional(model: Callable[..., Any]) -> None:
             )
 
 
+def _refuse_batch_statistics(model: Callable[..., Any]) -> None:
+    """Raises ValueError for a layer whose means over the batch are over all steps too."""
+    for name, module in model.named_modules() if isinstance(model, torch.nn.Module) else ():
+        if isinstance(module, _BatchNorm) and (module.training or not module.track_running_stats):
+            raise ValueError(
+                f"layer {name!r} is a {type(module).__name__} that takes its means over all steps it is given, so it cannot "
+                "be run chunk by chunk; put it into evaluation (eval()), use LayerNorm, or Exact()"
+            )
+
+
 def _refuse_other_losses(probed: Replay, generators: Generators, before: Any) -> None:
     """Compare the loss of some steps with the sum of the losses of their halves."""
     steps = min(probed.length, probed.whole.steps)
@@ -226,11 +261,34 @@ def _refuse_other_losses(probed: Replay, generators: Generators, before: Any) ->
         )
 
 
-def _refuse_lookahead(probed: Replay, after: Any) -> None:
-    """Compare the outputs of some steps in one piece with those in two; only a model that draws no random numbers."""
+def _refuse_lookahead(probed: Replay, generators: Generators) -> None:
+    """Compare the outputs of some steps in one piece with those in two.
+
+    If the model draws random numbers, it is tried in evaluation, without dropout; if it draws them even so, there is no
+    telling.
+    """
+    before = generators.state()
+    for mode in (nullcontext(), evaluating(probed.whole.model)):
+        with mode:
+            differs = _first_difference(probed)
+        if same(before, generators.state()):
+            break
+        generators.set(before)
+    else:
+        return
+    if differs:
+        raise ValueError(
+            f"the model's {differs} when these are run as two halves, the second from the "
+            "state after the first: it looks ahead (as bidirectional layers do), or the state it returns is not all "
+            "that later steps depend on; Checkpointed goes chunk by chunk, so use Exact(), or complete the state"
+        )
+
+
+def _first_difference(probed: Replay) -> str | None:
+    """Which of the outputs or states over some steps differs from that of two halves, if any."""
     steps = min(probed.length, probed.whole.steps)
     if steps < 2:
-        return
+        return None
     halves = replace(probed, length=steps // 2, whole=_first_steps(probed.whole, 2 * (steps // 2)))
     whole = replace(halves, length=halves.whole.steps)
     start = owned(halves.whole.state)
@@ -243,11 +301,8 @@ def _refuse_lookahead(probed: Replay, after: Any) -> None:
         ("state", after, end),
     ):
         if not _near(one, two):
-            raise ValueError(
-                f"the model's {name} over {whole.length} steps differ when these are run as two halves, the second from the "
-                "state after the first: it looks ahead (as bidirectional layers do), or the state it returns is not all "
-                "that later steps depend on; Checkpointed goes chunk by chunk, so use Exact(), or complete the state"
-            )
+            return f"{name} over {whole.length} steps differ"
+    return None
 
 
 def _first_steps(chunk: Chunk, steps: int) -> Chunk:
@@ -288,18 +343,35 @@ def _peak(chunk: Chunk, leaves: list[Tensor], budget: float, *, lean: bool = Fal
         return levels_of(partial(replay.reverse, 0, chunk.state, d_after), replay.device)
 
     steps = chunk.steps
-    # While the gradients of the chunk before are added to their sums, they and a piece in the wide format are alive.
-    adding = float(sum(p.nbytes for p in leaves) + 8 * max(min(p.numel(), ADDED) for p in leaves))
     peaks = {n: max(levels(n)) for n in (1, 2) if n <= steps}
     if steps == 1:
-        return Peak(((max(adding, float(peaks[1])), 0.0),))
+        return Peak(((float(peaks[1]), 0.0),))
     lengths = [min(_PROBED, steps // 2), min(2 * _PROBED, steps)]
     if 64 * (peaks[2] - peaks[1]) < budget:
         seen = [levels(length) for length in lengths]
         if len(seen[0]) == len(seen[1]) > 1:
-            return Peak((*Peak.through(lengths, seen).lines, (adding, 0.0)))
+            return Peak.through(lengths, seen)
         peaks |= {n: max(s) for n, s in zip(lengths, seen, strict=False)}
-    return _peak_of_others({n: max(peak, int(adding)) for n, peak in peaks.items()}, levels, steps, budget)
+    return _peak_of_others(peaks, levels, steps, budget)
+
+
+def _wide_bytes(p: Tensor) -> int:
+    return (16 if p.is_complex() else 8) * p.numel()
+
+
+def _while_added(leaves: list[Tensor]) -> tuple[int, int]:
+    """Bytes while gradients are added to sums that are there, and to sums that are made on the way.
+
+    Gradients go one after the other, and a piece of them is alive in the wide format as well.
+    """
+    gradients = sum(p.nbytes for p in leaves)
+    pieces = [0 if p.nbytes == _wide_bytes(p) else min(_wide_bytes(p), 8 * ADDED) for p in leaves]
+    together, sums, left = gradients, 0, gradients
+    for p, piece in zip(leaves, pieces, strict=True):
+        sums += _wide_bytes(p)
+        together = max(together, sums + left + piece)
+        left -= p.nbytes
+    return gradients + max(pieces, default=0), together
 
 
 def _lean_peak(chunk: Chunk, leaves: list[Tensor], budget: float, peak: Peak) -> Peak | None:

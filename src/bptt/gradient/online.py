@@ -141,8 +141,8 @@ class SnAp1(_Online):
         """The entries of the parameters' own units."""
         if layer is None or layer.num_layers != 1:
             raise ValueError(
-                "SnAp1 needs one recurrent layer with a pointwise cell, without projection, that begins with the model's "
-                "state and whose input is data or an embedding: use RTRL(), Truncated() or Exact()"
+                "SnAp1 needs one recurrent layer with a pointwise cell, without projection, whose state is the model's, "
+                "before the step and after it, and whose input is data or an embedding: use RTRL(), Truncated() or Exact()"
             )
         return Diagonal(_weights(layer), seen.table)
 
@@ -154,6 +154,7 @@ class _Seen:
     model: nn.Module
     inputs: Tensor | None = None
     hx: tuple[Tensor, ...] | None = None
+    after: tuple[Tensor, ...] = ()
     calls: int = 0
     tables: list[tuple[nn.Embedding, Tensor, Tensor]] = field(default_factory=list)
 
@@ -166,8 +167,8 @@ class _Seen:
     def embedded(self) -> Embedded | None:
         """The embedding whose output the layer was given."""
         for table, symbols, output in self.tables:
-            if output is self.inputs and table.weight.requires_grad:
-                return Embedded(table.weight, symbols.flatten())
+            if output is self.inputs and table.weight.requires_grad and not table.scale_grad_by_freq:
+                return Embedded(table.weight, symbols.flatten(), table.padding_idx)
         return None
 
     @property
@@ -175,13 +176,15 @@ class _Seen:
         """That embedding's weight."""
         return None if self.embedded is None else self.embedded.weight
 
-    def fits(self, layer: nn.Module, leaves: Sequence[Tensor]) -> bool:
-        """Whether the closed form holds: the model's state is the layer's, and nothing with parameters is before it."""
+    def fits(self, layer: nn.Module, leaves: Sequence[Tensor], after: Any) -> bool:
+        """Whether the closed form holds: the model's state is the layer's, and nothing with parameters is before it.
+
+        Not so where the model makes something of the state that the layer returns: `state.clamp(-1, 1)`, `state.detach()`.
+        """
         x = self.inputs
         if self.calls != 1 or x is None or x.dim() != 3 or x.shape[0] != 1 or layer.batch_first:
             return False
-        own_state = self.hx is None if not leaves else self.hx is not None and len(self.hx) == len(leaves)
-        own_state = own_state and all(a is b for a, b in zip(self.hx or (), leaves, strict=True))
+        own_state = _are(self.hx or (), leaves) and _are(self.after, tree_leaves(after))
         return own_state and (not x.requires_grad or self.embedded is not None)
 
 
@@ -202,8 +205,14 @@ class _Walk:
         with _watched(self.model, self.layer) as seen:
             outputs, after = chunk.forward(x, state, reset)
         value = _scalar(chunk.loss(outputs, y))
+        closed = self.layer is not None and seen.fits(self.layer, leaves, after)
         if self.influence is None:
-            self.influence = self._begin(seen, leaves, after)
+            self.influence = self._begin(seen, closed, after)
+        elif isinstance(self.influence, Closed) and not closed:
+            raise ValueError(
+                "the model began as one recurrent layer with the model's state, and now puts something before it or makes "
+                "something of its state: let it do the same at every step (also where the state is None)"
+            )
         if value.requires_grad:
             wanted = [*self.parameters, *leaves]
             grads = torch.autograd.grad(value, wanted, retain_graph=True, allow_unused=True)
@@ -223,8 +232,7 @@ class _Walk:
             if id(p) in self.touched:
                 p.grad = self.sums[id(p)] if p.grad is None else p.grad + self.sums[id(p)]
 
-    def _begin(self, seen: _Seen, leaves: Sequence[Tensor], after: Any) -> Influence:
-        closed = self.layer is not None and seen.fits(self.layer, leaves)
+    def _begin(self, seen: _Seen, closed: bool, after: Any) -> Influence:
         influence = self.strategy.influence_of(self.layer if closed else None, seen, tree_leaves(after))
         if self.past:
             if not isinstance(self.past, tuple):
@@ -265,6 +273,11 @@ def _as_leaves(state: Any) -> tuple[list[Tensor], Any]:
     return fresh, structure.unflatten(fresh)
 
 
+def _are(some: Sequence[Any], others: Sequence[Any]) -> bool:
+    """Whether they are the same objects."""
+    return len(some) == len(others) and all(a is b for a, b in zip(some, others, strict=True))
+
+
 def _scalar(value: Any) -> Tensor:
     if not isinstance(value, Tensor) or value.numel() != 1:
         came = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
@@ -280,7 +293,8 @@ def _only_layer(model: nn.Module) -> nn.Module | None:
         return None
     layer: Any = found[0]
     between = layer.num_layers > 1 and layer.dropout > 0 and layer.training  # its masks are drawn inside
-    return None if layer.proj_size or between or layer.bidirectional else layer
+    made = not all(isinstance(w, nn.Parameter) for own in _weights(layer) for w in own.values())  # weight_norm, say
+    return None if layer.proj_size or between or made or layer.bidirectional else layer
 
 
 def _weights(layer: Any) -> list[dict[str, Tensor]]:
@@ -301,16 +315,25 @@ def _watched(model: nn.Module, layer: nn.Module | None) -> Iterator[_Seen]:
         hx = args[1] if len(args) > 1 else kwargs.get("hx")
         seen.calls += 1
         seen.inputs = x if isinstance(x, Tensor) else None
-        seen.hx = None if hx is None else (hx,) if isinstance(hx, Tensor) else tuple(hx)
+        seen.hx = None if hx is None else _tensors(hx)
+
+    def behind(_: nn.Module, args: Any, output: Any) -> None:
+        seen.after = _tensors(output[1])
 
     def after(table: nn.Module, args: Any, output: Tensor) -> None:
         assert isinstance(table, nn.Embedding)
         seen.tables.append((table, args[0], output))
 
-    handles = [] if layer is None else [layer.register_forward_pre_hook(before, with_kwargs=True)]
+    handles = []
+    if layer is not None:
+        handles = [layer.register_forward_pre_hook(before, with_kwargs=True), layer.register_forward_hook(behind)]
     handles += [m.register_forward_hook(after) for m in model.modules() if isinstance(m, nn.Embedding)]
     try:
         yield seen
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _tensors(state: Any) -> tuple[Tensor, ...]:
+    return (state,) if isinstance(state, Tensor) else tuple(state)

@@ -147,7 +147,7 @@ class Planner:
             raise ValueError(
                 f"a budget of {as_text(budget)} cannot be met: this model and batch need at least "
                 f"{least:,} bytes ({as_text(least)}), of which {as_text(self.measured.fixed_bytes)} are sums "
-                f"of gradients and the like, and {as_text(self.measured.peak.at(1))} one step forward and back"
+                f"of gradients and the like, and {as_text(self.measured.peak_of_chunk(1))} one step forward and back"
             )
         return replace(best, least=least)
 
@@ -174,7 +174,11 @@ class Planner:
 
     def _without_snapshots(self, chunk: int, waste: float) -> float:
         measured, streamed = self.measured, (chunk + self.longest) * self.stream_bytes
-        return measured.fixed_bytes + measured.native.bytes(chunk) + waste * measured.peak.at(chunk) + streamed
+        if chunk >= self.steps:
+            tensors = waste * measured.peak_alone(chunk)
+        else:
+            tensors = measured.fixed_bytes + waste * measured.peak_of_chunk(chunk)
+        return tensors + measured.native.bytes(chunk) + streamed
 
     def _fewest(self, chunk: int) -> int:
         links, snapshots = -(-self.steps // chunk), 1
@@ -197,21 +201,22 @@ class Planner:
         if room < 0:
             return None
         links, size = -(-self.steps // chunk), self._snapshot_bytes
-        for_stream = room / 4 if self.stream_bytes else 0.0
+        # What the least budget has room for are the fewest snapshots: a stream's share is of what is beyond them.
+        for_stream = max(0.0, room - (self._fewest(chunk) - 1) * size) / 4 if self.stream_bytes else 0.0
         snapshots = links if size == 0 else int(min(links, 1 + (room - for_stream) // size))
         r = repetitions(links, snapshots)
         if r > _MOST_REPETITIONS:
             return None
         snapshots = _enough(links, snapshots, r)
         held = int(min(self.steps, chunk + for_stream // self.stream_bytes)) if self.stream_bytes else 0
-        needed += (snapshots - 1) * size + max(0, held - chunk) * self.stream_bytes
+        peak = self._without_snapshots(chunk, 1.0)
+        kept = (snapshots - 1) * size + max(0, held - chunk) * self.stream_bytes
         extra, frees = chunk * extra_links(links, snapshots), waste == 1.0 and self.measured.on_cpu
         slower = (_FRESH if frees else 1.0) * (_LEAN if self.lean else 1.0)
         time_factor = self._time_factor(links, extra, chunk) * slower
         return Plan(
-            self.steps, chunk, snapshots, r, extra, int(needed - (waste - 1) * self.measured.peak.at(chunk)), int(needed),
-            budget, 0, time_factor, self.measured.state_bytes, int(self.measured.peak.step_bytes), self.storage, held, frees,
-            self.lean,
+            self.steps, chunk, snapshots, r, extra, int(peak + kept), int(needed + kept), budget, 0, time_factor,
+            self.measured.state_bytes, int(self.measured.peak.step_bytes), self.storage, held, frees, self.lean,
         )  # fmt: skip
 
     def _time_factor(self, links: int, extra: int, chunk: int) -> float:

@@ -64,7 +64,7 @@ class Replay:
         del outputs
         ends = [(loss, torch.ones_like(loss)), *zip(tree_leaves(after), d_after, strict=False)]
         ends = [(end, d) for end, d in ends if d is not None and end.requires_grad]
-        before = [leaf for leaf in tree_leaves(state) if _wants(leaf)]
+        before = [leaf for leaf in tree_leaves(state) if wants_gradient(leaf)]
         wanted = [*self.leaves, *before]
         found: list[Tensor | None] = [None] * len(wanted)
         if ends:
@@ -72,7 +72,7 @@ class Replay:
             found = list(torch.autograd.grad(roots, wanted, seeds, allow_unused=True))
         n = len(self.leaves)
         of_state = iter(found[n:])
-        d_state = [next(of_state) if _wants(leaf) else None for leaf in tree_leaves(state)]
+        d_state = [next(of_state) if wants_gradient(leaf) else None for leaf in tree_leaves(state)]
         return Went(loss.detach(), owned(after), found[:n], d_state, loss.requires_grad)
 
     def outputs(self, i: int, state: Any) -> tuple[Any, Any]:
@@ -125,7 +125,8 @@ def _parameters(model: Callable[..., Any]) -> list[Tensor]:
     return list(model.parameters()) if isinstance(model, torch.nn.Module) else []
 
 
-def _wants(leaf: Any) -> bool:
+def wants_gradient(leaf: Any) -> bool:
+    """Whether it is a tensor that asks for one."""
     return isinstance(leaf, Tensor) and leaf.requires_grad
 
 
@@ -216,6 +217,20 @@ def buffers_kept(model: Callable[..., Any]) -> Iterator[None]:
         yield
     finally:
         put_back(model, buffers)
+
+
+@contextmanager
+def evaluating(model: Callable[..., Any]) -> Iterator[None]:
+    """Every module in evaluation, and in the end as it was."""
+    modules = list(model.modules()) if isinstance(model, torch.nn.Module) else []
+    modes = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.training = False
+        yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
 
 
 def _buffers(model: Callable[..., Any]) -> list[Tensor]:

@@ -24,11 +24,11 @@ def to_tensor(array: Any) -> Tensor:
 
 
 def opened(tree: Any) -> Any:
-    """The tree with a `Stream` in place of each iterable or function. Tensors, arrays and everything else stay.
+    """The tree with a `Stream` in place of each list, iterable or function. Tensors, arrays and everything else stay.
 
     Raises ValueError for a generator or another iterator: it can be walked only once.
     """
-    return tree_map(_opened, tree)
+    return tree_map(_opened, tree, is_leaf=lambda leaf: isinstance(leaf, list))
 
 
 def _opened(leaf: Any) -> Any:
