@@ -101,7 +101,7 @@ def test_lstm_is_torch_nn_lstm(drawn):
 
 
 NODE_CHECKS = """
-import { clip, rotation, truncate, uncut, within } from "PAGE/engine/remedies.js";
+import { clip, cosine, rotation, truncate, uncut, within } from "PAGE/engine/remedies.js";
 import { withForgetBias } from "PAGE/engine/lstm.js";
 import { spectralRadius2, svd } from "PAGE/engine/svd.js";
 import { generator, orthogonal, uniform } from "PAGE/engine/start.js";
@@ -122,6 +122,10 @@ near(truncate(terms, within(1)).lost, 2 / Math.hypot(3, 2));
 near(truncate(terms, within(1)).cosine, 3 / Math.hypot(3, 2));
 assert.deepEqual(truncate(terms, uncut([false, false, true])).kept, [[3, 0]]);
 assert.deepEqual(truncate(terms, () => false), { kept: [[0, 0]], full: [[3, 2]], lost: 1, cosine: 0 });
+const broken = truncate([[], [null, [[NaN, 1]]]], within(1));
+assert.ok(Number.isNaN(broken.lost) && Number.isNaN(broken.cosine));
+near(cosine([[3e-200, 4e-200]], [[4e-200, 3e-200]]), 24 / 25);
+near(cosine([[0.1, 0.7]], [[0.1, 0.7]]), 1);
 
 near(spectralRadius2(rotation(0.7)), 1);
 near(spectralRadius2([[2, 1], [0, -3]]), 3);

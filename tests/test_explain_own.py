@@ -545,7 +545,7 @@ def test_the_readout_is_the_number_of_the_map(show, files):
     found = page.evaluate(
         "(values) => values.map((v) => window.bptt.modules['components/numbers.js'].show(v))", [float(cells[30, 25])]
     )
-    assert text == found[0]
+    assert text == f"≈ {found[0]}"
 
 
 def test_by_keyboard(show):
@@ -567,7 +567,8 @@ def test_by_keyboard(show):
 
 
 def test_a_reverse_direction_looks_ahead(show):
-    page = show("short", "#own?own_t=1&own_k=3")
+    assert "inner.memory.l1," in show("short").locator(".lead").last.inner_text()  # it opens with the last forward one
+    page = show("short", "#own?own_layer=3&own_t=1&own_k=3")
     assert "inner.memory.l1_reverse" in page.locator(".lead").last.inner_text()
     says(page, "t = 2, k = 4:")
     page.get_by_label("Layer").select_option("inner.memory.l0")

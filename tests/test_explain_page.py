@@ -192,7 +192,7 @@ def test_a_prediction_unlocks_the_answer(show):
 
 
 def test_forward_shows_what_the_engine_computes(show):
-    page = show("#forward")
+    page = show("#forward?t=3")
     before = page.locator("#scene-forward .live").nth(2).inner_text()
     assert "0.847" in before.replace("\n", "")  # h(3) = tanh(z_h(3))
     page.locator("[data-key=h1] .node-name").click()
@@ -211,7 +211,7 @@ def test_forward_shows_what_the_engine_computes(show):
 
 
 def test_forward_by_keyboard(show):
-    page = show("#forward")
+    page = show("#forward?t=3")
     page.get_by_label("Step t").focus()
     page.keyboard.press("ArrowLeft")
     assert state(page)["t"] == 2
@@ -272,14 +272,32 @@ def test_huge_numbers_are_shown_as_what_they_are(show):
     assert "∞" in page.locator("#scene-forward .live").first.inner_text()
 
 
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "activation=relu&head=linear&W_hh=1e308,1e308;1e308,1e308",
+        "activation=relu&W_hh=1e308,1e308;1e308,1e308&W_yh=1e308,0;0,1",
+        "head=sigmoid&W_yh=1e308,1e308;1e308,1",
+    ],
+)
+def test_a_gradient_that_overflows_is_said_in_each_scene(broken, show):
+    for scene in ("forward", "losses", "gradient"):
+        show(f"#{scene}?{broken}")  # no complaint of the browser
+    for scene in ("map", "werbos"):
+        assert "cannot be compared" in show(f"#{scene}?{broken}").locator(f"#scene-{scene} .badge").inner_text()
+    said = show(f"#remedies?{broken}").locator("#scene-remedies .said")
+    for i in (0, 1):
+        assert "The gradient is infinite or NaN" in said.nth(i).inner_text()
+
+
 # The address -------------------------------------------------------------------------------------------------------
 
 
 def test_the_address_restores_the_state(show):
     page = show("#forward")
     page.get_by_label("W hh 2, 1").fill("0.1234567890123456789")
-    page.get_by_label("Step t").fill("4")
-    address_says(page, "t=4")
+    page.get_by_label("Step t").fill("3")
+    address_says(page, "t=3")
     link = page.evaluate("location.hash")
     again = show(link)
     assert state(again) == state(page)
@@ -316,7 +334,10 @@ def test_an_unknown_scene_falls_back_to_the_first(show):
 
 
 def test_an_escaped_address_is_understood(show):
-    assert state(show("#forward?W_hh=1%2C2%3B3%2C4"))["W_hh"] == [[1, 2], [3, 4]]
+    for address in ("#forward?W_hh=1%2C2%3B3%2C4", "#forward%3FW_hh%3D1%2C2%3B3%2C4"):
+        page = show(address)
+        assert state(page)["W_hh"] == [[1, 2], [3, 4]]
+        assert page.locator("#scene-forward").is_visible()
 
 
 def test_scenes_share_the_state_and_history_goes_back(show):
@@ -333,8 +354,18 @@ def test_scenes_share_the_state_and_history_goes_back(show):
     assert state(page)["W_hx"][0][0] == 0.5
 
 
-def test_lecture_mode_moves_on_the_arrow_keys(show):
+def test_a_link_is_followed_while_the_address_is_being_written(show):
     page = show("#fold")
+    page.evaluate("window.bptt.app.store.set({ t: 2, k: 1 })")
+    page.evaluate(
+        "() => { document.querySelector('header nav li:nth-child(5) a').click(); history.replaceState(null, '', '#fold'); }"
+    )
+    page.locator("#scene-map").wait_for()
+    address_says(page, "#map")
+
+
+def test_lecture_mode_moves_on_the_arrow_keys(show):
+    page = show("#fold?t=3")
     page.keyboard.press("ArrowRight")
     assert page.locator("#scene-fold").is_visible()  # not before it is asked for
     page.get_by_role("button", name="Lecture mode").click()

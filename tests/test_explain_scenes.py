@@ -15,7 +15,7 @@ from tests.explain_page import LONG, address_says, painted, press, shown, state
 
 
 def test_pointing_at_a_factor_lights_its_edges_and_shows_its_matrix(show):
-    page = show("#gradient")
+    page = show("#gradient?t=3&k=1")
     assert {f"{kind}{t}" for kind, t in [("loss", 3), ("yh", 3), ("hh", 3), ("hh", 2), ("hh", 1)]} == lit_edges(page)
     page.get_by_role("button", name="output by hidden state").hover()
     shown(page, ".edge.lit", 1)
@@ -302,11 +302,11 @@ def test_the_program_for_ones_own_network_runs(show):
     ("scene", "field", "value"),
     [
         ("fold", "fold_open", 1),
-        ("forward", "t", 4),
+        ("forward?t=2", "t", 3),
         ("gradient?k=3", "k", 2),
         ("map?k=3", "k", 2),
         ("remedies", "remedies_bias", 2),
-        ("werbos", "t", 4),
+        ("werbos?t=2", "t", 3),
     ],
 )
 def test_arrow_down_is_the_next_step_of_the_scene(scene, field, value, show):

@@ -1,7 +1,7 @@
 // Curves over steps or lags, as SVG. A log axis takes log10 of the values: −∞ (a zero) leaves a gap. What is NaN or infinite
 // is marked at the top edge, ∞ by a triangle, NaN by a cross.
 import { el, onWidth, svg } from "./dom.js";
-import { decade, plain } from "./numbers.js";
+import { decade, plain, show } from "./numbers.js";
 import { ticks } from "./ticks.js";
 
 const [LEFT, TOP, RIGHT, BOTTOM, HEIGHT] = [64, 14, 14, 44, 220];
@@ -67,7 +67,7 @@ function linearRange(values) {
 function vertical(low, high, log, down, width) {
   return ticks(low, high, 5).flatMap((value) => [
     svg("path", { class: "grid", d: `M${LEFT} ${down(value)} H${width - RIGHT}` }),
-    svg("text", { x: LEFT - 8, y: down(value) + 4, class: "end" }, log ? decade(value) : plain(value)),
+    svg("text", { x: LEFT - 8, y: down(value) + 4, class: "end" }, log ? decade(value) : Math.abs(value) < 1e5 ? plain(value) : show(value)),
   ]);
 }
 

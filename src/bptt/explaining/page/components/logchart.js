@@ -1,9 +1,9 @@
 // Lines over the lag, on a log scale.
 import { el, onWidth, svg, uniqueName } from "./dom.js";
-import { powerOfTen } from "./numbers.js";
+import { decade } from "./numbers.js";
+import { ticks } from "./ticks.js";
 
 const [LEFT, RIGHT, TOP, BOTTOM] = [52, 16, 12, 46];
-const STEPS = [1, 2, 5, 10, 20, 25, 50, 100, 200, 500, 1000];
 
 // describe(state) → {last: the largest lag, lines: [{name, kind, values}], label, level: {at, text}, at: the lag that is
 // marked}; values[l] is log₁₀ at lag l, kind a class: "first" "second" "bound" "other", or "dots" for points alone; lines of
@@ -56,10 +56,10 @@ function chart({ last, lines, label, level, at }, width, height) {
   const frame = svg("rect", { x: LEFT - 3, y: TOP - 3, width: right - LEFT + 6, height: base - TOP + 6 });
   const root = svg("svg", { role: "img", "aria-label": label, width, height, viewBox: `0 0 ${width} ${height}` });
   root.append(svg("clipPath", { id: name }, frame));
-  for (const value of ticks(low, high, 5)) {
+  for (const value of ticks(Math.ceil(low), Math.floor(high), 5)) {
     root.append(
       svg("path", { class: value === 0 ? "one" : "grid", d: `M${LEFT} ${y(value)} H${right}` }),
-      svg("text", { class: "tick left", x: LEFT - 8, y: y(value) + 4 }, value === 0 ? "1" : powerOfTen(value)),
+      svg("text", { class: "tick left", x: LEFT - 8, y: y(value) + 4 }, decade(value)),
     );
   }
   for (const lag of ticks(0, last, Math.min(10, width / 60))) root.append(svg("text", { class: "tick", x: x(lag), y: base + 18 }, lag));
@@ -87,12 +87,6 @@ function range(lines, level) {
   const low = Math.min(least, Math.max(limit, ...[Math.min(0, ...finite(["second"]))]), level?.shown ?? 0);
   const pad = Math.max(0.4, (highest - low) * 0.06);
   return [low - pad, highest + pad];
-}
-
-function ticks(low, high, wanted) {
-  const step = STEPS.find((size) => (high - low) / size <= wanted) ?? 1000;
-  const first = Math.ceil(low / step);
-  return Array.from({ length: Math.floor(high / step) - first + 1 }, (_, i) => (first + i) * step);
 }
 
 // Broken where a value is not finite.

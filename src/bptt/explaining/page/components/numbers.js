@@ -35,7 +35,7 @@ function withMinus(text) {
 
 // 10ⁿ
 export function powerOfTen(n) {
-  return `10${[...String(n)].map((sign) => RAISED[sign]).join("")}`;
+  return `10${raised(n)}`;
 }
 
 // The number 10^log, also where it is too small or too large for a number of its own.
@@ -44,5 +44,6 @@ export function showPower(log) {
   if (Math.abs(log) < 5) return show(10 ** log);
   if (!Number.isFinite(log)) return log > 0 ? "∞" : "0";
   const n = Math.floor(log);
-  return `${(10 ** (log - n)).toFixed(1)}·${powerOfTen(n)}`;
+  const digits = (10 ** (log - n)).toFixed(1);
+  return digits === "10.0" ? `1.0·${powerOfTen(n + 1)}` : `${digits}·${powerOfTen(n)}`;
 }

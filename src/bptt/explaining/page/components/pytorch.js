@@ -13,8 +13,13 @@ export function python(value) {
   return Array.isArray(value) ? `[${value.map(python).join(", ")}]` : String(value);
 }
 
-// Ten decimals as Python writes them: a negative zero keeps its sign.
-export const digits = (values) => values.map((value) => `${Object.is(value, -0) ? "-" : ""}${value.toFixed(10)}`).join(" ");
+// A number with so many decimals as Python writes it: a negative zero keeps its sign.
+export function fixed(value, decimals) {
+  if (!Number.isFinite(value)) return { NaN: "nan", Infinity: "inf", "-Infinity": "-inf" }[value];
+  return `${Object.is(value, -0) ? "-" : ""}${value.toFixed(decimals)}`;
+}
+
+export const digits = (values) => values.map((value) => fixed(value, 10)).join(" ");
 
 export const PRINT = (values) => `print(*(f"{v:.10f}" for v in ${values}))`;
 

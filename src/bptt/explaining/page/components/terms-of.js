@@ -20,10 +20,12 @@ export function termsOf(page, { field, options, chosen, there = () => true }) {
 
 // apart(state, results) → the largest difference; of: what differs from backpropagation.
 export function differenceBadge(page, of, apart) {
-  const badge = el("p", { class: "badge", role: "status" });
+  const badge = el("p", { class: "badge" });
   page.follow((state, results) => {
     const { difference, matrices } = apart(state, results);
-    const text = `${of} differs from backpropagation by at most ${difference === 0 ? "0" : show(difference)}, over all ${matrices} parameters.`;
+    const text = Number.isFinite(difference)
+      ? `${of} differs from backpropagation by at most ${difference === 0 ? "0" : show(difference)}, over all ${matrices} parameters.`
+      : "Something in the gradient is infinite or NaN: it cannot be compared with backpropagation.";
     if (badge.textContent !== text) badge.textContent = text;
   });
   return badge;

@@ -20,8 +20,14 @@ export function truncate(terms, keep) {
     }
   }
   const size = norm(full);
-  const cosine = norm(kept) > 0 && size > 0 ? inner(full, kept) / (size * norm(kept)) : size > 0 ? 0 : 1;
-  return { kept, full, lost: size > 0 ? norm(subtract(full, kept)) / size : 0, cosine };
+  if (size === 0) return { kept, full, lost: 0, cosine: 1 };
+  return { kept, full, lost: norm(subtract(full, kept)) / size, cosine: norm(kept) === 0 ? 0 : cosine(full, kept) };
+}
+
+// Of the angle between two gradients, neither of them 0.
+export function cosine(A, B) {
+  const [a, b] = [A, B].map((each) => scale(each, 1 / norm(each))); // a product of two tiny norms would be 0
+  return Math.max(-1, Math.min(1, inner(a, b)));
 }
 
 // Each loss goes back through `steps` steps, its own included: t − k < steps.

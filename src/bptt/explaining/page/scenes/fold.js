@@ -49,11 +49,13 @@ function mount(root, page) {
   );
   page.steps((state, by) => ({ fold_open: by > 0 ? 1 : 0 }));
   root.append(
-    el("p", { class: "lead" }, "A recurrent network is drawn twice: compact, with one recurrent edge, and unfolded, with one copy " +
-      "per time step. The copies share their weights: point at a matrix to see all of them."),
+    el("p", { class: "lead" }, "Backpropagation through time is ordinary backpropagation, applied to a network that also has a time " +
+      "dimension. The network is drawn twice: compact, with one recurrent edge, and unfolded, with one copy per time step. The copies " +
+      "share their weights: point at a matrix to see all of them."),
     drawing,
     el("div", { class: "controls" }, foldButton(page), openSlider(page), lengthSlider(page)),
     counted(page, () => pointed),
+    el("p", {}, maths("\\hx{W_{hx}}"), " and ", maths("\\yh{W_{yh}}"), " are those of a multilayer perceptron; ", maths("\\hh{W_{hh}}"), " is what is new."),
     el("div", { class: "matrices" }, Object.keys(MATRICES).map((kind) => matrix(page, kind, pin, point))),
     predictFirst(page, {
       question: "The sequence becomes twice as long. How many weights has the network then?",

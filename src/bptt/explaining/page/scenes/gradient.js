@@ -65,12 +65,13 @@ function mount(root, page) {
     liveFormula(page, (state) => (shown(state) ? FORMULAS[shown(state)](state) : ALL(state))),
     drawing(page, shown),
     el("div", { class: "controls" }, lossStepSlider(page), earlierStepSlider(page), walkButtons(page)),
-    el("div", { class: "equation" }, el("h3", {}, "Line 11: back from t to k, one Jacobian at a time"), liveFormula(page, product), walk(page)),
+    el("div", { class: "equation" }, el("h3", {}, "Back from t to k, one Jacobian at a time"), liveFormula(page, product), walk(page)),
     el("div", { class: "equation" }, el("h3", {}, "The term of this k, and the sum over all k"), liveFormula(page, term), liveFormula(page, sum), counts(page)),
     el("h3", {}, "The numbers to change"),
     el("div", { class: "matrices" }, weightEditor(page, "hx"), weightEditor(page, "hh"), biasEditor(page, "h"), weightEditor(page, "yh"),
       biasEditor(page, "y"), inputEditor(page), targetEditors(page)),
     el("div", { class: "controls" }, activationChoice(page), headChoice(page)),
+    el("p", {}, "In practice nobody derives this by hand: automatic differentiation does it, as in this program."),
   );
   page.steps(({ t, k }, by) => ({ k: Math.min(t, Math.max(1, k - by)) }));
 }

@@ -8,8 +8,8 @@ import { predictFirst } from "../components/predict.js";
 import { digits, lossCode, loop, numbers } from "../components/pytorch.js";
 
 const FORMULAS = {
-  softmax: ["L(t) = −\\fn{ln} y_{\\text{target}}(t)"],
-  sigmoid: ["L(t) = −\\fn{ln} y(t) \\text{~if~the~target~is~1,}", "−\\fn{ln}(1 − y(t)) \\text{~if~it~is~0}"],
+  softmax: ["L(t) = −\\fn{ln~} y_{\\text{target}}(t)"],
+  sigmoid: ["L(t) = −\\fn{ln~} y(t) \\text{~if~the~target~is~1,}", "−\\fn{ln}(1 − y(t)) \\text{~if~it~is~0}"],
   linear: ["L(t) = \\sum_i (y_i(t) − \\text{target}_i(t))^2"],
 };
 
@@ -89,7 +89,7 @@ function barChart({ T, losses, counts }, width) {
   const root = svg("svg", { role: "img", "aria-label": said, width, height: HEIGHT, viewBox: `0 0 ${width} ${HEIGHT}` });
   for (let t = 1; t <= T; t++) {
     const x = left + (t - 0.5) * gap;
-    const size = Number.isFinite(losses[t]) ? Math.max(1, ((BASE - TOP) * losses[t]) / largest) : BASE - TOP;
+    const size = Number.isFinite(losses[t]) ? Math.max(1, (BASE - TOP) * (losses[t] / largest)) : BASE - TOP;
     const bar = { x: x - gap * 0.28, y: BASE - size, width: gap * 0.56, height: size, class: counts[t] ? "bar" : "bar ignored" };
     root.append(
       svg("rect", bar),

@@ -6,7 +6,7 @@ import { formula } from "../components/formula.js";
 import { heatmap } from "../components/heatmap.js";
 import { choices, slider } from "../components/inputs.js";
 import { lineChart } from "../components/lines.js";
-import { decade, show } from "../components/numbers.js";
+import { show, showPower } from "../components/numbers.js";
 import { choice, integer } from "../shell/fields.js";
 import { block, blockName, cells, own, place, read } from "../shell/own.js";
 
@@ -20,7 +20,7 @@ export const scene = {
   exists: () => own !== null,
   opens: true,
   fields: own === null ? {} : {
-    own_layer: integer(own.layers.length - 1, { min: 0, max: own.layers.length - 1 }),
+    own_layer: integer(Math.max(0, own.layers.findLastIndex(({ reverse }) => !reverse)), { min: 0, max: own.layers.length - 1 }),
     own_parameter: choice(PREFERRED, PARAMETERS),
     own_sample: integer(0, { min: 0, max: own.samples.length - 1 }),
     own_t: integer(LAST, { min: 0, max: LAST }),
@@ -106,7 +106,7 @@ const about = (page) =>
     const { layer, sample } = chosen(state);
     const which = own.batch > 1 ? `sample ${own.samples[state.own_sample] + 1} of ${own.batch}` : "one sample";
     const left = own.left_out > 0 ? ` ${own.left_out} more layers are left out.` : "";
-    return `${own.model}: ${layer.name}, ${layer.cell} with ${layer.units} hidden units, on ${which}, ${sample.steps} steps. ` +
+    return `${own.model}: ${layer.name}, ${layer.cell} with ${layer.units} hidden units, on ${which}, ${sample.steps} ${sample.steps === 1 ? "step" : "steps"}. ` +
       `The loss of the whole batch is ${show(read(own.total))}.${left}`;
   }, { class: "lead" });
 
@@ -193,7 +193,7 @@ function theMap(page) {
 function cellText(state) {
   const { layer, sample, map, t, k } = chosen(state);
   const value = map.values[place(t, k, sample.blocks, layer.reverse)];
-  const size = Number.isFinite(value) ? show(10 ** value, 3) : value === -Infinity ? "0" : show(value);
+  const size = Number.isFinite(value) ? `≈ ${showPower(value)}` : showPower(value); // cells are kept to 1 %
   return `t = ${blockName(t, sample.blocks, sample.steps)}, k = ${blockName(k, sample.blocks, sample.steps)}: ${size}`;
 }
 
@@ -311,7 +311,7 @@ function productChart(page) {
       x: products.lags, first: 0, last: Math.max(1, products.lags.at(-1)), log: true, lines,
       deepest: Math.max(DEEPEST, most(largest) - least(largest) + 3),
       axis: layer.reverse ? "lag k − t in steps" : "lag t − k in steps",
-      label: `Singular values by lag; the largest goes from ${powerOf(largest[0])} to ${powerOf(largest.at(-1))}`,
+      label: `Singular values by lag; the largest goes from ${showPower(largest[0])} to ${showPower(largest.at(-1))}`,
     };
   });
 }
@@ -320,12 +320,6 @@ function rank({ ranks, size }, i) {
   if (ranks[i] === 1) return { name: "largest", class: "rank-first" };
   if (ranks[i] === size) return { name: "smallest", class: "rank-last" };
   return { name: i === 1 ? "in between" : null, class: "rank-between" };
-}
-
-// 10 to this power as text, also where a float holds no such number.
-function powerOf(log) {
-  if (log === -Infinity) return "0";
-  return Math.abs(log) < 300 ? show(10 ** log) : decade(Math.round(log));
 }
 
 const productWords = (page) =>

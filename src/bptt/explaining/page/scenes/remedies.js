@@ -12,9 +12,9 @@ import { predictFirst } from "../components/predict.js";
 import { PRINT, activationCode, digits, lossCode, numbers, python } from "../components/pytorch.js";
 import { valves } from "../components/valves.js";
 import { horizon, reach } from "../engine/growth.js";
-import { inner, norm } from "../engine/matrix.js";
+import { norm } from "../engine/matrix.js";
 import { cellPath, forwardOf, racers } from "../engine/race.js";
-import { clip, truncate, uncut } from "../engine/remedies.js";
+import { clip, cosine, truncate, uncut } from "../engine/remedies.js";
 import { integer, number } from "../shell/fields.js";
 import { keptFor, keptWhile } from "../shell/kept.js";
 import { results } from "../shell/model.js";
@@ -87,7 +87,7 @@ function mount(root, page) {
       button("Other weights", () => page.set(({ remedies_seed }) => ({ remedies_seed: (remedies_seed % 9999) + 1 })))),
     says(page, raceSaid),
     el("div", { class: "equation" }, el("h3", {}, "The c path"),
-      formula("c(t) = f(t) ∘ c(t-1) + i(t) ∘ g(t),", "\\frac{∂c(t)}{∂c(k)} ∋ \\fn{diag} \\prod_{i=k+1}^{t} f(i)"),
+      formula("c(t) = f(t) ∘ c(t-1) + i(t) ∘ g(t),", "\\frac{∂c(t)}{∂c(k)} =", "\\fn{diag} \\prod_{i=k+1}^{t} f(i)", "+ \\text{~what~goes~through~} h"),
       el("p", {}, "Along c nothing is multiplied by a weight matrix or by a slope: only by the forget gates. In the first LSTM this factor was 1 " +
         "(Hochreiter and Schmidhuber 1997); the forget gate came later (Gers et al. 2000), and its bias is best started at 1 or more " +
         "(Jozefowicz et al. 2015). An orthogonal ", maths("\\hh{W_{hh}}"), " keeps lengths (Saxe et al. 2014), so only the slopes of ", maths("σ_h"),
@@ -149,14 +149,20 @@ function clipFormula(state) {
   ];
 }
 
+// Why a gradient has no direction that could be kept, or "".
+function withoutDirection(gradient) {
+  const size = norm(gradient);
+  if (!Number.isFinite(size)) return "The gradient is infinite or NaN: it has no direction that could be kept.";
+  return size > 0 ? "" : "The gradient is zero: it has no direction that could be kept.";
+}
+
 function clipSaid(state) {
   const { gradient } = shared(state);
   const { factor } = clip(gradient, state.remedies_clip);
-  if (!(norm(gradient) > 0)) return "The gradient is zero: there is nothing to clip.";
+  if (withoutDirection(gradient)) return withoutDirection(gradient);
   const other = byNumber(gradient, state.remedies_clip / 2);
-  const cosine = Math.min(1, inner(gradient, other) / (norm(gradient) * norm(other)));
-  const turned = `Limiting each number by itself to ±${show(state.remedies_clip / 2)} (dashed) turns it by ${show((Math.acos(cosine) * 180) / Math.PI, 1)}°.`;
-  return `Each row is an arrow: the weights into h₁ and into h₂. ${factor < 1 ? "By norm it is not turned at all." : "The norm is within the limit: nothing is changed."} ${turned}`;
+  const turned = `Limiting each number by itself to ±${show(state.remedies_clip / 2)} (dashed) turns it by ${show((Math.acos(cosine(gradient, other)) * 180) / Math.PI, 1)}°.`;
+  return `Each row is an arrow, the weights into h₁ and into h₂: grey before, orange after. ${factor < 1 ? "By norm it is not turned at all." : "The norm is within the limit: nothing is changed."} ${turned}`;
 }
 
 // Truncation ------------------------------------------------------------------------------------
@@ -196,7 +202,9 @@ function cutFormula(state) {
 function cutSaid(state) {
   const { cut, all, left } = shared(state);
   if (left === all) return `All ${all} terms are there. Cut an edge: the forward pass stays as it is, the gradient loses every term that crosses the cut.`;
-  return `${all - left} of ${all} terms cross a cut and are lost: ${show(100 * cut.lost, 1)} % of the norm. The cosine says how far the direction is still right.`;
+  const lost = `${all - left} of ${all} terms cross a cut and are lost.`;
+  if (withoutDirection(cut.full)) return `${lost} ${withoutDirection(cut.full)}`;
+  return `${lost} Together they have ${show(100 * cut.lost, 1)} % of the gradient’s norm. The cosine says how far the direction is still right.`;
 }
 
 // The race --------------------------------------------------------------------------------------
@@ -224,7 +232,7 @@ function raceSaid(state) {
     return lag === null ? `more than ${state.remedies_T - 1}` : `${lag}`;
   };
   const { rnn, orthogonal, lstm } = race(state);
-  return `Below 1 % after: ${far(rnn)} steps in the RNN, ${far(orthogonal)} with the orthogonal start, ${far(lstm)} in the LSTM.`;
+  return `Lag at which less than 1 % is left: ${far(rnn)} in the RNN, ${far(orthogonal)} with the orthogonal start, ${far(lstm)} in the LSTM.`;
 }
 
 function gatesLabel(state) {

@@ -7,7 +7,7 @@ import { logChart } from "../components/logchart.js";
 import { logSlider } from "../components/logslider.js";
 import { show, showPower } from "../components/numbers.js";
 import { predictFirst } from "../components/predict.js";
-import { python } from "../components/pytorch.js";
+import { fixed, python } from "../components/pytorch.js";
 import { chainsFrom, growth, logSvd, lost } from "../engine/growth.js";
 import { float32, float64, identity, matMul, zeros } from "../engine/matrix.js";
 import { run } from "../engine/network.js";
@@ -132,7 +132,7 @@ function picture(state) {
 
 function caption(state) {
   const { lags, lag } = measured(state);
-  return `Lag ${lag}: σ₁ = ${showPower(lags[lag].s[0])}, σ₂ = ${showPower(lags[lag].s[1])}.`;
+  return `Lag ${lag}: σ₁ = ${showPower(lags[lag].s[0])}, σ₂ = ${showPower(lags[lag].s[1])}. The direction ○ is stretched most: it goes to ●.`;
 }
 
 function chart(state) {
@@ -157,7 +157,7 @@ function verdict(state) {
   const [end, top] = [logs[last], Math.max(...logs)];
   const rule = factor < 1
     ? `γσ₁ = ${show(factor)} < 1: the product must vanish.`
-    : `γσ₁ = ${show(factor)}, not below 1: the product may grow, it need not.`;
+    : factor > 1 ? `γσ₁ = ${show(factor)} > 1: the product may grow, it need not.` : "γσ₁ = 1: the product cannot grow.";
   const peak = top > Math.max(0, end) + 0.1 ? ` On the way it is ${showPower(top)} at lag ${logs.indexOf(top)}.` : "";
   return `${rule} Measured: σ₁ is ${showPower(end)} at lag ${last}.${peak}`;
 }
@@ -208,11 +208,6 @@ function pytorch(state) {
     '                print(lag, f"{s1:.6f} {det - s1:.6f}")',
     'print("0 in float32 from lag", dead)',
   ];
-  const rows = shown.map((lag) => `${lag} ${lags[lag].s.map(fixed).join(" ")}`);
+  const rows = shown.map((lag) => `${lag} ${lags[lag].s.map((value) => fixed(value, 6)).join(" ")}`);
   return { code: code.join("\n"), prints: [...rows, `0 in float32 from lag ${died ?? "None"}`].join("\n") };
-}
-
-// Six decimals as Python writes them.
-function fixed(value) {
-  return Number.isFinite(value) ? value.toFixed(6) : String(value).replace("Infinity", "inf").replace("NaN", "nan");
 }

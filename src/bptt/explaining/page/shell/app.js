@@ -47,7 +47,9 @@ export function start(root, all) {
   // To the scene `by` places further, if there is one.
   function move(by) {
     const next = scenes[scenes.indexOf(current.scene) + by];
-    if (next) location.hash = address(next.id);
+    if (!next) return true;
+    history.pushState(null, "", address(next.id)); // unlike location.hash it acts at once: keys may come fast
+    open(location.hash, true);
     return true;
   }
 
@@ -77,7 +79,8 @@ export function start(root, all) {
   });
 
   store.subscribe(repaint);
-  window.addEventListener("hashchange", () => open(location.hash, true));
+  // Not location.hash: `remember` may have written the old address over the new one before the event came.
+  window.addEventListener("hashchange", (event) => open(new URL(event.newURL).hash, true));
   lectureKeys({
     on: () => store.get().lecture,
     scene: move,

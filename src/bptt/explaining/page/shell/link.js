@@ -10,10 +10,10 @@ export function encode(scene, state, fields) {
 
 // {scene, state, broken}: the default state, with `broken` true, if anything in the address is not understood.
 export function decode(hash, fields, consistent = () => true) {
-  const [scene, query = ""] = hash.replace(/^#/, "").split("?");
+  const [scene, query = ""] = unescaped(hash).replace(/^#/, "").split("?");
   const initial = initialState(fields);
   const state = { ...initial };
-  for (const part of query ? unescaped(query).split("&") : []) {
+  for (const part of query ? query.split("&") : []) {
     const [name, text] = part.split("=");
     const value = Object.hasOwn(fields, name) && text !== undefined ? fields[name].decode(text) : undefined;
     if (value === undefined) return { scene, state: initial, broken: true };

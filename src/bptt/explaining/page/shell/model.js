@@ -19,8 +19,8 @@ export const FIELDS = {
   activation: choice("tanh", Object.keys(ACTIVATIONS)),
   head: choice("softmax", Object.keys(HEADS)),
   counted: choice("each", ["each", "last"]), // which L(t) are in the sum
-  t: integer(3, { min: 1, max: MAX_T }), // the loss step
-  k: integer(1, { min: 1, max: MAX_T }), // the earlier step, k ≤ t
+  t: integer(4, { min: 1, max: MAX_T }), // the loss step
+  k: integer(2, { min: 1, max: MAX_T }), // the earlier step, k ≤ t
 };
 
 export function consistent({ W_hx, W_hh, W_yh, b_h, b_y, x, labels, targets, t, k }) {
