@@ -8,6 +8,7 @@ import { button } from "../components/inputs.js";
 import { networkDrawing } from "../components/network.js";
 import { show } from "../components/numbers.js";
 import { PRINT, activationCode, digits, lossCode, numbers } from "../components/pytorch.js";
+import { sentence } from "../components/sentence.js";
 import { add, norm, outer } from "../engine/matrix.js";
 import { singularValues } from "../engine/svd.js";
 import { chain, factors, jacobian, walkBack } from "../engine/terms.js";
@@ -66,7 +67,7 @@ function mount(root, page) {
     drawing(page, shown),
     el("div", { class: "controls" }, lossStepSlider(page), earlierStepSlider(page), walkButtons(page)),
     el("div", { class: "equation" }, el("h3", {}, "Back from t to k, one Jacobian at a time"), liveFormula(page, product), walk(page)),
-    el("div", { class: "equation" }, el("h3", {}, "The term of this k, and the sum over all k"), liveFormula(page, term), liveFormula(page, sum), counts(page)),
+    el("div", { class: "equation" }, el("h3", {}, "The term of this k, and the sum over all k"), liveFormula(page, term), liveFormula(page, sum), sentence(page, counts, { class: "said" })),
     el("h3", {}, "The numbers to change"),
     el("div", { class: "matrices" }, weightEditor(page, "hx"), weightEditor(page, "hh"), biasEditor(page, "h"), weightEditor(page, "yh"),
       biasEditor(page, "y"), inputEditor(page), targetEditors(page)),
@@ -188,15 +189,9 @@ function sum(state) {
 }
 
 // Why terms may be zero.
-function counts(page) {
-  const node = el("p", { class: "said" });
-  page.follow(({ t }, { forward }) => {
-    node.textContent = forward.counts[t]
-      ? "The terms stand in the order of the walk, from k = t down to k = 1. That of k = 1 is zero, since h(0) = 0."
-      : `L(${t}) is left out of the sum (scene 3), so all its terms are zero.`;
-  });
-  return node;
-}
+const counts = ({ t }, { forward }) => (forward.counts[t]
+  ? "The terms stand in the order of the walk, from k = t down to k = 1. That of k = 1 is zero, since h(0) = 0."
+  : `L(${t}) is left out of the sum (scene 3), so all its terms are zero.`);
 
 // The gradient at one copy of W_hh, that of step k, and at all copies: the term (t, k), and their sum.
 function pytorch(state, { net, forward }) {

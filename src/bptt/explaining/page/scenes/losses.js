@@ -6,6 +6,7 @@ import { networkDrawing } from "../components/network.js";
 import { show } from "../components/numbers.js";
 import { predictFirst } from "../components/predict.js";
 import { digits, lossCode, loop, numbers } from "../components/pytorch.js";
+import { sentence } from "../components/sentence.js";
 
 const FORMULAS = {
   softmax: ["L(t) = −\\fn{ln~} y_{\\text{target}}(t)"],
@@ -29,7 +30,7 @@ function mount(root, page) {
     el("div", { class: "controls" }, countedChoice(page), headChoice(page)),
     el("div", { class: "equation" }, el("h3", {}, "The loss of one step"), liveFormula(page, ({ head }) => FORMULAS[head])),
     el("div", { class: "equation" }, el("h3", {}, "The overall loss"), liveFormula(page, total), bars(page)),
-    remark(page),
+    sentence(page, remark, { class: "said" }),
     predictFirst(page, {
       question: ["Only the last loss counts. Does ", maths("\\hh{W_{hh}}"), " still get a gradient through step 2?"],
       options: ["no, step 2 has no loss", "yes, through the hidden states", "only if T = 2"],
@@ -53,15 +54,9 @@ function total({ counted }, { forward: { T, losses, loss } }) {
   return ["L = \\sum_{t=1}^{T} L(t)", ...parts, `= ${show(loss)}`];
 }
 
-function remark(page) {
-  const node = el("p", { class: "said" });
-  page.follow(({ counted }) => {
-    node.textContent = counted === "each"
-      ? "Every L(t) is in the sum, so every step gets a gradient of its own."
-      : "The other losses are left out of the sum. Some keep them, because they help to train the earlier steps.";
-  });
-  return node;
-}
+const remark = ({ counted }) => (counted === "each"
+  ? "Every L(t) is in the sum, so every step gets a gradient of its own."
+  : "The other losses are left out of the sum. Some keep them, because they help to train the earlier steps.");
 
 // L(t) as bars, each with its number; a loss that does not count is hollow.
 function bars(page) {

@@ -7,6 +7,7 @@ import { heatmap } from "../components/heatmap.js";
 import { choices, slider } from "../components/inputs.js";
 import { lineChart } from "../components/lines.js";
 import { show, showPower } from "../components/numbers.js";
+import { sentence } from "../components/sentence.js";
 import { choice, integer } from "../shell/fields.js";
 import { block, blockName, cells, own, place, read } from "../shell/own.js";
 
@@ -90,19 +91,8 @@ function part(page, title, there, ...content) {
   return node;
 }
 
-// A text that follows the state.
-function text(page, make, attributes = {}) {
-  const node = el("p", attributes);
-  page.follow((state) => {
-    const now = make(state);
-    node.hidden = now === "";
-    if (node.textContent !== now) node.textContent = now;
-  });
-  return node;
-}
-
 const about = (page) =>
-  text(page, (state) => {
+  sentence(page, (state) => {
     const { layer, sample } = chosen(state);
     const which = own.batch > 1 ? `sample ${own.samples[state.own_sample] + 1} of ${own.batch}` : "one sample";
     const left = own.left_out > 0 ? ` ${own.left_out} more layers are left out.` : "";
@@ -208,8 +198,8 @@ function theCell(page) {
   });
   const end = (state) => chosen(state).sample.blocks - 1;
   return el("div", { class: "the-cell" },
-    text(page, (state) => (chosen(state).map ? cellText(state) : ""), { class: "readout", "aria-live": "polite" }),
-    text(page, lagText),
+    sentence(page, (state) => (chosen(state).map ? cellText(state) : ""), { class: "readout", "aria-live": "polite" }),
+    sentence(page, lagText),
     slider(page, { ...at("t"), label: "Loss step t", min: 0, max: end, write: (t) => ({ own_t: t }) }),
     slider(page, {
       ...at("k"), label: "Earlier step k", write: (k) => ({ own_k: k }),
@@ -247,7 +237,7 @@ function legendOf(page) {
 }
 
 const thinned = (page) =>
-  text(page, (state) => {
+  sentence(page, (state) => {
     const { sample } = chosen(state);
     const { steps, blocks } = sample;
     if (steps === blocks) return "";
@@ -282,7 +272,7 @@ const lagAxis = (here) => ({
 });
 
 const horizon = (page) =>
-  text(page, (state) => {
+  sentence(page, (state) => {
     const { map } = chosen(state);
     if (map === null || map.horizon === null) return "";
     return `Horizon: beyond lag ${map.horizon}, every sum is below 1 % of the largest.`;
@@ -323,7 +313,7 @@ function rank({ ranks, size }, i) {
 }
 
 const productWords = (page) =>
-  text(page, (state) => {
+  sentence(page, (state) => {
     const { sample: { products } } = chosen(state);
     if (products === null) return "";
     const { t, ranks, size } = products;

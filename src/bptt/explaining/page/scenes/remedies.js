@@ -10,6 +10,7 @@ import { networkDrawing } from "../components/network.js";
 import { show, showPower } from "../components/numbers.js";
 import { predictFirst } from "../components/predict.js";
 import { PRINT, activationCode, digits, lossCode, numbers, python } from "../components/pytorch.js";
+import { sentence } from "../components/sentence.js";
 import { valves } from "../components/valves.js";
 import { horizon, reach } from "../engine/growth.js";
 import { norm } from "../engine/matrix.js";
@@ -115,14 +116,7 @@ function predict(page) {
   });
 }
 
-function says(page, make) {
-  const node = el("p", { class: "said", role: "status" });
-  page.follow((state) => {
-    const now = make(state);
-    if (node.textContent !== now) node.textContent = now;
-  });
-  return node;
-}
+const says = (page, make) => sentence(page, make, { class: "said", role: "status" });
 
 const numbersOf = (values) => matrixText(values, show);
 
