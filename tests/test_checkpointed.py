@@ -784,3 +784,13 @@ def test_training_says_its_plan_and_its_peak(tmp_path):
     assert run.stderr.count("plan: 30,000 steps in ") == 1
     took = run.stderr.split("memory: the gradient took at most ")[1].split(";")[0]
     assert parse_bytes(took) <= 8e6, run.stderr
+
+
+def test_training_with_too_small_a_budget_says_the_least_one(tmp_path):
+    (tmp_path / "a.txt").write_text("a tale of two cities " * 100)
+    command = f"-m bptt train text --data {tmp_path / 'a.txt'} --chunk 100 --batch 1 --steps 1 --hidden 8"
+    command += f" --strategy checkpointed:1kB --out {tmp_path / 'run'}"
+    run = subprocess.run([sys.executable, *command.split()], capture_output=True, text=True)
+    assert run.returncode == 2
+    assert "Traceback" not in run.stderr
+    assert "a budget of 1 kB cannot be met: this model and batch need at least" in run.stderr

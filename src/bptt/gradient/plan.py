@@ -4,6 +4,7 @@ import math
 import re
 from dataclasses import dataclass, replace
 
+from bptt.errors import InputError
 from bptt.gradient.measure import Measured
 from bptt.gradient.schedule import extra_links, repetitions
 from bptt.gradient.system_memory import WASTE, can_waste
@@ -135,7 +136,7 @@ class Planner:
 
         A short chunk's tape stays in the processor's caches, and leaves the system's allocator less to waste.
 
-        Raises ValueError, with the least budget, if there is none.
+        Raises InputError, a ValueError, with the least budget, if there is none.
         """
         wastes = (WASTE, 1.0) if self.measured.on_cpu and can_waste() else (1.0,)
         tried = (w._with(c, budget, waste) for w in self._ways() for c in self._lengths() for waste in wastes)
@@ -144,7 +145,7 @@ class Planner:
         best = min((p for p in plans if p.time_factor <= _ABOUT * fastest), key=lambda p: p.peak, default=None)
         least = self.least()
         if best is None:
-            raise ValueError(
+            raise InputError(
                 f"a budget of {as_text(budget)} cannot be met: this model and batch need at least "
                 f"{least:,} bytes ({as_text(least)}), of which {as_text(self.measured.fixed_bytes)} are sums "
                 f"of gradients and the like, and {as_text(self.measured.peak_of_chunk(1))} one step forward and back"
