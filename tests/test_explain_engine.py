@@ -105,7 +105,7 @@ import { clip, cosine, rotation, truncate, uncut, within } from "PAGE/engine/rem
 import { withForgetBias } from "PAGE/engine/lstm.js";
 import { spectralRadius2, svd } from "PAGE/engine/svd.js";
 import { generator, orthogonal, uniform } from "PAGE/engine/start.js";
-import { matMul, transpose } from "PAGE/engine/matrix.js";
+import { matMul, scale, transpose } from "PAGE/engine/matrix.js";
 import { pathCount, paths } from "PAGE/engine/paths.js";
 import { chainsFrom, horizon, logSvd, lost } from "PAGE/engine/growth.js";
 import { cellPath, forwardOf, racers } from "PAGE/engine/race.js";
@@ -147,6 +147,9 @@ for (let t = 1; t <= 6; t++) for (const lags of [1, 2]) assert.equal(pathCount(t
 
 near(logSvd([[1e-200, 0], [0, 1e-210]]).s[0], -200); // its squares are 0
 assert.deepEqual(logSvd([[0, 0], [0, 0]]).s, [-Infinity, -Infinity]);
+for (const size of [1e-300, 1e-180, 1e180, 1e300]) near(svd(scale([[3, 4], [2, 5]], size)).s[0] / size / svd([[3, 4], [2, 5]]).s[0], 1);
+near(logSvd([[2 ** -1060, 0], [0, 2 ** -1062]]).s[1] / Math.log10(2 ** -1062), 1); // below the smallest normal number
+near(cosine([[2 ** -1070, 0]], [[1e300, 0]]), 1);
 assert.equal(horizon([0, -1, -2.1]), 2);
 assert.equal(horizon([0, -1]), null);
 assert.deepEqual(lost([undefined, [[1]], [[0]], [[0]]]), { died: 2, overflowed: null });

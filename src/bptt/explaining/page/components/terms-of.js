@@ -18,13 +18,13 @@ export function termsOf(page, { field, options, chosen, there = () => true }) {
   return el("div", { class: "terms-of" }, el("span", {}, "Terms of "), buttons);
 }
 
-// apart(state, results) → the largest difference; of: what differs from backpropagation.
+// apart(state, results) → {distance: of engine/terms.js, matrices: how many parameters}; of: what differs from backpropagation.
 export function differenceBadge(page, of, apart) {
   const badge = el("p", { class: "badge" });
   page.follow((state, results) => {
-    const { difference, matrices } = apart(state, results);
-    const text = Number.isFinite(difference)
-      ? `${of} differs from backpropagation by at most ${difference === 0 ? "0" : show(difference)}, over all ${matrices} parameters.`
+    const { distance, matrices } = apart(state, results);
+    const text = Number.isFinite(distance)
+      ? `${of} differs from backpropagation by at most ${distance === 0 ? "0" : show(distance)} of the largest term, over all ${matrices} parameters.`
       : "Something in the gradient is infinite or NaN: it cannot be compared with backpropagation.";
     if (badge.textContent !== text) badge.textContent = text;
   });

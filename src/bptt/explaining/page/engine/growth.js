@@ -1,6 +1,6 @@
 // How a product of Jacobians (lecture line 11) grows or shrinks along time: as it is, number by number in the chosen
 // precision, and in powers of ten, where it neither dies nor overflows.
-import { identity, matMul, norm, scale, transpose } from "./matrix.js";
+import { binade, divide, identity, matMul, norm, transpose } from "./matrix.js";
 import { jacobian } from "./terms.js";
 import { svd } from "./svd.js";
 
@@ -20,13 +20,12 @@ export function lost(chains) {
   return { died: died < 0 ? null : died, overflowed: overflowed < 0 ? null : overflowed };
 }
 
-// SVD of a matrix of any size: the squares of very small or large entries would leave the range of numbers.
-// {U, V, s: log₁₀ of the singular values, −∞ for 0}
+// SVD of a matrix whose singular values may leave the range of numbers. {U, V, s: log₁₀ of the singular values, −∞ for 0}
 export function logSvd(A) {
-  const size = norm(A);
-  if (!(size > 0 && size < Infinity)) return { U: A, V: A, s: A[0].map(() => (size === 0 ? -Infinity : size)) };
-  const { U, s, V } = svd(scale(A, 1 / size));
-  return { U, V, s: s.map((value) => Math.log10(value) + Math.log10(size)) };
+  if (!A.flat().every(Number.isFinite)) return { U: A, V: A, s: A[0].map(() => norm(A)) };
+  const unit = binade(A);
+  const { U, s, V } = svd(divide(A, unit));
+  return { U, V, s: s.map((value) => Math.log10(value) + Math.log10(unit)) };
 }
 
 // For a state of two numbers, at lag l = t − k: {s: log₁₀ of both singular values of ∂state(t)/∂state(k), U, V}. The second
@@ -65,6 +64,6 @@ export function horizon(logs, share = 0.01) {
 }
 
 function rescaled(A, exponent) {
-  const size = norm(A);
-  return size > 0 ? [scale(A, 1 / size), exponent + Math.log10(size)] : [A, exponent];
+  const unit = binade(A);
+  return [divide(A, unit), exponent + Math.log10(unit)];
 }

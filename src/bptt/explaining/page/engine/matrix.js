@@ -64,6 +64,17 @@ export function times(u, v, round = float64) {
   return u.map((a, i) => round(a * v[i]));
 }
 
+export function divide(A, by) {
+  return A.map((a) => (Array.isArray(a) ? divide(a, by) : a / by));
+}
+
+// A power of two near the largest entry: dividing by it rounds nothing, and then squares neither underflow nor overflow.
+// 1 where nothing is to be gained: all is 0, or something is infinite or NaN.
+export function binade(A) {
+  const largest = Math.max(...A.flat().map(Math.abs));
+  return largest > 0 && largest < Infinity ? 2 ** Math.floor(Math.log2(largest)) : 1;
+}
+
 // Square root of the sum of squares of all entries; neither underflows nor overflows on the way.
 export function norm(A) {
   return Math.hypot(...A.flat());

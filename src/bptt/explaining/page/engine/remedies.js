@@ -1,5 +1,5 @@
 // What can be done about vanishing and exploding: clipping, truncation, an orthogonal start.
-import { add, inner, norm, scale, subtract } from "./matrix.js";
+import { add, binade, divide, inner, norm, scale, subtract } from "./matrix.js";
 
 // Clipping by norm (Pascanu et al. 2013): g · min(1, limit / ‖g‖). {gradient, before, after, factor}
 export function clip(gradient, limit) {
@@ -26,8 +26,8 @@ export function truncate(terms, keep) {
 
 // Of the angle between two gradients, neither of them 0.
 export function cosine(A, B) {
-  const [a, b] = [A, B].map((each) => scale(each, 1 / norm(each))); // a product of two tiny norms would be 0
-  return Math.max(-1, Math.min(1, inner(a, b)));
+  const [a, b] = [A, B].map((each) => divide(each, binade(each))); // a product of two tiny norms would be 0
+  return Math.max(-1, Math.min(1, inner(a, b) / (norm(a) * norm(b))));
 }
 
 // Each loss goes back through `steps` steps, its own included: t − k < steps.

@@ -1,16 +1,17 @@
 // Singular values and, for 2 × 2, eigenvalues of small matrices.
-import { dot, identity, norm, transpose } from "./matrix.js";
+import { binade, divide, dot, identity, norm, transpose } from "./matrix.js";
 
 // A = U diag(s) Vᵀ with s descending; by one-sided Jacobi rotations (Hestenes 1958). The left vector of a singular value
 // 0 is left 0. A [m, n], U [m, n], s [n], V [n, n].
 export function svd(A) {
-  const columns = transpose(A).map((column) => [...column]);
+  const unit = binade(A);
+  const columns = transpose(divide(A, unit));
   const right = identity(columns.length);
   for (let sweep = 0; sweep < 60 && rotateAll(columns, right); sweep++);
   const sizes = columns.map((column) => norm(column));
   const order = sizes.map((_, i) => i).sort((a, b) => sizes[b] - sizes[a]);
   const left = order.map((i) => columns[i].map((value) => (sizes[i] > 0 ? value / sizes[i] : 0)));
-  return { U: transpose(left), s: order.map((i) => sizes[i]), V: transpose(order.map((i) => right[i])) };
+  return { U: transpose(left), s: order.map((i) => sizes[i] * unit), V: transpose(order.map((i) => right[i])) };
 }
 
 export function singularValues(A) {

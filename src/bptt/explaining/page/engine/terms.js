@@ -90,7 +90,10 @@ export function factors(net, forward, t, k) {
   };
 }
 
-// The largest difference of any two entries of two gradients.
-export function largestDifference(A, B) {
-  return Math.max(...subtract(A, B).flat().map(Math.abs));
+// How far a sum of terms is from a gradient: the largest difference of two entries, as a share of the largest term, given
+// the terms' norms; what rounding leaves grows with them. 0 where all terms are 0.
+export function distance(total, gradient, norms) {
+  const largest = Math.max(...norms.flat().filter((size) => size !== null));
+  const apart = Math.max(...subtract(total, gradient).flat().map(Math.abs));
+  return apart === 0 ? 0 : apart / largest;
 }

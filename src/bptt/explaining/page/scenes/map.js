@@ -11,7 +11,7 @@ import { PRINT, activationCode, digits, lossCode, numbers } from "../components/
 import { differenceBadge, termsOf } from "../components/terms-of.js";
 import { triangleTable } from "../components/triangle-table.js";
 import { norm } from "../engine/matrix.js";
-import { largestDifference, sums, termNorms, terms } from "../engine/terms.js";
+import { distance, sums, termNorms, terms } from "../engine/terms.js";
 import { choice } from "../shell/fields.js";
 import { keptFor } from "../shell/kept.js";
 import { results } from "../shell/model.js";
@@ -41,15 +41,15 @@ export const scene = {
   pytorch,
 };
 
-// {all: the terms, norms, scale, sums: {rows, columns, lags, total}, difference: over all parameters}
+// {all: the terms, norms, scale, sums: {rows, columns, lags, total}, distance: from backpropagation, over all parameters}
 const computed = keptFor((state) => {
   const { net, forward, gradient } = results(state);
-  const added = (name) => sums(terms(net, forward, name)).total;
+  const apart = (each, name) => distance(sums(each).total, gradient[name], termNorms(each));
   const all = terms(net, forward, state.map_of);
   const norms = termNorms(all);
   return {
     all, norms, scale: scaleOf(norms), sums: sums(all),
-    difference: Math.max(...Object.keys(WEIGHTS).map((name) => largestDifference(added(name), gradient[name]))),
+    distance: Math.max(...Object.keys(WEIGHTS).map((name) => apart(terms(net, forward, name), name))),
   };
 });
 
@@ -71,7 +71,7 @@ function mount(root, page) {
     el("p", { class: "lead" }, "Each loss step t and each earlier step k give one term. The triangle shows how large each is: dark cells are small. " +
       "Its sum over all cells is the gradient."),
     el("div", { class: "map-and-sums" }, map(page, point), sumsPanel(page)),
-    differenceBadge(page, "The sum of all cells", (state) => ({ difference: computed(state).difference, matrices: Object.keys(WEIGHTS).length })),
+    differenceBadge(page, "The sum of all cells", (state) => ({ distance: computed(state).distance, matrices: Object.keys(WEIGHTS).length })),
     drawing(page, shown),
     el("div", { class: "controls" }, lossStepSlider(page), earlierStepSlider(page), lengthSlider(page), countedChoice(page)),
     el("div", { class: "equation" }, el("h3", {}, "The chosen cell"), liveFormula(page, cellFormula)),

@@ -13,7 +13,7 @@ import { triangleTable } from "../components/triangle-table.js";
 import { add } from "../engine/matrix.js";
 import { gradient, run } from "../engine/network.js";
 import { pathCount, pathJacobian, paths, sumOverPaths } from "../engine/paths.js";
-import { largestDifference, termNorms, terms } from "../engine/terms.js";
+import { distance, termNorms, terms } from "../engine/terms.js";
 import { choice, fixedMatrix, integer } from "../shell/fields.js";
 import { keptFor } from "../shell/kept.js";
 import { results } from "../shell/model.js";
@@ -228,8 +228,8 @@ function difference(page) {
     ];
   });
   const badge = differenceBadge(page, "The sum over all ways", (state) => {
-    const { names, ways, gradient: found } = computed(state);
-    return { difference: Math.max(...names.map((name) => largestDifference(ways[name], found[name]))), matrices: names.length };
+    const { names, ways, gradient: found, sizes } = computed(state);
+    return { distance: Math.max(...names.map((name) => distance(ways[name], found[name], sizes[name]))), matrices: names.length };
   });
   return el("div", {}, sums, badge);
 }
