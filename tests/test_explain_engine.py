@@ -147,8 +147,8 @@ for (let t = 1; t <= 6; t++) for (const lags of [1, 2]) assert.equal(pathCount(t
 
 near(logSvd([[1e-200, 0], [0, 1e-210]]).s[0], -200); // its squares are 0
 assert.deepEqual(logSvd([[0, 0], [0, 0]]).s, [-Infinity, -Infinity]);
-const whole = [[3, 4], [2, 5]];
-for (const size of [1e-300, 1e-180, 1e180, 1e300]) near(svd(scale(whole, size)).s[0] / size / svd(whole).s[0], 1);
+const plain = [[3, 4], [2, 5]];
+for (const size of [1e-300, 1e-180, 1e180, 1e300]) near(svd(scale(plain, size)).s[0] / size / svd(plain).s[0], 1);
 near(logSvd([[2 ** -1060, 0], [0, 2 ** -1062]]).s[1] / Math.log10(2 ** -1062), 1); // below the smallest normal number
 near(cosine([[2 ** -1070, 0]], [[1e300, 0]]), 1);
 assert.equal(horizon([0, -1, -2.1]), 2);

@@ -2,12 +2,14 @@
 
 import base64
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from playwright.sync_api import expect
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -451,6 +453,17 @@ def test_a_run_without_a_recurrent_layer_says_so(run_folder, monkeypatch, capsys
 # The page ----------------------------------------------------------------------------------------------------------
 
 
+class Two(nn.Module):
+    """An LSTM below an RNN that has no bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.below, self.above = nn.LSTM(3, 5), nn.RNN(5, 2, bias=False)
+
+    def forward(self, x):
+        return self.above(self.below(x)[0])[0]
+
+
 def pages():
     torch.manual_seed(11)
     x, y = torch.randn(60, 3, 3), torch.randn(60, 3, 2)
@@ -474,6 +487,8 @@ def files(tmp_path_factory):
         made[name] = explain(
             Forecaster(layer), x, y, loss=squares, samples=samples, out=folder / f"{name}.html", open=False
         )
+    data = torch.randn(1, 2, 3), torch.randn(1, 2, 2)
+    made["two"] = explain(Two(), *data, loss=squares, out=folder / "two.html", open=False)
     return made
 
 
@@ -573,6 +588,26 @@ def test_a_reverse_direction_looks_ahead(show):
     says(page, "t = 2, k = 4:")
     page.get_by_label("Layer").select_option("inner.memory.l0")
     says(page, "t = 2, k = 2:")
+
+
+def test_a_layer_without_a_bias_offers_none(show):
+    page = show("two", "#own?own_layer=0&own_parameter=bias_ih")
+    expect(page.get_by_role("radio", name="bias_ih")).to_be_checked()
+    page.get_by_label("Layer").select_option("above.l0")
+    expect(page.get_by_role("radio")).to_have_count(2)
+    expect(page.get_by_role("radio", name="weight_hh")).to_be_checked()
+
+
+def test_a_single_step_is_drawn_as_a_dot(show):
+    page = show("two")
+    expect(page.locator("#scene-own .curve.loss").first).to_have_attribute("d", re.compile(r"^M[^M]*a2 2 "))
+
+
+def test_a_block_of_lags_is_said_to_be_one(show):
+    expect(show("long", "#own?own_k=3").get_by_text(re.compile("^Lags .*–.*: the sizes of each lag’s"))).to_have_count(
+        1
+    )
+    expect(show("plain", "#own?own_k=3").get_by_text(re.compile("^Lag 56: the sizes of all its"))).to_have_count(1)
 
 
 def test_the_address_restores_the_view(show):

@@ -325,6 +325,8 @@ def test_a_broken_state_falls_back_to_the_default(broken, show):
     assert state(page) == state(show("#forward"))
     assert page.locator(".notice").inner_text().startswith("The numbers in this address could not be read")
     assert page.locator("#scene-forward").is_visible()
+    page.get_by_role("button", name="Start over").click()
+    expect(page.locator(".notice")).to_be_hidden()
 
 
 def test_an_unknown_scene_falls_back_to_the_first(show):

@@ -184,6 +184,12 @@ def test_vanish_by_keyboard_and_by_pointing_at_the_chart(show):
 # Remedies ----------------------------------------------------------------------------------------------------------
 
 
+def test_a_gradient_of_zero_has_no_arrows(show):
+    page = show("#remedies?W_yh=0,0;0,0")
+    expect(page.locator("#scene-remedies .arrows svg")).to_be_visible()
+    expect(page.locator("#scene-remedies .arrows :is(.head, text)")).to_have_count(0)
+
+
 def test_clipping_keeps_the_direction(show):
     page = show("#remedies?remedies_clip=0.1")
     texts = page.locator("#scene-remedies .said").all_inner_texts()
@@ -227,7 +233,7 @@ def horizons(page):
 def test_the_forget_bias_lengthens_the_horizon_and_the_lstm_vanishes_too(show):
     page = show("#remedies")
     lengths = []
-    for name in ("The LSTM vanishes too", "PyTorch’s start", "Forget bias 4"):
+    for name in ("The LSTM vanishes too", "Forget bias 0", "Forget bias 4"):
         page.get_by_role("button", name=name).click()
         page.wait_for_timeout(60)
         lengths.append(horizons(page)[-1])

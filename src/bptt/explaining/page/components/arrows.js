@@ -3,6 +3,7 @@ import { el, svg } from "./dom.js";
 
 const SIZE = 240;
 const ROOM = 100; // pixels of the longest arrow
+const SHORTEST = 3; // of those with a head and a name
 
 // describe(state) → {sets: [{rows, kind: a class}], names: of the rows, label}; all sets to one scale, that of the longest arrow.
 export function arrows(page, describe) {
@@ -14,7 +15,7 @@ export function arrows(page, describe) {
     const root = svg("svg", { role: "img", "aria-label": label, width: SIZE, height: SIZE, viewBox: `${-SIZE / 2} ${-SIZE / 2} ${SIZE} ${SIZE}` });
     root.append(svg("path", { class: "cross", d: `M${-ROOM - 15} 0 H${ROOM + 15} M0 ${-ROOM - 15} V${ROOM + 15}` }));
     for (const { rows, kind } of sets) root.append(...rows.map((row) => arrow(row, kind, unit)));
-    root.append(...sets[0].rows.map((row, i) => name(row, names[i], unit)));
+    root.append(...sets[0].rows.flatMap((row, i) => name(row, names[i], unit)));
     host.replaceChildren(root);
   });
   return host;
@@ -26,12 +27,13 @@ const place = ([x, y], unit) => (Number.isFinite(x * unit) && Number.isFinite(y 
 function arrow(row, kind, unit) {
   const [x, y] = place(row, unit);
   const angle = (Math.atan2(y, x) * 180) / Math.PI;
-  const head = Math.hypot(x, y) < 3 ? null : svg("path", { class: "head", d: "M-10 -5 L0 0 L-10 5 z", transform: `translate(${x} ${y}) rotate(${angle})` });
+  const head = Math.hypot(x, y) < SHORTEST ? null : svg("path", { class: "head", d: "M-10 -5 L0 0 L-10 5 z", transform: `translate(${x} ${y}) rotate(${angle})` });
   return svg("g", { class: `arrow ${kind}` }, svg("path", { class: "line", d: `M0 0 L${x} ${y}` }), head);
 }
 
 function name(row, text, unit) {
   const [x, y] = place(row, unit);
-  const size = Math.hypot(x, y) || 1;
-  return svg("text", { x: x + (14 * x) / size, y: y + (14 * y) / size + 5 }, text);
+  const size = Math.hypot(x, y);
+  if (size < SHORTEST) return [];
+  return [svg("text", { x: x + (14 * x) / size, y: y + (14 * y) / size + 5 }, text)];
 }

@@ -101,13 +101,18 @@ export function slider(page, { label, min, max, step = 1, read, write, say = (va
   return el("div", { class: "slider" }, el("label", { for: name }, label), input, output);
 }
 
-// One of several values of a field. options: {value: text}.
-export function choices(page, { label, field, options }) {
+// One of several values of a field. options: {value: text}; chosen(state) → the value in force; there(value, state) → whether it
+// can be chosen.
+export function choices(page, { label, field, options, chosen = (state) => state[field], there = () => true }) {
   const name = uniqueName("choice");
   const buttons = Object.entries(options).map(([value, text]) => {
     const input = el("input", { type: "radio", name, value, onchange: () => page.set({ [field]: value }) });
-    page.follow((state) => (input.checked = state[field] === value));
-    return el("label", {}, input, el("span", {}, text));
+    const node = el("label", {}, input, el("span", {}, text));
+    page.follow((state) => {
+      input.checked = chosen(state) === value;
+      node.hidden = !there(value, state);
+    });
+    return node;
   });
   return el("fieldset", { class: "choices" }, el("legend", {}, label), el("div", {}, buttons));
 }

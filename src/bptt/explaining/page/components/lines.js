@@ -5,6 +5,7 @@ import { decade, plain, show } from "./numbers.js";
 import { ticks } from "./ticks.js";
 
 const [LEFT, TOP, RIGHT, BOTTOM, HEIGHT] = [64, 14, 14, 44, 220];
+const DOT = "m-2 0 a2 2 0 1 0 4 0 a2 2 0 1 0 -4 0"; // a value without neighbours
 const DEEPEST = 12; // decades below the highest value that are shown, where nothing else is asked for
 
 // describe(state) → {x: places, lines: [{name, values, class}], log: whether values are log10, first, last: the ends of x,
@@ -88,7 +89,7 @@ function curve(x, { values, class: kind }, across, down, low) {
     if (!drawn(i)) return;
     const alone = !drawn(i - 1) && !drawn(i + 1);
     const goesOn = drawn(i - 1) && values[i - 1] >= low;
-    path += `${goesOn ? "L" : "M"}${across(x[i]).toFixed(1)} ${down(Math.max(value, low)).toFixed(1)}${alone ? "h.01" : ""}`;
+    path += `${goesOn ? "L" : "M"}${across(x[i]).toFixed(1)} ${down(Math.max(value, low)).toFixed(1)}${alone ? DOT : ""}`;
   });
   return svg("path", { class: `curve ${kind}`, d: path });
 }

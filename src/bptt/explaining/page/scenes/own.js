@@ -14,7 +14,7 @@ import { block, blockName, cells, own, place, read } from "../shell/own.js";
 const LAST = 4095; // of any sample: clamped to what there is
 const DEEPEST = 12; // decades below the largest cell that have colours of their own
 const PARAMETERS = [...new Set(own?.layers.flatMap((layer) => layer.parameters))];
-const PREFERRED = PARAMETERS.includes("weight_hh") ? "weight_hh" : PARAMETERS[0];
+const preferred = (names) => (names.includes("weight_hh") ? "weight_hh" : names[0]);
 
 export const scene = {
   id: "own", order: 100, short: "Yours", title: "Your own network", mount,
@@ -22,7 +22,7 @@ export const scene = {
   opens: true,
   fields: own === null ? {} : {
     own_layer: integer(Math.max(0, own.layers.findLastIndex(({ reverse }) => !reverse)), { min: 0, max: own.layers.length - 1 }),
-    own_parameter: choice(PREFERRED, PARAMETERS),
+    own_parameter: choice(preferred(PARAMETERS), PARAMETERS),
     own_sample: integer(0, { min: 0, max: own.samples.length - 1 }),
     own_t: integer(LAST, { min: 0, max: LAST }),
     own_k: integer(LAST, { min: 0, max: LAST }),
@@ -36,12 +36,14 @@ let pointed = null;
 function chosen(state) {
   const layer = own.layers[state.own_layer];
   const sample = layer.samples[state.own_sample];
-  const name = layer.parameters.includes(state.own_parameter) ? state.own_parameter : layer.parameters[0];
+  const name = has(layer, state.own_parameter) ? state.own_parameter : preferred(layer.parameters);
   const [row, column] = pointed ?? [state.own_t, state.own_k];
   const t = Math.min(row, sample.blocks - 1);
   const k = layer.reverse ? Math.max(t, Math.min(column, sample.blocks - 1)) : Math.min(column, t);
   return { layer, sample, name, t, k, map: sample.maps && decoded(sample.maps[name]) };
 }
+
+const has = (layer, name) => layer.parameters.includes(name);
 
 const kept = new WeakMap();
 
@@ -107,7 +109,11 @@ function menus(page) {
   const samples = own.samples.map((sample, i) => [i, `sample ${sample + 1}`]);
   return [
     menu(page, "Layer", "own_layer", layers, Number),
-    choices(page, { label: "Parameter", field: "own_parameter", options: Object.fromEntries(PARAMETERS.map((name) => [name, name])) }),
+    choices(page, {
+      label: "Parameter", field: "own_parameter", options: Object.fromEntries(PARAMETERS.map((name) => [name, name])),
+      chosen: (state) => chosen(state).name,
+      there: (name, state) => has(own.layers[state.own_layer], name), // a layer may have no bias
+    }),
     menu(page, "Sample", "own_sample", samples, Number),
   ];
 }
@@ -218,9 +224,10 @@ function lagText(state) {
   const parts = Object.entries(map.shares)
     .filter(([, values]) => values[lag] !== null)
     .map(([name, values]) => `${show(values[lag], 1)} % through ${name}`);
-  const thin = sample.steps > sample.blocks;
-  return `Lag ${blockName(lag, sample.blocks, sample.steps, 0)}: all such terms sum to ${thin ? "at most " : ""}${show(map.lags[lag])}` +
-    (parts.length ? `, ${parts.join(", ")}` : "");
+  const which = blockName(lag, sample.blocks, sample.steps, 0);
+  const [lags, sizes] = which.includes("–") ? [`Lags ${which}`, "the sizes of each lag’s terms sum to at most"]
+    : [`Lag ${which}`, "the sizes of all its terms sum to"];
+  return `${lags}: ${sizes} ${show(map.lags[lag])}${parts.map((part) => `, ${part}`).join("")}`;
 }
 
 function legendOf(page) {

@@ -99,7 +99,7 @@ function mount(root, page) {
 }
 
 const PRESETS = {
-  "PyTorch’s start": { remedies_bias: 0, remedies_input: 1, remedies_T: 50 },
+  "Forget bias 0": { remedies_bias: 0, remedies_input: 1, remedies_T: 50 },
   "Forget bias 4": { remedies_bias: 4, remedies_input: 1, remedies_T: 50 },
   "The LSTM vanishes too": { remedies_bias: -3, remedies_input: 1, remedies_T: 50 },
 };

@@ -15,7 +15,7 @@ export function start(root, all) {
   const fields = allFields(scenes);
   const store = createStore(initialState(fields));
   const views = scenes.map((scene) => view(scene, store, { questions, address }));
-  const header = head(scenes, () => store.set(initialState(fields)), () => store.set(({ lecture }) => ({ lecture: !lecture })));
+  const header = head(scenes, startOver, () => store.set(({ lecture }) => ({ lecture: !lecture })));
   const notice = el("p", { class: "notice", role: "status", hidden: true });
   root.append(header.node, notice, el("main", {}, views.map((one) => one.section)));
   let current = null;
@@ -26,7 +26,7 @@ export function start(root, all) {
     notice.hidden = !(found.broken || unknown);
     notice.textContent = found.broken
       ? "The numbers in this address could not be read: the page starts with its own."
-      : "There is no such scene: the page starts with the first.";
+      : "There is no such scene: this is where the page starts.";
     show(unknown || found.scene === "" ? first.id : found.scene, focus);
     store.set(found.state);
   }
@@ -51,6 +51,11 @@ export function start(root, all) {
     history.pushState(null, "", address(next.id)); // unlike location.hash it acts at once: keys may come fast
     open(location.hash, true);
     return true;
+  }
+
+  function startOver() {
+    notice.hidden = true;
+    store.set(initialState(fields));
   }
 
   // The address of a scene with the state as it is.
