@@ -176,9 +176,11 @@ class Training:
             return None
         loss = counted_loss(self.model.head, batch.count)
         target = (batch.y, batch.mask)
+        state = self.carried.state if self.carried is not None else None
         with flow or nullcontext():
             return self.memory.measured(
-                lambda: backward(self.model, batch.x, target, loss, self.strategy, self.carried, reset=batch.reset)
+                lambda: backward(self.model, batch.x, target, loss, self.strategy, self.carried, reset=batch.reset),
+                lambda planned: planned.plan(self.model, batch.x, target, loss, state, reset=batch.reset),
             )
 
     def _agree(

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bptt.gradient import Checkpointed, Result, Strategy
-from bptt.gradient.checkpointed import CheckpointedResult
 from bptt.gradient.plan import Plan, as_text
 
 _SELF = Path("/proc/self")
@@ -21,19 +20,23 @@ class MemoryLog:
     """
 
     def __init__(self, strategy: Strategy, speaks: bool) -> None:
-        self._wanted = speaks and isinstance(strategy, Checkpointed)
+        self._strategy = strategy if speaks and isinstance(strategy, Checkpointed) else None
         self.plan: Plan | None = None
         self.peak: int | None = None
 
-    def measured(self, run: Callable[[], Result]) -> Result:
-        """The result of `run`."""
-        if not self._wanted:
+    def measured(self, run: Callable[[], Result], plan: Callable[[Checkpointed], Plan]) -> Result:
+        """The result of `run`.
+
+        The plan is made and said before the first one: so it can be read while that takes its time, and what planning
+        loads and warms up for good is not taken for the gradient's memory.
+        """
+        if self._strategy is None:
             return run()
+        if self.plan is None:
+            self.plan = plan(self._strategy)
+            _say(f"plan: {self.plan}")
         before = _resident_from_now()
         result = run()
-        if self.plan is None and isinstance(result, CheckpointedResult):
-            self.plan = result.plan
-            _say(f"plan: {self.plan}")
         if before is not None:
             self.peak = max(self.peak or 0, _status("VmHWM") - _status("RssFile") - before)
         return result
