@@ -411,6 +411,8 @@ def test_every_control_has_a_name(show):
             ".map((n) => n.outerHTML.slice(0, 80))"
         )
         assert unnamed == []
+        twice = page.locator("output:not([aria-live=off])")  # a slider says its value; its output must not say it again
+        assert twice.count() == 0
 
 
 def test_first_paint_is_quick(show):
