@@ -783,7 +783,9 @@ def test_training_says_its_plan_and_its_peak(tmp_path):
     assert run.returncode == 0, run.stderr
     assert run.stderr.count("plan: 30,000 steps in ") == 1
     took = run.stderr.split("memory: the gradient took at most ")[1].split(";")[0]
-    assert parse_bytes(took) <= 8e6, run.stderr
+    # Resident memory of a process, on a machine that may be busy: the system's allocator wastes more then. What torch's
+    # allocator hands out is compared with the plan above, to 10 %.
+    assert parse_bytes(took) <= 1.25 * 8e6, run.stderr
 
 
 def test_training_with_too_small_a_budget_says_the_least_one(tmp_path):
