@@ -47,20 +47,30 @@ EVERY_HEAD = [
     for head in HEADS
     for setting in ("activation=tanh", "activation=relu&counted=last", f"activation=sigmoid&{LONG}")
 ]
+LARGE = f"{LONG}&activation=relu&head=linear&W_hh=3,4;2,5"
+LARGER = f"{LONG}&activation=relu&head=linear&W_hh=30,40;20,50"
+ENDLESS = "activation=relu&W_hh=1e308,1e308;1e308,1e308"
 CODE = {
-    "forward": EVERY_HEAD,
-    "losses": EVERY_HEAD,
+    "forward": [*EVERY_HEAD, ENDLESS],
+    "losses": [*EVERY_HEAD, ENDLESS],
     "gradient": [
         f"{setting}&t={t}&k={k}" for setting, (t, k) in zip(EVERY_HEAD, [(3, 1), (4, 2), (4, 4)] * 3, strict=True)
     ],
-    "map": [f"{setting}&map_of={of}" for setting, of in zip(EVERY_HEAD, ["W_hh", "W_hx", "b_h"] * 3, strict=True)],
+    "map": [f"{setting}&map_of={of}" for setting, of in zip(EVERY_HEAD, ["W_hh", "W_hx", "b_h"] * 3, strict=True)]
+    + [LARGE, LARGER],
     "vanish": [
         "",
         "vanish_act=sigmoid&vanish_T=50",
         "vanish_s1=3&vanish_ratio=1&vanish_input=1&vanish_T=50",
         "vanish_act=relu&vanish_T=2",
     ],
-    "remedies": ["", "remedies_cuts=63&remedies_clip=100&head=linear", f"remedies_cuts=20&counted=last&{LONG}"],
+    "remedies": [
+        "",
+        "remedies_cuts=63&remedies_clip=100&head=linear",
+        f"remedies_cuts=20&counted=last&{LONG}",
+        LARGE,
+        LARGER,
+    ],
     "werbos": ["", f"head=linear&activation=sigmoid&{LONG}", "werbos_lags=1&head=sigmoid&counted=last"],
 }
 
@@ -411,6 +421,8 @@ def test_every_control_has_a_name(show):
             ".map((n) => n.outerHTML.slice(0, 80))"
         )
         assert unnamed == []
+        twice = page.locator("output:not([aria-live=off])")  # a slider says its value; its output must not say it again
+        assert twice.count() == 0
 
 
 def test_first_paint_is_quick(show):

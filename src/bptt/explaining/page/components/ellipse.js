@@ -1,7 +1,7 @@
 // A unit circle and what a 2 × 2 matrix U diag(10^s) Vᵀ makes of it.
 import { el, onWidth, svg } from "./dom.js";
 import { lagAxis } from "./logchart.js";
-import { powerOfTen } from "./numbers.js";
+import { decade } from "./numbers.js";
 
 const SIZE = 250;
 const ROOM = 104; // pixels from the centre
@@ -26,7 +26,7 @@ export function circleAndEllipse(page, describe) {
       svg("circle", { class: "mark hollow", cx: before[0], cy: before[1], r: 5 }),
       svg("circle", { class: "mark", cx: first[0], cy: first[1], r: 5 }),
     );
-    if (larger > 0) root.append(svg("text", { x: 0, y: SIZE / 2 - 4 }, `ellipse enlarged ${larger < 4 ? 10 ** larger : powerOfTen(larger)} times`));
+    if (larger > 0) root.append(svg("text", { x: 0, y: SIZE / 2 - 4 }, `ellipse enlarged ${larger < 4 ? 10 ** larger : decade(larger)} times`));
     host.replaceChildren(root);
   });
   return host;

@@ -87,7 +87,7 @@ function cellsOf(values, upright) {
 export function slider(page, { label, min, max, step = 1, read, write, say = (value) => show(value, 2) }) {
   const name = uniqueName("slider");
   const bound = (limit, state) => String(typeof limit === "function" ? limit(state) : limit);
-  const output = el("output", { for: name });
+  const output = el("output", { for: name, "aria-live": "off" }); // the slider says its value itself
   const input = el("input", {
     id: name, type: "range", step, oninput: () => page.set(write(Number(input.value), page.get())),
   });

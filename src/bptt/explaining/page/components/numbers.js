@@ -33,11 +33,6 @@ function withMinus(text) {
   return text.replace("-", "−");
 }
 
-// 10ⁿ
-export function powerOfTen(n) {
-  return `10${raised(n)}`;
-}
-
 // The number 10^log, also where it is too small or too large for a number of its own.
 export function showPower(log) {
   if (Number.isNaN(log)) return "NaN";
@@ -45,5 +40,5 @@ export function showPower(log) {
   if (!Number.isFinite(log)) return log > 0 ? "∞" : "0";
   const n = Math.floor(log);
   const digits = (10 ** (log - n)).toFixed(1);
-  return digits === "10.0" ? `1.0·${powerOfTen(n + 1)}` : `${digits}·${powerOfTen(n)}`;
+  return digits === "10.0" ? `1.0·${decade(n + 1)}` : `${digits}·${decade(n)}`;
 }

@@ -19,9 +19,26 @@ export function fixed(value, decimals) {
   return `${Object.is(value, -0) ? "-" : ""}${value.toFixed(decimals)}`;
 }
 
-export const digits = (values) => values.map((value) => fixed(value, 10)).join(" ");
+// Python's format of numbers of such sizes in which each digit is certain: ten decimals, fewer where they are large.
+export function formatOf(...rows) {
+  const largest = Math.max(1, ...rows.flat().map(Math.abs).filter(Number.isFinite));
+  const places = Math.floor(Math.log10(largest));
+  return places > 12 ? ".9e" : `.${Math.min(10, 13 - places)}f`;
+}
 
-export const PRINT = (values) => `print(*(f"{v:.10f}" for v in ${values}))`;
+// The numbers as Python writes them in this format.
+export function digits(values, format) {
+  const count = parseInt(format.slice(1), 10);
+  return values.map((value) => (format.endsWith("e") ? exponential(value, count) : fixed(value, count))).join(" ");
+}
+
+function exponential(value, decimals) {
+  if (!Number.isFinite(value)) return fixed(value, decimals);
+  const [number, exponent] = value.toExponential(decimals).split("e");
+  return `${Object.is(value, -0) ? "-" : ""}${number}e${exponent[0]}${exponent.slice(1).padStart(2, "0")}`;
+}
+
+export const PRINT = (values, format) => `print(*(f"{v:${format}}" for v in ${values}))`;
 
 // The parameters, inputs and targets.
 export function numbers({ x, targets, labels }, { net }) {

@@ -4,7 +4,7 @@ import { activationChoice, biasEditor, headChoice, inputEditor, lossStepSlider, 
 import { formula, liveFormula, matrixText } from "../components/formula.js";
 import { networkDrawing } from "../components/network.js";
 import { plain, show } from "../components/numbers.js";
-import { PRINT, digits, loop, numbers, outputCode } from "../components/pytorch.js";
+import { PRINT, digits, formatOf, loop, numbers, outputCode } from "../components/pytorch.js";
 
 const HIDDEN = { tanh: "tanh", sigmoid: "σ", relu: "ReLU" };
 const OUTPUT = { softmax: "softmax", sigmoid: "σ", linear: "" };
@@ -80,11 +80,12 @@ function numbersOfOutput({ head, t }, { forward }) {
 }
 
 function pytorch(state, { net, forward }) {
+  const rows = forward.steps.slice(1).map((step, i) => [...step.h, ...forward.outputs[i + 1].y]);
+  const format = formatOf(...rows);
   const code = [
     ...numbers(state, { net }),
     ...loop(net, forward.T),
-    `    ${PRINT(`(*h.tolist(), *(${outputCode(net)}).tolist())`)}`,
+    `    ${PRINT(`(*h.tolist(), *(${outputCode(net)}).tolist())`, format)}`,
   ];
-  const rows = forward.steps.slice(1).map((step, i) => digits([...step.h, ...forward.outputs[i + 1].y]));
-  return { code: code.join("\n"), prints: rows.join("\n") };
+  return { code: code.join("\n"), prints: rows.map((row) => digits(row, format)).join("\n") };
 }

@@ -7,7 +7,7 @@ import { formula, liveFormula, maths, matrixText } from "../components/formula.j
 import { button } from "../components/inputs.js";
 import { networkDrawing } from "../components/network.js";
 import { show } from "../components/numbers.js";
-import { PRINT, activationCode, digits, lossCode, numbers } from "../components/pytorch.js";
+import { PRINT, activationCode, digits, formatOf, lossCode, numbers } from "../components/pytorch.js";
 import { sentence } from "../components/sentence.js";
 import { add, norm, outer } from "../engine/matrix.js";
 import { singularValues } from "../engine/svd.js";
@@ -197,6 +197,8 @@ const counts = ({ t }, { forward }) => (forward.counts[t]
 function pytorch(state, { net, forward }) {
   const { t, k } = state;
   const { rows, sum: total } = computed(state);
+  const values = [...rows[t - k].term.flat(), ...total.flat()];
+  const format = formatOf(values);
   const code = [
     ...numbers(state, { net }),
     "h, copies = torch.zeros(2, dtype=torch.float64), []",
@@ -207,7 +209,7 @@ function pytorch(state, { net, forward }) {
     `L = ${lossCode(net)}${forward.counts[t] ? "" : " * 0  # it does not count"}`,
     `term, = torch.autograd.grad(L, copies[${k - 1}], retain_graph=True)`,
     "L.backward()",
-    PRINT("(*term.flatten(), *W_hh.grad.flatten())"),
+    PRINT("(*term.flatten(), *W_hh.grad.flatten())", format),
   ];
-  return { code: code.join("\n"), prints: digits([...rows[t - k].term.flat(), ...total.flat()]) };
+  return { code: code.join("\n"), prints: digits(values, format) };
 }

@@ -5,7 +5,7 @@ import { formula, liveFormula, maths } from "../components/formula.js";
 import { networkDrawing } from "../components/network.js";
 import { show } from "../components/numbers.js";
 import { predictFirst } from "../components/predict.js";
-import { digits, lossCode, loop, numbers } from "../components/pytorch.js";
+import { PRINT, digits, formatOf, lossCode, loop, numbers } from "../components/pytorch.js";
 import { sentence } from "../components/sentence.js";
 
 const FORMULAS = {
@@ -97,13 +97,15 @@ function barChart({ T, losses, counts }, width) {
 
 function pytorch(state, { net, forward }) {
   const { losses, loss, T } = forward;
+  const values = [...losses.slice(1), loss];
+  const format = formatOf(values);
   const code = [
     ...numbers(state, { net }),
     "L = []",
     ...loop(net, T),
     `    L.append(${lossCode(net)})`,
     `total = ${state.counted === "each" ? "sum(L)" : "L[-1]"}`,
-    'print(*(f"{v.item():.10f}" for v in (*L, total)))',
+    PRINT("(*L, total)", format),
   ];
-  return { code: code.join("\n"), prints: digits([...losses.slice(1), loss]) };
+  return { code: code.join("\n"), prints: digits(values, format) };
 }

@@ -7,7 +7,7 @@ import { choices } from "../components/inputs.js";
 import { networkDrawing } from "../components/network.js";
 import { show } from "../components/numbers.js";
 import { predictFirst } from "../components/predict.js";
-import { PRINT, activationCode, digits, lossCode, numbers } from "../components/pytorch.js";
+import { PRINT, activationCode, digits, formatOf, lossCode, numbers } from "../components/pytorch.js";
 import { differenceBadge, termsOf } from "../components/terms-of.js";
 import { triangleTable } from "../components/triangle-table.js";
 import { norm } from "../engine/matrix.js";
@@ -203,7 +203,8 @@ function totalFormula(state) {
 // The map: for each loss the gradients at the copies of the weights.
 function pytorch(state, { net, forward }) {
   const { map_of: of } = state;
-  const { norms } = computed(state);
+  const rows = computed(state).norms.slice(1).map((row) => row.slice(1));
+  const format = formatOf(...rows);
   const use = (name) => (name === of ? "copies[t]" : name);
   const counted = state.counted === "each" ? `range(${forward.T})` : `[${forward.T - 1}]`;
   const code = [
@@ -216,8 +217,8 @@ function pytorch(state, { net, forward }) {
     `    L.append(${lossCode(net)})`,
     `for t in ${counted}:`,
     "    terms = torch.autograd.grad(L[t], copies[:t + 1], retain_graph=True)",
-    `    ${PRINT("(term.norm() for term in terms)")}`,
+    `    ${PRINT("(term.norm() for term in terms)", format)}`,
   ];
-  const rows = norms.slice(1).map((row) => digits(row.slice(1)));
-  return { code: code.join("\n"), prints: (state.counted === "each" ? rows : rows.slice(-1)).join("\n") };
+  const printed = state.counted === "each" ? rows : rows.slice(-1);
+  return { code: code.join("\n"), prints: printed.map((row) => digits(row, format)).join("\n") };
 }

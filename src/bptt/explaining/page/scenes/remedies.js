@@ -9,7 +9,7 @@ import { logSlider } from "../components/logslider.js";
 import { networkDrawing } from "../components/network.js";
 import { show, showPower } from "../components/numbers.js";
 import { predictFirst } from "../components/predict.js";
-import { PRINT, activationCode, digits, lossCode, numbers, python } from "../components/pytorch.js";
+import { PRINT, activationCode, digits, formatOf, lossCode, numbers, python } from "../components/pytorch.js";
 import { sentence } from "../components/sentence.js";
 import { valves } from "../components/valves.js";
 import { horizon, reach } from "../engine/growth.js";
@@ -238,6 +238,8 @@ function gatesLabel(state) {
 function pytorch(state, { net, forward }) {
   const { cuts, cut } = shared(state);
   const at = cuts.flatMap((each, i) => (each ? [i - 1] : []));
+  const rows = [cut.full, cut.kept].map((g) => [...g.flat(), ...clip(g, state.remedies_clip).gradient.flat()]);
+  const format = formatOf(...rows);
   const code = [
     ...numbers(state, { net }),
     `for cuts in [], ${python(at)}:`,
@@ -247,8 +249,7 @@ function pytorch(state, { net, forward }) {
     "        z = W_yh @ h + b_y",
     `        L.append(${lossCode(net)})`,
     `    g, = torch.autograd.grad(${state.counted === "each" ? "sum(L)" : "L[-1]"}, W_hh)`,
-    `    ${PRINT(`(*g.flatten(), *(g * min(1, ${state.remedies_clip} / g.norm())).flatten())`)}`,
+    `    ${PRINT(`(*g.flatten(), *(g * min(1, ${state.remedies_clip} / g.norm())).flatten())`, format)}`,
   ];
-  const rows = [cut.full, cut.kept].map((g) => digits([...g.flat(), ...clip(g, state.remedies_clip).gradient.flat()]));
-  return { code: code.join("\n"), prints: rows.join("\n") };
+  return { code: code.join("\n"), prints: rows.map((row) => digits(row, format)).join("\n") };
 }

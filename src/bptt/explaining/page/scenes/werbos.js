@@ -7,7 +7,7 @@ import { choices, matrixEditor } from "../components/inputs.js";
 import { networkDrawing } from "../components/network.js";
 import { show } from "../components/numbers.js";
 import { predictFirst } from "../components/predict.js";
-import { PRINT, activationCode, digits, lossCode, numbers, python } from "../components/pytorch.js";
+import { PRINT, activationCode, digits, formatOf, lossCode, numbers, python } from "../components/pytorch.js";
 import { differenceBadge, termsOf } from "../components/terms-of.js";
 import { triangleTable } from "../components/triangle-table.js";
 import { add } from "../engine/matrix.js";
@@ -237,6 +237,8 @@ function difference(page) {
 function pytorch(state) {
   const { net, forward, gradient: found } = computed(state);
   const two = Boolean(net.W_hh2);
+  const values = [...found.W_hh.flat(), ...(two ? found.W_hh2.flat() : [])];
+  const format = formatOf(values);
   const W_hh2 = two ? [`W_hh2 = array(${python(net.W_hh2)}).requires_grad_()`] : [];
   const code = [
     ...numbers(state, { net }), ...W_hh2,
@@ -247,7 +249,7 @@ function pytorch(state) {
     "    z = W_yh @ h + b_y",
     `    L.append(${lossCode(net)})`,
     `${state.counted === "each" ? "sum(L)" : "L[-1]"}.backward()`,
-    `${PRINT(`(${two ? "*W_hh.grad.flatten(), *W_hh2.grad.flatten()" : "*W_hh.grad.flatten(),"})`)}`,
+    `${PRINT(`(${two ? "*W_hh.grad.flatten(), *W_hh2.grad.flatten()" : "*W_hh.grad.flatten(),"})`, format)}`,
   ];
-  return { code: code.join("\n"), prints: digits([...found.W_hh.flat(), ...(two ? found.W_hh2.flat() : [])]) };
+  return { code: code.join("\n"), prints: digits(values, format) };
 }
