@@ -39,7 +39,7 @@ class Forecaster(nn.Module):
 
     def forward(self, x):
         hidden, _ = self.inner["memory"](x)
-        return self.last(torch.relu(hidden if isinstance(hidden, torch.Tensor) else pad_packed_sequence(hidden)[0]))
+        return self.last(torch.tanh(hidden if isinstance(hidden, torch.Tensor) else pad_packed_sequence(hidden)[0]))
 
 
 def squares(outputs, y):
@@ -93,7 +93,7 @@ def check_layer(layer, seen, terms, blocks, place=0):
 LAYERS = {
     "LSTM": lambda: nn.LSTM(3, 6),
     "bptt.GRU": lambda: bptt.GRU(3, 5),
-    "relu": lambda: nn.RNN(3, 4, nonlinearity="relu"),
+    "relu": lambda: nn.RNN(3, 12, nonlinearity="relu"),
     "two layers, both ways": lambda: nn.LSTM(3, 4, num_layers=2, bidirectional=True),
     "batch first": lambda: nn.GRU(3, 5, batch_first=True),
     "own cell": lambda: bptt.Recurrent(bptt.cells.Elman("sigmoid"), 3, 5),
@@ -109,7 +109,7 @@ def test_the_numbers_are_those_of_gradient_map(kind, steps):
     x, y = torch.randn(*shape, 3), torch.randn(*shape, 2)
     hidden, _ = layer(x)
     hidden.retain_grad()
-    losses = squares(model.last(torch.relu(hidden)), y)
+    losses = squares(model.last(torch.tanh(hidden)), y)
     losses.sum().backward()
     data = own(model, x, y, loss=squares, samples=[2])
     terms = bptt.gradient_map(layer, x, grad_outputs=hidden.grad, samples=[2])
@@ -261,7 +261,7 @@ def test_a_thinned_map_is_that_of_gradient_map():
     x, y = torch.randn(300, 1, 3), torch.randn(300, 1, 2)
     model = Forecaster(layer)
     seen = own(model, x, y, loss=squares)["layers"][0]
-    terms = bptt.gradient_map(layer, x, loss=lambda h: squares(model.last(torch.relu(h)), y).sum())
+    terms = bptt.gradient_map(layer, x, loss=lambda h: squares(model.last(torch.tanh(h)), y).sum())
     assert seen["samples"][0]["blocks"] < 300
     check_layer(layer, seen, terms, seen["samples"][0]["blocks"])
     lags = terms.lags("weight_hh_l0")[0]
