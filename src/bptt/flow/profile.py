@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bptt.cells import GRU, LSTM, Elman, PointwiseCell
-from bptt.flow.lookback import Reach, reach
+from bptt.flow.reach import Reach, reach
 from bptt.flow.trace import Trace
 
 Array = NDArray[np.float64]
@@ -159,7 +159,7 @@ class LayerFlow:
 
     @cached_property
     def reach(self) -> Reach:
-        """How far a loss step's gradient gets in the last pass (see `bptt.flow.lookback`); calls are joined by lag."""
+        """How far a loss step's gradient gets in the last pass (see `bptt.flow.reach`); calls are joined by lag."""
         found = [r for r in map(reach, self.traces) if r.gain]
         if not found:
             return Reach([], [], 0.0)

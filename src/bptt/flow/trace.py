@@ -16,7 +16,7 @@ LSTM's gates for all of them while its δ is computed.
 Source: P. J. Werbos 1990; partial derivatives: `bptt.cells`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -377,6 +377,21 @@ def through(diagonals: tuple[Tensor, ...], delta: State) -> Tensor:
     for d, diagonal in zip(delta[1:], diagonals[1:], strict=True):
         total = total.addcmul(d.unsqueeze(-2), diagonal)
     return total
+
+
+def one_step_back(
+    delta: Sequence[Tensor], diagonals: Sequence[Tensor], direct: Sequence[Sequence[Tensor | None]], w_hh: Tensor
+) -> list[Tensor]:
+    """A_tᵀ δ, for δ with respect to the state before a projection."""
+    result = []
+    for r in range(len(delta)):
+        total = through(tuple(diagonals), tuple(delta)).flatten(-2) @ w_hh if r == 0 else torch.zeros_like(delta[r])
+        for s, d in enumerate(delta):
+            diagonal = direct[s][r]
+            if diagonal is not None:
+                total = total + d * diagonal
+        result.append(total)
+    return result
 
 
 def _reads(partials: Partials, r: int) -> bool:

@@ -1,6 +1,6 @@
 """What is wrong with the gradient's way through a layer, on which evidence, and what to change.
 
-Everything is measured on data along the trajectory (`lookback.reach`, `profile`), nothing on W_hh alone: a matrix of
+Everything is measured on data along the trajectory (`reach`, `profile`), nothing on W_hh alone: a matrix of
 spectral radius < 1 may still amplify a gradient a hundredfold, and one of largest singular value > 1 may still lose it.
 
 | threshold | value | reason |

@@ -157,7 +157,7 @@ def sensitivity(
     state: State,
     weights: Weights,
     saved: Saved,
-    d_outputs: Tensor,
+    d_outputs: Tensor | None,
     d_final: State,
     x_wanted: bool,
 ) -> Sensitivity:
@@ -165,7 +165,7 @@ def sensitivity(
     states = tuple(s.contiguous() for s in saved[: len(state)] if s is not None)
     delta, d_start = tuple(map(_empty, states)), tuple(map(_empty, state))
     d_x = _empty(x) if x_wanted else None
-    given = [d.contiguous() for d in (d_outputs, *d_final)]
+    given = [None if d is None else d.contiguous() for d in (d_outputs, *d_final)]
     none = [None] * (2 - len(state))
     outputs = [*saved, None, None, *given, *none, d_x, *d_start, *none, *[None] * len(_WEIGHTS), *delta]
     _native().run(cell, walk, _inputs(walk, x, state, weights), outputs, backward=True)
