@@ -21,6 +21,8 @@ bench: .venv/installed
 	.venv/bin/python benchmarks/loop_overhead.py
 	.venv/bin/python benchmarks/speed.py grid packed float64 bidirectional autocast memory first threads
 	.venv/bin/python benchmarks/demo.py
+	.venv/bin/python benchmarks/memory.py
+	.venv/bin/python benchmarks/online.py
 	.venv/bin/python benchmarks/gradient_map.py
 	.venv/bin/python benchmarks/verdict.py
 	.venv/bin/python benchmarks/watch.py

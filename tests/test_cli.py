@@ -253,6 +253,20 @@ def test_the_prompt_may_be_any_text(text_run):
     assert result.returncode == 0, result.stderr
 
 
+def test_a_prompt_is_for_texts(tmp_path):
+    Run("train", "adding", "--length", "4", "--hidden", "2", "--steps", "2", "--out", tmp_path / "run").result()
+    result = Run("predict", tmp_path / "run", "--prompt", "the").result()
+    assert result.returncode == 2
+    assert "--prompt is for runs on text, this one's task is adding: leave it out" in result.stderr
+
+
+def test_a_number_of_processes_that_is_none(tmp_path):
+    command = ["train", "adding", "--length", "4", "--hidden", "2", "--steps", "2", "--out", tmp_path / "run"]
+    result = Run(*command, environment={"WORLD_SIZE": "abc"}).result()
+    assert result.returncode == 2
+    assert "the environment variable WORLD_SIZE is 'abc', wanted a number" in result.stderr
+
+
 def test_a_reader_of_the_summary_that_goes_away_costs_nothing(tmp_path):
     command = f"{sys.executable} -m bptt train adding --length 4 --hidden 2 --steps 2 --out {tmp_path}/run | true"
     result = subprocess.run(

@@ -93,6 +93,11 @@ def _equal(a, b):
     return a is b or torch.equal(a, b)
 
 
+def test_dropout_in_a_single_layer_is_no_use():
+    with pytest.warns(UserWarning, match="dropout=0.3 has no effect with num_layers=1"):
+        bptt.Recurrent(bptt.cells.Elman("sigmoid"), 2, 3, dropout=0.3)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_dropout_draws_what_torch_draws(variant):
     theirs, ours = _pair(variant, "aten", num_layers=3, dropout=0.4)

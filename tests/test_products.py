@@ -356,6 +356,12 @@ def test_what_neither_can_use(changes, message):
             function(nn.GRU(2, 3), arguments.pop("x"), **arguments)
 
 
+def test_an_initial_state_that_is_no_tensor():
+    for function in (bptt.products, bptt.lyapunov):
+        with pytest.raises(TypeError, match="hx is a int, wanted h and c as Tensors, or None"):
+            function(nn.LSTM(2, 3), torch.zeros(4, 2, 2), hx=3)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

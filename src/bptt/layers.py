@@ -4,6 +4,7 @@ One path serves all: bring the input into the form of `kernels.Sequences`, let `
 outputs back in the form of the input.
 """
 
+import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -401,6 +402,11 @@ def _check_sizes(
             raise ValueError(f"{name} is {size}, must be greater than zero")
     if not 0 <= dropout <= 1:
         raise ValueError(f"dropout is {dropout}, must be in the range [0, 1]: the share of the units that is dropped")
+    if dropout and num_layers == 1:
+        warnings.warn(
+            f"dropout={dropout} has no effect with num_layers=1, since it acts between layers: leave it out, or stack some",
+            stacklevel=3,
+        )
     if proj_size and not (isinstance(cell, PointwiseCell) and cell.projectable):
         raise ValueError(
             f"proj_size is {proj_size}, but {cell} reads h itself, so it cannot be projected: leave it out"

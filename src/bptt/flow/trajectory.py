@@ -211,7 +211,9 @@ def _initial_state(layer: RecurrentLayer, cell: Cell, x: Tensor, hx: Hidden | No
     wanted = [(rows, x.shape[1], width) for width in widths]
     if hx is None:
         return tuple(x.new_zeros(shape) for shape in wanted)
-    state = (hx,) if isinstance(hx, Tensor) else tuple(hx)
+    state = (hx,) if isinstance(hx, Tensor) else hx
+    if not isinstance(state, tuple | list) or not all(isinstance(s, Tensor) for s in state):
+        raise TypeError(f"hx is a {type(hx).__name__}, wanted {' and '.join(cell.states)} as Tensors, or None")
     if isinstance(given, Tensor) and given.dim() == 2:
         state = tuple(s.unsqueeze(1) for s in state)
     got = [tuple(s.shape) for s in state]

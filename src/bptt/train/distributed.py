@@ -22,7 +22,15 @@ T = TypeVar("T")
 
 def world_size() -> int:
     """How many processes torchrun has started, 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _number("WORLD_SIZE", 1)
+
+
+def _number(variable: str, otherwise: int) -> int:
+    """A number that torchrun has set. Raises InputError if somebody has set something else."""
+    text = os.environ.get(variable, str(otherwise))
+    if not text.isdecimal():
+        raise InputError(f"the environment variable {variable} is {text!r}, wanted a number: unset it, or use torchrun")
+    return int(text)
 
 
 class SaidElsewhere(InputError):
@@ -49,7 +57,7 @@ class Processes:
         if world == 1:
             return Processes(0, 1, where)
         if where.type == "cuda":
-            where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            where = torch.device("cuda", _number("LOCAL_RANK", 0))
             torch.cuda.set_device(where)
         # gloo also beside NCCL: checkpoints gather states that are on the CPU by then.
         backend = "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo"
@@ -60,7 +68,7 @@ class Processes:
     @staticmethod
     def number() -> int:
         """This process's number, known before it has met the others."""
-        return int(os.environ.get("RANK", "0"))
+        return _number("RANK", 0)
 
     def leave(self) -> None:
         """Part from the others."""

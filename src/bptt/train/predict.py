@@ -32,6 +32,8 @@ def predict(folder: Path, options: PredictOptions) -> None:
 def _pieces(folder: Path, options: PredictOptions) -> Iterator[str]:
     """What the task writes with the run's network."""
     config = run_folder.read_config(folder)
+    if options.prompt is not None and config.options.task != "text":
+        raise InputError(f"--prompt is for runs on text, this one's task is {config.options.task}: leave it out")
     model = load_network(folder, config).to(options.device).eval()
     if options.data is None:
         options = replace(options, data=_data_of(config.options))
