@@ -86,14 +86,16 @@ function cellsOf(values, upright) {
 // A slider with its value. min and max: numbers or functions of the state; say(value) → text.
 export function slider(page, { label, min, max, step = 1, read, write, say = (value) => show(value, 2) }) {
   const name = uniqueName("slider");
-  const bound = (limit, state) => String(typeof limit === "function" ? limit(state) : limit);
+  const bound = (limit, state) => (typeof limit === "function" ? limit(state) : limit);
+  // The limits may have changed since the last frame.
+  const within = (value, state) => Math.min(Math.max(value, bound(min, state)), bound(max, state));
   const output = el("output", { for: name, "aria-live": "off" }); // the slider says its value itself
   const input = el("input", {
-    id: name, type: "range", step, oninput: () => page.set(write(Number(input.value), page.get())),
+    id: name, type: "range", step, oninput: () => page.set(write(within(Number(input.value), page.get()), page.get())),
   });
   page.follow((state) => {
-    input.min = bound(min, state);
-    input.max = bound(max, state);
+    input.min = String(bound(min, state));
+    input.max = String(bound(max, state));
     input.value = String(read(state));
     output.textContent = say(read(state));
     input.setAttribute("aria-valuetext", output.textContent);
