@@ -42,11 +42,16 @@ def gradients(made, x, loss, hx=None, **options):
 
 
 def assert_sums(terms, wanted, tolerance):
-    """Relative to the whole gradient: a parameter's own may cancel to next to nothing."""
+    """Relative to the parameter's gradient, or to what is added up where that cancels.
+
+    Of terms that cancel to a thousandth, no float32 sum knows more than two digits: against float64, torch's own gradient
+    is then off by 7e-5.
+    """
     scale = max(g.norm().item() for g in wanted.values())
     assert set(terms.names) == set(wanted)
     for name, g in wanted.items():
-        error = (terms.total(name) - g).norm().item() / max(g.norm().item(), 1e-2 * scale, 1e-300)
+        added = terms.norms(name).sum().item()
+        error = (terms.total(name) - g).norm().item() / max(g.norm().item(), 0.1 * added, 1e-2 * scale, 1e-300)
         assert error <= tolerance, f"{name}: relative error {error:.3g}"
 
 

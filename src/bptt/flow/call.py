@@ -235,11 +235,11 @@ class _Anew:
 
     def _anew(self, layer: int, inputs: Tensor, starts: list[State]) -> list[Trace]:
         """The traces of a layer that is run anew."""
-        if not cpu.serves(self.cell, inputs):
+        every = [self._weights(layer, d) for d in range(self.directions)]
+        if not all(cpu.serves(self.cell, inputs, weights) for weights in every):
             return self._known(layer, inputs, starts, self._run(layer, inputs, starts))
         traces = []
-        for way, start, d in zip(self.ways, starts, range(self.directions), strict=True):
-            weights = self._weights(layer, d)
+        for way, start, weights in zip(self.ways, starts, every, strict=True):
             h, _, tape = cpu.Cpu().forward(self.cell, way.walk(), inputs, start, weights, keep=True)
             traces.append(Trace(self.cell, weights, way, inputs, h, start, tape))
         return traces

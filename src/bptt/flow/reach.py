@@ -169,7 +169,7 @@ class _Sent(NamedTuple):
 def _by_the_core(places: _Places, delta: list[Tensor], counts: Tensor) -> _Sent | None:
     """None where the core does not serve, or a norm that counts leaves what float32 holds."""
     trace, (n, K, b) = places.trace, counts.shape
-    if not cpu.serves(trace.cell, trace.x):
+    if not cpu.serves(trace.cell, trace.x, trace.weights):
         return None
     rows = places.rows.unsqueeze(1).expand(n, K, b).flatten()
     walk = Walk(n, K * b, cut=None if trace.way.cut is None else trace.way.cut[rows])

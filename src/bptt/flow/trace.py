@@ -196,7 +196,9 @@ class Trace:
 
     def run(self, x_wanted: bool) -> Tensor | None:
         """The recursion of this module's header; the gradient of x [N, D] if wanted."""
-        d_x = self._run_natively(x_wanted) if cpu.serves(self.cell, self.x) else self._run_plainly(x_wanted)
+        d_x = (
+            self._run_natively(x_wanted) if cpu.serves(self.cell, self.x, self.weights) else self._run_plainly(x_wanted)
+        )
         seen = (*self.delta, self.external)
         self.norms = {name: self._norms(rows) for name, rows in zip((*self.cell.states, "external"), seen, strict=True)}
         return d_x

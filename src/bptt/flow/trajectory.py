@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from bptt.cells import Cell, PointwiseCell, State, Weights
+from bptt.kernels import cpu
+from bptt.kernels.walk import Walk
 from bptt.layers import cell_of as known_cell
 
 Rows = Tensor | PackedSequence
@@ -236,7 +238,10 @@ def refuse_nonfinite(name: str, rows: Tensor, samples: Sequence[int]) -> None:
 
 
 def trace(layer: RecurrentLayer, inputs: Inputs) -> tuple[tuple[tuple[Trajectory, ...], ...], Tensor]:
-    """Run the plain equations: the trajectories [layer][direction], and the outputs of the last layer [T, B, ·].
+    """Run the layer: the trajectories [layer][direction], and the outputs of the last layer [T, B, ·].
+
+    On the native core where the layer itself runs on it, so that its states are these to the last bit: where tanh is
+    nearly 1, its derivative takes most of their rounding. Else by the plain equations.
 
     Raises ValueError if the input or an output is not finite.
     """
@@ -252,7 +257,9 @@ def trace(layer: RecurrentLayer, inputs: Inputs) -> tuple[tuple[tuple[Trajectory
             for direction in range(directions):
                 suffix = f"_l{depth}{'_reverse' if direction else ''}"
                 start = tuple(s[depth * directions + direction] for s in inputs.state)
-                runs.append(_run(cell, _weights(layer, cell, suffix), suffix, inputs, x, start, bool(direction)))
+                weights = _weights(layer, cell, suffix)
+                natively = getattr(layer, "backend", None) in ("auto", "cpu") and cpu.serves(cell, x, weights)
+                runs.append(_run(cell, weights, suffix, inputs, x, start, bool(direction), natively))
             x = torch.cat([outputs for _, outputs in runs], dim=-1)
             trajectories.append(tuple(trajectory for trajectory, _ in runs))
             refuse_nonfinite(f"the output of layer {depth}", x, inputs.samples)
@@ -265,7 +272,7 @@ def _weights(layer: RecurrentLayer, cell: Cell, suffix: str) -> Weights:
 
 
 def _run(
-    cell: Cell, weights: Weights, suffix: str, inputs: Inputs, x: Tensor, state: State, reverse: bool
+    cell: Cell, weights: Weights, suffix: str, inputs: Inputs, x: Tensor, state: State, reverse: bool, natively: bool
 ) -> tuple[Trajectory, Tensor]:
     steps, batch = x.shape[:2]
     active = None
@@ -276,13 +283,28 @@ def _run(
         cut = torch.cat([cut[1:], cut.new_zeros(1, batch)])
     if reverse:
         x, active, cut = x.flip(0), None if active is None else active.flip(0), None if cut is None else cut.flip(0)
+    states = _states_by_the_core if natively and active is None else _states_by_the_loop
+    before, rows = states(cell, weights, x, state, active, cut)
+    if active is not None:
+        rows = torch.where(active[..., None], rows, torch.zeros_like(rows))
+    # float16 and bfloat16 hold the states, but not what is computed from them.
+    work = torch.promote_types(x.dtype, torch.float32)
+    wide = {name: w.to(work) for name, w in weights.items()}
+    trajectory = Trajectory(cell, wide, suffix, x.to(work), tuple(b.to(work) for b in before), active, cut, reverse)
+    return trajectory, trajectory.in_time(rows)
+
+
+def _states_by_the_loop(
+    cell: Cell, weights: Weights, x: Tensor, state: State, active: Tensor | None, cut: Tensor | None
+) -> tuple[State, Tensor]:
+    """The state before each step [T, S, ·], and the outputs [T, S, ·]."""
     befores, outputs = [], []
     if isinstance(cell, PointwiseCell):
         zx = cell.net_input(x, weights["weight_ih"], weights.get("bias_ih"))  # T,S,G,H
         advance: Callable[[int, State], State] = lambda step, before: cell.advance(zx[step], before, weights)  # noqa: E731
     else:
         advance = lambda step, before: cell.step(x[step], before, weights)  # noqa: E731
-    for step in range(steps):
+    for step in range(len(x)):
         if cut is not None:
             state = tuple(torch.where(cut[step][:, None], torch.zeros_like(s), s) for s in state)
         befores.append(state)
@@ -291,15 +313,24 @@ def _run(
         if active is not None:
             after = tuple(torch.where(active[step][:, None], a, s) for a, s in zip(after, state, strict=True))
         state = after
-    rows = torch.stack(outputs)
-    if active is not None:
-        rows = torch.where(active[..., None], rows, torch.zeros_like(rows))
-    # float16 and bfloat16 hold the states, but not what is computed from them.
-    work = torch.promote_types(x.dtype, torch.float32)
-    before = tuple(torch.stack(component).to(work) for component in zip(*befores, strict=True))
-    wide = {name: w.to(work) for name, w in weights.items()}
-    trajectory = Trajectory(cell, wide, suffix, x.to(work), before, active, cut, reverse)
-    return trajectory, trajectory.in_time(rows)
+    return tuple(torch.stack(component) for component in zip(*befores, strict=True)), torch.stack(outputs)
+
+
+def _states_by_the_core(
+    cell: Cell, weights: Weights, x: Tensor, state: State, active: Tensor | None, cut: Tensor | None
+) -> tuple[State, Tensor]:
+    """The same from the native core, for sequences of one length."""
+    assert isinstance(cell, PointwiseCell)
+    assert active is None
+    steps, batch = x.shape[:2]
+    after = cpu.states(
+        cell, Walk(steps, batch, cut=None if cut is None else cut.flatten()), x.flatten(0, 1), state, weights
+    )
+    shaped = [rows.unflatten(0, (steps, batch)) for rows in after]
+    before = tuple(torch.cat([first.unsqueeze(0), rows[:-1]]) for first, rows in zip(state, shaped, strict=True))
+    if cut is not None:
+        before = tuple(b.masked_fill(cut.unsqueeze(-1), 0) for b in before)
+    return before, shaped[0]
 
 
 def listed(name: str, values: Sequence[int]) -> list[int]:

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from bptt.cells import GRU, LSTM, Cell, Elman, PointwiseCell, State, Weights
 from bptt.kernels.base import Sequences, Stack
 from bptt.kernels.layered import Gradients, LayerKernel
-from bptt.kernels.tape import Saved, is_lean
+from bptt.kernels.tape import Saved, is_lean, lean_tape
 from bptt.kernels.walk import Walk
 
 NOT_BUILT = "the native core was not built: install a C++ compiler, then bptt once more"
@@ -112,12 +112,13 @@ def _in_bfloat16() -> bool:
     return asked and _native().has_bfloat16
 
 
-def serves(cell: Cell, x: Tensor) -> bool:
-    """Whether the core has this cell, and the device and number format of x (the weights are taken to have them too)."""
+def serves(cell: Cell, x: Tensor, weights: Weights) -> bool:
+    """Whether the core has this cell, and the device and number format of x and the weights."""
     return (
         isinstance(cell, Elman | GRU | LSTM)
         and x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64)
+        and all((w.dtype, w.device) == (x.dtype, x.device) for w in weights.values())
         and x.numel() > 0
         and library() is not None
     )
@@ -137,6 +138,13 @@ class Sensitivity(NamedTuple):
     delta: State
     d_start: State
     d_x: Tensor | None
+
+
+def states(cell: PointwiseCell, walk: Walk, x: Tensor, state: State, weights: Weights) -> State:
+    """The state after each row of x [N, D]: [N, P], and for the LSTM [N, H]."""
+    with lean_tape():
+        _, _, saved = Cpu().forward(cell, walk, x, state, weights, keep=True)
+    return tuple(s for s in saved if s is not None)
 
 
 def replay(cell: PointwiseCell, walk: Walk, x: Tensor, state: State, weights: Weights, h: Tensor) -> Saved:
