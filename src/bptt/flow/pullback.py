@@ -61,9 +61,14 @@ class Selection(NamedTuple):
     lag: int | None = None
     through: int | None = None
 
+    @property
+    def everything(self) -> bool:
+        """Whether no term is left out."""
+        return self.t is None and self.k is None and self.lag is None
+
     def coefficients(self, k: int, loss_steps: Tensor) -> Tensor | None:
         """0 or 1 for each row at step k; None: all are 1."""
-        if self.t is None and self.k is None and self.lag is None:
+        if self.everything:
             return None
         wanted = torch.ones_like(loss_steps, dtype=torch.bool)
         if self.t is not None:
@@ -92,8 +97,11 @@ class Pullback(ABC):
         rows, out: each component [m, S, ·]; which: bool [m], the rows that are added up (None: all).
         """
 
-    def measure(self, k: int, rows: State, shown: Shown) -> None:
-        """The norms of the steps k, k+1, …; rows: each component [steps, m, S, ·]. Or `back` has measured them already."""
+    def gather(self, k: int, rows: State, shown: Shown, sums: bool) -> None:
+        """For the steps k, k+1, … the norms, if wanted, and `sums` over all rows; rows: each component [steps, m, S, ·].
+
+        Or `back` has gathered them already.
+        """
         return
 
     def settle(self, shown: Shown, through: int | None) -> None:
@@ -138,7 +146,7 @@ def walk(
     shown = Shown(capacity, {} if norms else None)
     row_bytes = capacity * max(s[0].numel() for s in trajectory.before) * d_outputs.element_size()
     block = max(2, min(16, BLOCK_BYTES // max(1, row_bytes)))
-    # The rows at step k are in place k % block of the ring, until all of a block are measured at once.
+    # The rows at step k are in place k % block of the ring, until all of a block are gathered at once.
     ring = tuple(d_outputs.new_zeros(block, capacity, *s.shape[1:]) for s in trajectory.before)
     places = [tuple(r[place] for r in ring) for place in range(block)]
     pending, floor, m = loss_steps.tolist()[::-1], FLOOR[d_outputs.dtype], 0
@@ -152,9 +160,9 @@ def walk(
             places[place][0][m - 1].add_(d_outputs[k])
         if m == 0:
             continue
-        if norms and (place == 0 or block == 2):  # a ring of 2 is one for want of memory: measure step by step
-            stop = place + 1 if block == 2 else trajectory.steps - k
-            pull.measure(k, tuple(r[place:stop, :m] for r in ring), shown)
+        if place == 0 or block == 2 or k == first:  # a ring of 2 is one for want of memory: gather step by step
+            stop = place + 1 if block == 2 else min(block, trajectory.steps - k + place)
+            pull.gather(k, tuple(r[place:stop, :m] for r in ring), shown, sums=selection.everything)
         which = selection.coefficients(k, loss_steps[:m])
         if which is not None:
             which = which.to(d_outputs.device)
@@ -213,10 +221,9 @@ class Pointwise(Pullback):
         active = self.trajectory.active
         if active is not None:  # what reaches the initial state passes through the padding before it
             rows = tuple(r.masked_fill(~active[k][:, None], 0) for r in rows)
-        for s, row in enumerate(rows):
-            if f"rows {s}" not in shown.sums:
-                shown.sums[f"rows {s}"] = row.new_zeros(self.trajectory.steps, *row.shape[1:])
-            torch.sum(row if which is None else row[which], 0, out=shown.sums[f"rows {s}"][k])
+        if which is not None:
+            for total, row in zip(self._totals(rows, shown), rows, strict=True):
+                torch.sum(row[which], 0, out=total[k])
         raw = rows if self.w_hr is None else (rows[0] @ self.w_hr, *rows[1:])
         net = _through(raw, [d[k] for d in self._zh])
         torch.mm(net.view(-1, net.shape[-2] * net.shape[-1]), self.w_hh, out=out[0].view(-1, out[0].shape[-1]))
@@ -259,7 +266,28 @@ class Pointwise(Pullback):
         """[T, S]."""
         return torch.linalg.vector_norm(rows, dim=-1)
 
-    def measure(self, k: int, rows: State, shown: Shown) -> None:
+    def gather(self, k: int, rows: State, shown: Shown, sums: bool) -> None:
+        """As the class above says."""
+        if shown.norms is not None:
+            self._measure(k, rows, shown)
+        if sums:
+            here = slice(k, k + len(rows[0]))
+            active = self.trajectory.active
+            for total, row in zip(self._totals(tuple(r[0] for r in rows), shown), rows, strict=True):
+                torch.sum(row, 1, out=total[here])
+                if active is not None:
+                    total[here].masked_fill_(~active[here][..., None], 0)
+
+    def _totals(self, rows: State, shown: Shown) -> State:
+        """Where each component's sums over the rows are gathered, [T, S, ·]."""
+        steps = self.trajectory.steps
+        names = [f"rows {s}" for s in range(len(rows))]
+        for name, row in zip(names, rows, strict=True):
+            if name not in shown.sums:
+                shown.sums[name] = row.new_zeros(steps, *row.shape[1:])
+        return tuple(shown.sums[name] for name in names)
+
+    def _measure(self, k: int, rows: State, shown: Shown) -> None:
         """‖Σ_s row[s] ∘ D[s]‖² = Σ_{s,r} (row[s] row[r]) · Σ_g D[s] D[r]: all norms from one small product.
 
         In float64, since the square of a small float32 is 0.
