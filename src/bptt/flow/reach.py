@@ -130,9 +130,7 @@ def _send_back(trace: Trace, places: tuple[Tensor, Tensor], units: _Units, last_
     delta = [e.new_zeros(*chosen.shape, e.shape[-1]) for e in (units.external[0], *units.final[1:])]
     log_scale = torch.zeros_like(chosen, dtype=torch.float64)
     alive = torch.zeros_like(chosen, dtype=torch.bool)
-    stretches: list[
-        tuple[Tensor, Tensor, Tensor]
-    ] = []  # the squares, their scale, which pairs count: the last one first
+    stretches: list[tuple[Tensor, Tensor, Tensor]] = []  # squares, their scale, which pairs count; the last one first
     for low, high in _borders(chosen):
         starting = chosen == high - 1
         delta = _started(delta, starting, last_row == high - 1, units, high - 1)
