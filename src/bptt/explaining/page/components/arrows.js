@@ -12,7 +12,13 @@ export function arrows(page, describe) {
     const { sets, names, label } = describe(state);
     const lengths = sets.flatMap(({ rows }) => rows.map((row) => Math.hypot(...row))).filter(Number.isFinite);
     const unit = ROOM / Math.max(...lengths, Number.MIN_VALUE);
-    const root = svg("svg", { role: "img", "aria-label": label, width: SIZE, height: SIZE, viewBox: `${-SIZE / 2} ${-SIZE / 2} ${SIZE} ${SIZE}` });
+    const root = svg("svg", {
+      role: "img",
+      "aria-label": label,
+      width: SIZE,
+      height: SIZE,
+      viewBox: `${-SIZE / 2} ${-SIZE / 2} ${SIZE} ${SIZE}`,
+    });
     root.append(svg("path", { class: "cross", d: `M${-ROOM - 15} 0 H${ROOM + 15} M0 ${-ROOM - 15} V${ROOM + 15}` }));
     for (const { rows, kind } of sets) root.append(...rows.map((row) => arrow(row, kind, unit)));
     root.append(...sets[0].rows.flatMap((row, i) => name(row, names[i], unit)));
@@ -27,7 +33,10 @@ const place = ([x, y], unit) => (Number.isFinite(x * unit) && Number.isFinite(y 
 function arrow(row, kind, unit) {
   const [x, y] = place(row, unit);
   const angle = (Math.atan2(y, x) * 180) / Math.PI;
-  const head = Math.hypot(x, y) < SHORTEST ? null : svg("path", { class: "head", d: "M-10 -5 L0 0 L-10 5 z", transform: `translate(${x} ${y}) rotate(${angle})` });
+  const head =
+    Math.hypot(x, y) < SHORTEST
+      ? null
+      : svg("path", { class: "head", d: "M-10 -5 L0 0 L-10 5 z", transform: `translate(${x} ${y}) rotate(${angle})` });
   return svg("g", { class: `arrow ${kind}` }, svg("path", { class: "line", d: `M0 0 L${x} ${y}` }), head);
 }
 

@@ -15,9 +15,11 @@ export function codeBlock(page, make) {
     }
   });
   const details = el(
-    "details", { class: "pytorch" },
+    "details",
+    { class: "pytorch" },
     el("summary", {}, "Show this in PyTorch"),
-    el("pre", { tabindex: "0", "aria-label": "Program" }, code), copy,
+    el("pre", { tabindex: "0", "aria-label": "Program" }, code),
+    copy,
     el("p", {}, "It prints"),
     el("pre", { class: "prints", tabindex: "0", "aria-label": "What it prints" }, prints),
   );

@@ -4,8 +4,16 @@ import { el } from "./dom.js";
 import { decade } from "./numbers.js";
 
 const POINTS = [
-  [0, 34, 78], [18, 53, 112], [59, 73, 108], [87, 93, 109], [112, 113, 115], [138, 134, 120], [165, 156, 116],
-  [195, 179, 105], [225, 204, 85], [254, 232, 56],
+  [0, 34, 78],
+  [18, 53, 112],
+  [59, 73, 108],
+  [87, 93, 109],
+  [112, 113, 115],
+  [138, 134, 120],
+  [165, 156, 116],
+  [195, 179, 105],
+  [225, 204, 85],
+  [254, 232, 56],
 ];
 const SHADES = Array.from({ length: 256 }, (_, i) => mixed((i / 255) * (POINTS.length - 1)));
 
@@ -22,7 +30,9 @@ export function colourOf(share) {
 
 // Black or white, whichever can be read on this colour (WCAG's relative luminance).
 export function inkOn(colour) {
-  const [r, g, b] = colour.match(/\d+/g).map((part) => (part / 255 <= 0.03928 ? part / 255 / 12.92 : ((part / 255 + 0.055) / 1.055) ** 2.4));
+  const [r, g, b] = colour
+    .match(/\d+/g)
+    .map((part) => (part / 255 <= 0.03928 ? part / 255 / 12.92 : ((part / 255 + 0.055) / 1.055) ** 2.4));
   return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 ? "#000" : "#fff";
 }
 
@@ -32,7 +42,14 @@ export function legend({ low, top, below, notes = {} }) {
   const bar = el("span", { class: "bar-of-colours" });
   bar.style.background = `linear-gradient(to right, ${stops.join(",")})`;
   const ends = [`${below ? "≤ " : ""}${decade(low)}`, decade(top)];
-  return el("div", { class: "legend" },
-    el("span", {}, ends[0]), bar, el("span", {}, ends[1]),
-    Object.entries(notes).map(([name, text]) => el("span", { class: "note" }, el("span", { class: `swatch ${name}` }), text)));
+  return el(
+    "div",
+    { class: "legend" },
+    el("span", {}, ends[0]),
+    bar,
+    el("span", {}, ends[1]),
+    Object.entries(notes).map(([name, text]) =>
+      el("span", { class: "note" }, el("span", { class: `swatch ${name}` }), text),
+    ),
+  );
 }

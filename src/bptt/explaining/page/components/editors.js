@@ -20,20 +20,36 @@ export function targetEditors(page) {
   const caption = () => formula("\\text{target}(t)");
   return [
     matrixEditor(page, {
-      field: "labels", caption: caption(), upright: true, heads: step, hidden: linear,
+      field: "labels",
+      caption: caption(),
+      upright: true,
+      heads: step,
+      hidden: linear,
       accepts: (value) => value === 0 || value === 1,
     }),
     matrixEditor(page, {
-      field: "targets", caption: caption(), upright: true, heads: step, hidden: (state) => !linear(state),
+      field: "targets",
+      caption: caption(),
+      upright: true,
+      heads: step,
+      hidden: (state) => !linear(state),
     }),
   ];
 }
 
 export const activationChoice = (page) =>
-  choices(page, { label: ["Activation ", maths("σ_h")], field: "activation", options: { tanh: "tanh", sigmoid: "sigmoid", relu: "ReLU" } });
+  choices(page, {
+    label: ["Activation ", maths("σ_h")],
+    field: "activation",
+    options: { tanh: "tanh", sigmoid: "sigmoid", relu: "ReLU" },
+  });
 
 export const headChoice = (page) =>
-  choices(page, { label: ["Output ", maths("σ_y")], field: "head", options: { softmax: "softmax", sigmoid: "sigmoid", linear: "linear" } });
+  choices(page, {
+    label: ["Output ", maths("σ_y")],
+    field: "head",
+    options: { softmax: "softmax", sigmoid: "sigmoid", linear: "linear" },
+  });
 
 export const countedChoice = (page) =>
   choices(page, { label: "Losses that count", field: "counted", options: { each: "every step", last: "the last only" } });
@@ -45,7 +61,9 @@ export function lossStepSlider(page) {
     return { t: next, k: Math.min(k, next) };
   });
   return slider(page, {
-    label: "Step t", min: 1, max: (state) => state.x.length,
+    label: "Step t",
+    min: 1,
+    max: (state) => state.x.length,
     read: (state) => state.t,
     write: (t, { k }) => ({ t, k: Math.min(k, t) }),
     say: String,
@@ -55,11 +73,23 @@ export function lossStepSlider(page) {
 // k ≤ t: moving k beyond t takes t along.
 export const earlierStepSlider = (page) =>
   slider(page, {
-    label: "Earlier step k", min: 1, max: (state) => state.x.length, read: ({ k }) => k, write: (k, { t }) => ({ k, t: Math.max(k, t) }), say: String,
+    label: "Earlier step k",
+    min: 1,
+    max: (state) => state.x.length,
+    read: ({ k }) => k,
+    write: (k, { t }) => ({ k, t: Math.max(k, t) }),
+    say: String,
   });
 
 export const lengthSlider = (page) =>
-  slider(page, { label: "Steps T", min: 1, max: MAX_T, read: ({ x }) => x.length, write: (T, state) => withSteps(state, T), say: String });
+  slider(page, {
+    label: "Steps T",
+    min: 1,
+    max: MAX_T,
+    read: ({ x }) => x.length,
+    write: (T, state) => withSteps(state, T),
+    say: String,
+  });
 
 // For networkDrawing: a click on h(k) chooses k, one on y(t) or L(t) chooses t; h beyond t too.
 export function choosePair(page) {

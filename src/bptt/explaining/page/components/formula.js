@@ -13,7 +13,11 @@ function m(tag, attributes = {}, ...children) {
 }
 
 export function formula(...chunks) {
-  return el("span", { class: "formula" }, chunks.map((chunk) => maths(chunk)));
+  return el(
+    "span",
+    { class: "formula" },
+    chunks.map((chunk) => maths(chunk)),
+  );
 }
 
 // One <math> element.
@@ -76,13 +80,20 @@ function atom(tokens) {
 function command(name, tokens) {
   if (COLOURED.includes(name)) return m("mrow", { class: name }, group(tokens));
   switch (name) {
-    case "frac": return m("mfrac", {}, group(tokens), group(tokens));
-    case "sum": return m("mo", {}, "∑");
-    case "prod": return m("mo", {}, "∏");
-    case "text": return m("mtext", {}, words(tokens));
-    case "fn": return m("mi", { mathvariant: "normal" }, words(tokens));
-    case "matrix": return table(tokens);
-    default: throw new Error(`formula: unknown command \\${name}`);
+    case "frac":
+      return m("mfrac", {}, group(tokens), group(tokens));
+    case "sum":
+      return m("mo", {}, "∑");
+    case "prod":
+      return m("mo", {}, "∏");
+    case "text":
+      return m("mtext", {}, words(tokens));
+    case "fn":
+      return m("mi", { mathvariant: "normal" }, words(tokens));
+    case "matrix":
+      return table(tokens);
+    default:
+      throw new Error(`formula: unknown command \\${name}`);
   }
 }
 
@@ -112,7 +123,11 @@ function table(tokens) {
     else rows.at(-1).at(-1).push(token);
   }
   const cells = (row) => row.map((cell) => m("mtd", {}, sequence(cell, null)));
-  return m("mtable", {}, rows.map((row) => m("mtr", {}, cells(row)))); // the style draws the brackets
+  return m(
+    "mtable",
+    {},
+    rows.map((row) => m("mtr", {}, cells(row))),
+  ); // the style draws the brackets
 }
 
 // The text of \matrix for numbers: a vector stands upright. `say` turns a number into text.

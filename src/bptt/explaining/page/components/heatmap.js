@@ -15,11 +15,26 @@ export function heatmap(page, describe, pick, point) {
   const over = svg("svg", { "aria-hidden": "true" });
   const help = uniqueName("keys");
   const stage = el(
-    "div", { class: "heatmap", role: "img", tabindex: "0", "aria-describedby": help, onkeydown, onpointerdown, onpointermove, onpointerleave },
-    canvas, over,
+    "div",
+    {
+      class: "heatmap",
+      role: "img",
+      tabindex: "0",
+      "aria-describedby": help,
+      onkeydown,
+      onpointerdown,
+      onpointermove,
+      onpointerleave,
+    },
+    canvas,
+    over,
   );
-  const host = el("div", { class: "heatmap-host" }, stage,
-    el("small", { id: help }, "Point at a cell, or use the arrow keys."));
+  const host = el(
+    "div",
+    { class: "heatmap-host" },
+    stage,
+    el("small", { id: help }, "Point at a cell, or use the arrow keys."),
+  );
   let width = 0;
   let now = null;
   let painted = "";
@@ -129,15 +144,10 @@ function hatch(brush, marked, edge, paper, thick) {
 
 function axes({ steps }, side) {
   const at = (step) => ((step - 0.5) / steps) * side;
-  const parts = [
-    svg("path", { class: "frame", d: `M${LEFT} ${TOP} v${side} h${side}` }),
-  ];
+  const parts = [svg("path", { class: "frame", d: `M${LEFT} ${TOP} v${side} h${side}` })];
   for (const step of ticks(1, steps, side < 320 ? 4 : 6)) {
     const [x, y] = [LEFT + at(step), TOP + at(step)];
-    parts.push(
-      svg("text", { x, y: TOP + side + 18 }, step),
-      svg("text", { x: LEFT - 8, y: y + 4, class: "end" }, step),
-    );
+    parts.push(svg("text", { x, y: TOP + side + 18 }, step), svg("text", { x: LEFT - 8, y: y + 4, class: "end" }, step));
   }
   return [
     ...parts,
@@ -150,7 +160,11 @@ function chosen({ t, k, blocks }, side) {
   const size = side / blocks;
   const [x, y, wide] = [LEFT + k * size, TOP + t * size, Math.max(size, 5)];
   const box = { x: x + size / 2 - wide / 2, y: y + size / 2 - wide / 2, width: wide, height: wide };
-  return svg("g", {},
+  return svg(
+    "g",
+    {},
     svg("path", { class: "cross", d: `M${LEFT} ${y + size / 2} H${box.x} M${x + size / 2} ${box.y + wide} V${TOP + side}` }),
-    svg("rect", { class: "ring under", ...box }), svg("rect", { class: "ring", ...box }));
+    svg("rect", { class: "ring under", ...box }),
+    svg("rect", { class: "ring", ...box }),
+  );
 }

@@ -9,8 +9,15 @@ import { show } from "./numbers.js";
 // {node, update}: update(state) is to be called when the state changes.
 export function numberCell(page, { label, read, write, accepts = () => true }) {
   const input = el("input", {
-    class: "cell", type: "text", inputmode: "decimal", autocomplete: "off", spellcheck: "false", "aria-label": label,
-    oninput: accept, onblur: restore, onkeydown: (event) => event.key === "Escape" && restore(),
+    class: "cell",
+    type: "text",
+    inputmode: "decimal",
+    autocomplete: "off",
+    spellcheck: "false",
+    "aria-label": label,
+    oninput: accept,
+    onblur: restore,
+    onkeydown: (event) => event.key === "Escape" && restore(),
   });
 
   function accept() {
@@ -52,7 +59,15 @@ export function matrixEditor(page, { field, caption, colour = "", upright = fals
     const at = cellsOf(values, upright);
     cells = [];
     titles.replaceChildren(...(heads ? at[0].map((_, j) => el("th", { scope: "col" }, heads(j))) : []));
-    body.replaceChildren(...at.map((row) => el("tr", {}, row.map((path) => el("td", {}, cell(path))))));
+    body.replaceChildren(
+      ...at.map((row) =>
+        el(
+          "tr",
+          {},
+          row.map((path) => el("td", {}, cell(path))),
+        ),
+      ),
+    );
   }
 
   function cell(path) {
@@ -91,7 +106,10 @@ export function slider(page, { label, min, max, step = 1, read, write, say = (va
   const within = (value, state) => Math.min(Math.max(value, bound(min, state)), bound(max, state));
   const output = el("output", { for: name, "aria-live": "off" }); // the slider says its value itself
   const input = el("input", {
-    id: name, type: "range", step, oninput: () => page.set(write(within(Number(input.value), page.get()), page.get())),
+    id: name,
+    type: "range",
+    step,
+    oninput: () => page.set(write(within(Number(input.value), page.get()), page.get())),
   });
   page.follow((state) => {
     input.min = String(bound(min, state));

@@ -23,7 +23,11 @@ export function lineChart(page, describe) {
     if (wanted === null || width === 0) return;
     drawing.replaceChildren(draw(wanted, width));
     key.hidden = wanted.lines.length < 2;
-    key.replaceChildren(...wanted.lines.filter(({ name }) => name !== null).map(({ name, class: kind }) => el("span", { class: "note" }, sample(kind), name)));
+    key.replaceChildren(
+      ...wanted.lines
+        .filter(({ name }) => name !== null)
+        .map(({ name, class: kind }) => el("span", { class: "note" }, sample(kind), name)),
+    );
   });
   onWidth(host, (now) => {
     width = now;
@@ -68,7 +72,11 @@ function linearRange(values) {
 function vertical(low, high, log, down, width) {
   return ticks(low, high, 5).flatMap((value) => [
     svg("path", { class: "grid", d: `M${LEFT} ${down(value)} H${width - RIGHT}` }),
-    svg("text", { x: LEFT - 8, y: down(value) + 4, class: "end" }, log ? decade(value) : Math.abs(value) < 1e5 ? plain(value) : show(value)),
+    svg(
+      "text",
+      { x: LEFT - 8, y: down(value) + 4, class: "end" },
+      log ? decade(value) : Math.abs(value) < 1e5 ? plain(value) : show(value),
+    ),
   ]);
 }
 
@@ -105,7 +113,10 @@ function unusual(x, { values }, across) {
 
 function mark(x, text, width) {
   const right = x > width * 0.6;
-  return svg("g", {},
+  return svg(
+    "g",
+    {},
     svg("path", { class: "mark", d: `M${x} ${TOP} V${HEIGHT - BOTTOM}` }),
-    svg("text", { class: right ? "end" : "start", x: x + (right ? -6 : 6), y: TOP + 12 }, text));
+    svg("text", { class: right ? "end" : "start", x: x + (right ? -6 : 6), y: TOP + 12 }, text),
+  );
 }

@@ -43,7 +43,8 @@ function dragged(host, at) {
 }
 
 function entry([name, kind]) {
-  const mark = kind === "dots" ? svg("circle", { class: kind, cx: 13, cy: 6, r: 2.6 }) : svg("path", { class: kind, d: "M0 6 H26" });
+  const mark =
+    kind === "dots" ? svg("circle", { class: kind, cx: 13, cy: 6, r: 2.6 }) : svg("path", { class: kind, d: "M0 6 H26" });
   return el("span", {}, svg("svg", { width: 26, height: 12, "aria-hidden": "true" }, mark), name);
 }
 
@@ -62,12 +63,14 @@ function chart({ last, lines, label, level, at }, width, height) {
       svg("text", { class: "tick left", x: LEFT - 8, y: y(value) + 4 }, decade(value)),
     );
   }
-  for (const lag of ticks(0, last, Math.min(10, width / 60))) root.append(svg("text", { class: "tick", x: x(lag), y: base + 18 }, lag));
+  for (const lag of ticks(0, last, Math.min(10, width / 60)))
+    root.append(svg("text", { class: "tick", x: x(lag), y: base + 18 }, lag));
   root.append(svg("text", { class: "tick", x: (LEFT + right) / 2, y: height - 6 }, "lag t − k"));
   const inside = svg("g", { "clip-path": `url(#${name})` });
   if (level && level.at > low && level.at < high) inside.append(...levelLine(level, y, right));
   if (at !== undefined) inside.append(svg("path", { class: "at", d: `M${x(at)} ${TOP} V${base}` }));
-  for (const { kind, values } of lines) inside.append(...(kind === "dots" ? dots(values, x, y) : [line(kind, values, x, y)]));
+  for (const { kind, values } of lines)
+    inside.append(...(kind === "dots" ? dots(values, x, y) : [line(kind, values, x, y)]));
   root.append(inside);
   return root;
 }
@@ -79,7 +82,11 @@ const levelLine = ({ at, text }, y, right) => [
 
 // From the lines that count; a second singular value that is very much smaller may leave the picture.
 function range(lines, level) {
-  const finite = (kinds) => lines.filter(({ kind }) => kinds.includes(kind)).flatMap(({ values }) => values).filter(Number.isFinite);
+  const finite = (kinds) =>
+    lines
+      .filter(({ kind }) => kinds.includes(kind))
+      .flatMap(({ values }) => values)
+      .filter(Number.isFinite);
   const first = finite(["first", "other"]);
   const least = Math.min(0, ...first);
   const highest = Math.max(0, ...first);
@@ -93,10 +100,13 @@ function range(lines, level) {
 function line(kind, values, x, y) {
   const clear = (value) => Math.max(-1e4, Math.min(1e4, y(value)));
   const d = values.map((value, lag) =>
-    Number.isFinite(value) ? `${lag > 0 && Number.isFinite(values[lag - 1]) ? "L" : "M"}${x(lag)} ${clear(value)}` : "");
+    Number.isFinite(value) ? `${lag > 0 && Number.isFinite(values[lag - 1]) ? "L" : "M"}${x(lag)} ${clear(value)}` : "",
+  );
   return svg("path", { class: kind, d: d.join("") });
 }
 
 function dots(values, x, y) {
-  return values.flatMap((value, lag) => (Number.isFinite(value) ? [svg("circle", { class: "dots", cx: x(lag), cy: y(value), r: 2.6 })] : []));
+  return values.flatMap((value, lag) =>
+    Number.isFinite(value) ? [svg("circle", { class: "dots", cx: x(lag), cy: y(value), r: 2.6 })] : [],
+  );
 }

@@ -4,7 +4,10 @@ import { slider } from "./inputs.js";
 // field: the number's name in the state; it keeps three digits.
 export function logSlider(page, { label, field, min, max }) {
   return slider(page, {
-    label, min: Math.log10(min), max: Math.log10(max), step: 0.005,
+    label,
+    min: Math.log10(min),
+    max: Math.log10(max),
+    step: 0.005,
     read: (state) => Math.log10(state[field]),
     write: (power) => ({ [field]: Number((10 ** power).toPrecision(3)) }),
     say: (power) => String(Number((10 ** power).toPrecision(3))),

@@ -54,7 +54,8 @@ function build({ T, losses, lag2 }, pick) {
   }
   for (let t = 2; lag2 && t <= T; t++) add(`lag${t}`, t, edge("lag"));
   for (let t = 0; t <= T; t++) {
-    for (const kind of t === 0 ? ["h"] : losses ? ["x", "h", "y", "L"] : ["x", "h", "y"]) add(`${kind}${t}`, t, circle(kind));
+    for (const kind of t === 0 ? ["h"] : losses ? ["x", "h", "y", "L"] : ["x", "h", "y"])
+      add(`${kind}${t}`, t, circle(kind));
   }
   return { root, parts, T, losses, lag2 };
 }
@@ -63,7 +64,10 @@ function edge(kind) {
   const line = svg("path", { class: "line" });
   const head = svg("path", { class: "head", d: "M-8 -4 L0 0 L-8 4 z" });
   const wide = svg("path", { class: "touch" }); // a finger needs more than a line
-  const name = kind === "loss" ? null : svg("text", { class: "name" }, "W", svg("tspan", { dy: 4, class: "index" }, kind === "lag" ? "hh2" : kind));
+  const name =
+    kind === "loss"
+      ? null
+      : svg("text", { class: "name" }, "W", svg("tspan", { dy: 4, class: "index" }, kind === "lag" ? "hh2" : kind));
   const scissors = svg("path", { class: "scissors", d: SCISSORS });
   const group = svg("g", { class: `edge ${kind}` }, wide, line, head, name, scissors);
   return { group, line, head, wide, name, scissors, kind, edge: true };
@@ -116,7 +120,11 @@ function placeEdge({ line, head, wide, name, scissors, kind, t }, { T, open, gap
   name.style.display = open * gap >= LABELLED || t === T ? "" : "none";
   const loop = [x + radius + 94, ROWS.h + 5];
   const above = [(column(t - 1) + x) / 2 + 14, ROWS.h - Math.max(12, 30 - radius / 2)];
-  const [left, base] = ends ? [x - 9, (ends[0] + ends[1]) / 2 + (lag2 && kind === "hx" ? 38 : 6)] : open < 0.3 ? loop : above;
+  const [left, base] = ends
+    ? [x - 9, (ends[0] + ends[1]) / 2 + (lag2 && kind === "hx" ? 38 : 6)]
+    : open < 0.3
+      ? loop
+      : above;
   name.setAttribute("x", left);
   name.setAttribute("y", base);
   scissors.setAttribute("transform", `translate(${(column(t - 1) + x) / 2} ${ROWS.h})`);

@@ -10,7 +10,11 @@ export function questionList(page) {
   const scenes = questions.map(({ scene }) => scene.id);
   const items = questions.map(item);
   const said = el("p", { class: "said", role: "status" });
-  const marks = el("ol", { class: "marks", "aria-hidden": "true" }, scenes.map(() => el("li")));
+  const marks = el(
+    "ol",
+    { class: "marks", "aria-hidden": "true" },
+    scenes.map(() => el("li")),
+  );
 
   page.follow((state) => {
     const results = questions.map(({ scene, options }) => answered(state.predictions[scene.id], options));
@@ -23,7 +27,17 @@ export function questionList(page) {
     const now = sentence(score({ predictions: Object.fromEntries(results.map((made, i) => [scenes[i], made])) }, scenes));
     if (said.textContent !== now) said.textContent = now;
   });
-  return el("div", {}, marks, said, el("ol", { class: "questions" }, items.map((one) => one.node)));
+  return el(
+    "div",
+    {},
+    marks,
+    said,
+    el(
+      "ol",
+      { class: "questions" },
+      items.map((one) => one.node),
+    ),
+  );
 }
 
 function item({ scene, question, options }) {

@@ -6,9 +6,16 @@ import { show } from "./numbers.js";
 // options: {value: formula}; chosen(state, results) → the value in force; there(value, state, results) → whether it can be chosen.
 export function termsOf(page, { field, options, chosen, there = () => true }) {
   const buttons = Object.entries(options).map(([name, text]) => {
-    const one = el("button", {
-      type: "button", class: "pin", "aria-label": `Terms of ${name.replace("_", " ")}`, onclick: () => page.set({ [field]: name }),
-    }, maths(text));
+    const one = el(
+      "button",
+      {
+        type: "button",
+        class: "pin",
+        "aria-label": `Terms of ${name.replace("_", " ")}`,
+        onclick: () => page.set({ [field]: name }),
+      },
+      maths(text),
+    );
     page.follow((state, results) => {
       one.hidden = !there(name, state, results);
       one.setAttribute("aria-pressed", String(chosen(state, results) === name));

@@ -31,10 +31,14 @@ function drawn({ gates, label }, width) {
     const open = gates.map((gate) => (Number.isFinite(gate[j]) ? gate[j] * tall : 0));
     root.append(
       svg("path", { class: "pipe", d: at.map((x) => `M${x} ${j * ROW} h${wide} v${tall} h${-wide} z`).join("") }),
-      svg("path", { class: "flow", d: at.map((x, t) => `M${x} ${j * ROW + tall} v${-open[t]} h${wide} v${open[t]} z`).join("") }),
+      svg("path", {
+        class: "flow",
+        d: at.map((x, t) => `M${x} ${j * ROW + tall} v${-open[t]} h${wide} v${open[t]} z`).join(""),
+      }),
     );
   }
-  for (const t of ticks(1, gates.length, Math.min(10, width / 60))) root.append(svg("text", { class: "tick", x: LEFT + (t - 0.5) * gap, y: units * ROW + 16 }, t));
+  for (const t of ticks(1, gates.length, Math.min(10, width / 60)))
+    root.append(svg("text", { class: "tick", x: LEFT + (t - 0.5) * gap, y: units * ROW + 16 }, t));
   root.append(svg("text", { class: "tick", x: (LEFT + width - RIGHT) / 2, y: height - 6 }, "step t"));
   return root;
 }

@@ -43,7 +43,8 @@ export function sumOverPaths(net, forward, name) {
   let total = scale(net[name], 0);
   for (let t = 1; t <= forward.T; t++) {
     for (let k = 1; k <= t; k++) {
-      for (const path of paths(t, k, net.W_hh2 ? 2 : 1)) total = add(total, pathTerm(net, forward, path, name), forward.round);
+      for (const path of paths(t, k, net.W_hh2 ? 2 : 1))
+        total = add(total, pathTerm(net, forward, path, name), forward.round);
     }
   }
   return total;

@@ -15,7 +15,12 @@ export function racers({ seed, H, D, T, size, forgetBias }) {
   const gates = { W_hx: draw(4 * H, D), W_hh: draw(4 * H, H), b_h: draw(1, 4 * H)[0] };
   const head = { head: "linear", counted: "last", W_yh: identity(H), b_y: zeros(H) };
   const rnn = { cell: "rnn", activation: "tanh", W_hx, W_hh, b_h, ...head };
-  return { rnn, orthogonal: { ...rnn, W_hh: orthogonal(W_hh) }, lstm: { cell: "lstm", ...withForgetBias(gates, forgetBias), ...head }, x };
+  return {
+    rnn,
+    orthogonal: { ...rnn, W_hh: orthogonal(W_hh) },
+    lstm: { cell: "lstm", ...withForgetBias(gates, forgetBias), ...head },
+    x,
+  };
 }
 
 export const forwardOf = (net, x) => run(net, x, zeros(x.length, net.b_y.length));

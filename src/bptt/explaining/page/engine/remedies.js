@@ -43,5 +43,8 @@ export function uncut(cuts) {
 
 // The orthogonal 2 × 2 matrix that rotates by `angle` (radians).
 export function rotation(angle) {
-  return [[Math.cos(angle), -Math.sin(angle)], [Math.sin(angle), Math.cos(angle)]];
+  return [
+    [Math.cos(angle), -Math.sin(angle)],
+    [Math.sin(angle), Math.cos(angle)],
+  ];
 }

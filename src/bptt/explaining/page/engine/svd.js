@@ -50,7 +50,11 @@ export function eigenvalues2([[a, b], [c, d]]) {
   const mean = (a + d) / 2;
   const square = ((a - d) / 2) ** 2 + b * c;
   const root = Math.sqrt(Math.abs(square));
-  if (square < 0) return [{ re: mean, im: root }, { re: mean, im: -root }];
+  if (square < 0)
+    return [
+      { re: mean, im: root },
+      { re: mean, im: -root },
+    ];
   return [mean + root, mean - root].sort((p, q) => Math.abs(q) - Math.abs(p)).map((re) => ({ re, im: 0 }));
 }
 

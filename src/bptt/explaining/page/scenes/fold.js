@@ -49,20 +49,41 @@ function mount(root, page) {
   );
   page.steps((state, by) => ({ fold_open: by > 0 ? 1 : 0 }));
   root.append(
-    el("p", { class: "lead" }, "Backpropagation through time is ordinary backpropagation, applied to a network that also has a time " +
-      "dimension. The network is drawn twice: compact, with one recurrent edge, and unfolded, with one copy per time step. The copies " +
-      "share their weights: point at a matrix to see all of them."),
+    el(
+      "p",
+      { class: "lead" },
+      "Backpropagation through time is ordinary backpropagation, applied to a network that also has a time " +
+        "dimension. The network is drawn twice: compact, with one recurrent edge, and unfolded, with one copy per time step. The copies " +
+        "share their weights: point at a matrix to see all of them.",
+    ),
     drawing,
     el("div", { class: "controls" }, foldButton(page), openSlider(page), lengthSlider(page)),
     counted(page, () => pointed),
-    el("p", {}, maths("\\hx{W_{hx}}"), " and ", maths("\\yh{W_{yh}}"), " are those of a multilayer perceptron; ", maths("\\hh{W_{hh}}"), " is what is new."),
-    el("div", { class: "matrices" }, Object.keys(MATRICES).map((kind) => matrix(page, kind, pin, point))),
+    el(
+      "p",
+      {},
+      maths("\\hx{W_{hx}}"),
+      " and ",
+      maths("\\yh{W_{yh}}"),
+      " are those of a multilayer perceptron; ",
+      maths("\\hh{W_{hh}}"),
+      " is what is new.",
+    ),
+    el(
+      "div",
+      { class: "matrices" },
+      Object.keys(MATRICES).map((kind) => matrix(page, kind, pin, point)),
+    ),
     predictFirst(page, {
       question: "The sequence becomes twice as long. How many weights has the network then?",
       options: ["twice as many", "as many as before", "one more matrix for each step"],
       right: 1,
-      why: el("p", {}, "Every time step uses the same three matrices. A longer sequence only adds copies, and each copy adds " +
-        "its own share to the gradient of the same weights."),
+      why: el(
+        "p",
+        {},
+        "Every time step uses the same three matrices. A longer sequence only adds copies, and each copy adds " +
+          "its own share to the gradient of the same weights.",
+      ),
     }),
   );
 }
@@ -98,7 +119,10 @@ function counted(page, pointed) {
 
 function openSlider(page) {
   return slider(page, {
-    label: "Unfolded", min: 0, max: 1, step: 0.01,
+    label: "Unfolded",
+    min: 0,
+    max: 1,
+    step: 0.01,
     read: (state) => state.fold_open,
     write: (fold_open) => ({ fold_open }),
     say: (value) => `${Math.round(100 * value)} %`,
@@ -107,18 +131,22 @@ function openSlider(page) {
 
 function foldButton(page) {
   let running = 0;
-  const node = button("Unfold", () => {
-    const [from, to] = [page.get().fold_open, page.get().fold_open < 0.5 ? 1 : 0];
-    cancelAnimationFrame(running);
-    if (matchMedia("(prefers-reduced-motion: reduce)").matches) return page.set({ fold_open: to });
-    const start = performance.now();
-    const step = (now) => {
-      const share = Math.min(1, Math.max(0, (now - start) / 900));
-      page.set({ fold_open: share === 1 ? to : from + (to - from) * share * share * (3 - 2 * share) });
-      if (share < 1) running = requestAnimationFrame(step);
-    };
-    running = requestAnimationFrame(step);
-  }, { class: "primary" });
+  const node = button(
+    "Unfold",
+    () => {
+      const [from, to] = [page.get().fold_open, page.get().fold_open < 0.5 ? 1 : 0];
+      cancelAnimationFrame(running);
+      if (matchMedia("(prefers-reduced-motion: reduce)").matches) return page.set({ fold_open: to });
+      const start = performance.now();
+      const step = (now) => {
+        const share = Math.min(1, Math.max(0, (now - start) / 900));
+        page.set({ fold_open: share === 1 ? to : from + (to - from) * share * share * (3 - 2 * share) });
+        if (share < 1) running = requestAnimationFrame(step);
+      };
+      running = requestAnimationFrame(step);
+    },
+    { class: "primary" },
+  );
   page.follow(({ fold_open }) => (node.textContent = fold_open < 0.5 ? "Unfold" : "Fold"));
   return node;
 }

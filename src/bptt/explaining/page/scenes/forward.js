@@ -1,6 +1,13 @@
 // Scene 2, lecture lines 5 to 7: the forward pass with its live numbers, in both forms of line 5.
 import { el } from "../components/dom.js";
-import { activationChoice, biasEditor, headChoice, inputEditor, lossStepSlider, weightEditor } from "../components/editors.js";
+import {
+  activationChoice,
+  biasEditor,
+  headChoice,
+  inputEditor,
+  lossStepSlider,
+  weightEditor,
+} from "../components/editors.js";
 import { formula, liveFormula, matrixText } from "../components/formula.js";
 import { networkDrawing } from "../components/network.js";
 import { plain, show } from "../components/numbers.js";
@@ -24,19 +31,42 @@ function mount(root, page) {
     },
   );
   root.append(
-    el("p", { class: "lead" }, "Each step takes the input x(t) and the previous hidden state h(t−1). Change any number: all that " +
-      "follows from it changes."),
+    el(
+      "p",
+      { class: "lead" },
+      "Each step takes the input x(t) and the previous hidden state h(t−1). Change any number: all that " +
+        "follows from it changes.",
+    ),
     drawing,
     el("div", { class: "controls" }, lossStepSlider(page), activationChoice(page), headChoice(page)),
-    equation(page, "Net input, as a sum of two products",
-      formula("z_h(t) =", "\\hx{W_{hx}} x(t)", "+ \\hh{W_{hh}} h(t-1)", "+ b_h"), [numbersOfSum]),
-    equation(page, "The same in one product",
-      formula("z_h(t) =", "\\matrix{\\hx{W_{hx}}, \\hh{W_{hh}}} \\matrix{x(t); h(t-1)}", "+ b_h"), [numbersOfOne]),
+    equation(
+      page,
+      "Net input, as a sum of two products",
+      formula("z_h(t) =", "\\hx{W_{hx}} x(t)", "+ \\hh{W_{hh}} h(t-1)", "+ b_h"),
+      [numbersOfSum],
+    ),
+    equation(
+      page,
+      "The same in one product",
+      formula("z_h(t) =", "\\matrix{\\hx{W_{hx}}, \\hh{W_{hh}}} \\matrix{x(t); h(t-1)}", "+ b_h"),
+      [numbersOfOne],
+    ),
     equation(page, "Hidden state", formula("h(t) = σ_h(z_h(t))"), [numbersOfHidden]),
-    equation(page, "Output", formula("z_y(t) = \\yh{W_{yh}} h(t) + b_y,", "y(t) = σ_y(z_y(t))"), [numbersOfNet, numbersOfOutput]),
+    equation(page, "Output", formula("z_y(t) = \\yh{W_{yh}} h(t) + b_y,", "y(t) = σ_y(z_y(t))"), [
+      numbersOfNet,
+      numbersOfOutput,
+    ]),
     el("h3", {}, "The numbers to change"),
-    el("div", { class: "matrices" }, weightEditor(page, "hx"), weightEditor(page, "hh"), biasEditor(page, "h"),
-      weightEditor(page, "yh"), biasEditor(page, "y"), inputEditor(page)),
+    el(
+      "div",
+      { class: "matrices" },
+      weightEditor(page, "hx"),
+      weightEditor(page, "hh"),
+      biasEditor(page, "h"),
+      weightEditor(page, "yh"),
+      biasEditor(page, "y"),
+      inputEditor(page),
+    ),
   );
 }
 
@@ -51,8 +81,13 @@ const found = (values) => matrixText(values, show);
 
 function numbersOfSum({ W_hx, W_hh, b_h, x, t }, { forward }) {
   return [
-    `z_h(${t}) =`, `\\hx{${given(W_hx)}}`, given(x[t - 1]), `+ \\hh{${given(W_hh)}}`, found(forward.steps[t - 1].h),
-    `+ ${given(b_h)}`, `= ${found(forward.steps[t].z)}`,
+    `z_h(${t}) =`,
+    `\\hx{${given(W_hx)}}`,
+    given(x[t - 1]),
+    `+ \\hh{${given(W_hh)}}`,
+    found(forward.steps[t - 1].h),
+    `+ ${given(b_h)}`,
+    `= ${found(forward.steps[t].z)}`,
   ];
 }
 
@@ -69,7 +104,10 @@ function numbersOfHidden({ activation, t }, { forward }) {
 
 function numbersOfNet({ t }, { net, forward }) {
   return [
-    `z_y(${t}) =`, `\\yh{${given(net.W_yh)}}`, found(forward.steps[t].h), `+ ${given(net.b_y)}`,
+    `z_y(${t}) =`,
+    `\\yh{${given(net.W_yh)}}`,
+    found(forward.steps[t].h),
+    `+ ${given(net.b_y)}`,
     `= ${found(forward.outputs[t].z)}`,
   ];
 }

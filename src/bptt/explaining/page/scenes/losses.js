@@ -24,11 +24,20 @@ function mount(root, page) {
     label: `The unfolded network with a loss above each output; ${counted === "each" ? "all count" : "only the last counts"}`,
   }));
   root.append(
-    el("p", { class: "lead" }, "Many-to-many: the network is judged at every step, and the overall loss is the sum. Many-to-one: " +
-      "one loss at the last step is enough."),
+    el(
+      "p",
+      { class: "lead" },
+      "Many-to-many: the network is judged at every step, and the overall loss is the sum. Many-to-one: " +
+        "one loss at the last step is enough.",
+    ),
     drawing,
     el("div", { class: "controls" }, countedChoice(page), headChoice(page)),
-    el("div", { class: "equation" }, el("h3", {}, "The loss of one step"), liveFormula(page, ({ head }) => FORMULAS[head])),
+    el(
+      "div",
+      { class: "equation" },
+      el("h3", {}, "The loss of one step"),
+      liveFormula(page, ({ head }) => FORMULAS[head]),
+    ),
     el("div", { class: "equation" }, el("h3", {}, "The overall loss"), liveFormula(page, total), bars(page)),
     sentence(page, remark, { class: "said" }),
     predictFirst(page, {
@@ -36,14 +45,28 @@ function mount(root, page) {
       options: ["no, step 2 has no loss", "yes, through the hidden states", "only if T = 2"],
       right: 1,
       why: [
-        el("p", {}, "The last loss depends on h(T), which depends on h(T−1), and so on back to h(1). One loss gives a term for " +
-          "every step k (that of k = 1 is zero here, since h(0) = 0):"),
-        formula("\\frac{∂L(T)}{∂\\hh{W_{hh}}}", "= \\frac{∂L(T)}{∂y(T)} \\frac{∂y(T)}{∂h(T)}",
-          "\\sum_{k=1}^{T} \\frac{∂h(T)}{∂h(k)} \\frac{∂^+h(k)}{∂\\hh{W_{hh}}}"),
+        el(
+          "p",
+          {},
+          "The last loss depends on h(T), which depends on h(T−1), and so on back to h(1). One loss gives a term for " +
+            "every step k (that of k = 1 is zero here, since h(0) = 0):",
+        ),
+        formula(
+          "\\frac{∂L(T)}{∂\\hh{W_{hh}}}",
+          "= \\frac{∂L(T)}{∂y(T)} \\frac{∂y(T)}{∂h(T)}",
+          "\\sum_{k=1}^{T} \\frac{∂h(T)}{∂h(k)} \\frac{∂^+h(k)}{∂\\hh{W_{hh}}}",
+        ),
       ],
     }),
     el("h3", {}, "The numbers to change"),
-    el("div", { class: "matrices" }, targetEditors(page), inputEditor(page), weightEditor(page, "yh"), weightEditor(page, "hh")),
+    el(
+      "div",
+      { class: "matrices" },
+      targetEditors(page),
+      inputEditor(page),
+      weightEditor(page, "yh"),
+      weightEditor(page, "hh"),
+    ),
   );
 }
 
@@ -54,9 +77,10 @@ function total({ counted }, { forward: { T, losses, loss } }) {
   return ["L = \\sum_{t=1}^{T} L(t)", ...parts, `= ${show(loss)}`];
 }
 
-const remark = ({ counted }) => (counted === "each"
-  ? "Every L(t) is in the sum, so every step gets a gradient of its own."
-  : "The other losses are left out of the sum. Some keep them, because they help to train the earlier steps.");
+const remark = ({ counted }) =>
+  counted === "each"
+    ? "Every L(t) is in the sum, so every step gets a gradient of its own."
+    : "The other losses are left out of the sum. Some keep them, because they help to train the earlier steps.";
 
 // L(t) as bars, each with its number; a loss that does not count is hollow.
 function bars(page) {
@@ -80,12 +104,21 @@ function barChart({ T, losses, counts }, width) {
   const left = (width - gap * T) / 2;
   const finite = losses.filter(Number.isFinite);
   const largest = Math.max(...finite, 1e-300);
-  const said = losses.slice(1).map((loss, i) => `L(${i + 1}) ${show(loss)}`).join(", ");
+  const said = losses
+    .slice(1)
+    .map((loss, i) => `L(${i + 1}) ${show(loss)}`)
+    .join(", ");
   const root = svg("svg", { role: "img", "aria-label": said, width, height: HEIGHT, viewBox: `0 0 ${width} ${HEIGHT}` });
   for (let t = 1; t <= T; t++) {
     const x = left + (t - 0.5) * gap;
     const size = Number.isFinite(losses[t]) ? Math.max(1, (BASE - TOP) * (losses[t] / largest)) : BASE - TOP;
-    const bar = { x: x - gap * 0.28, y: BASE - size, width: gap * 0.56, height: size, class: counts[t] ? "bar" : "bar ignored" };
+    const bar = {
+      x: x - gap * 0.28,
+      y: BASE - size,
+      width: gap * 0.56,
+      height: size,
+      class: counts[t] ? "bar" : "bar ignored",
+    };
     root.append(
       svg("rect", bar),
       svg("text", { x, y: BASE - size - 7, class: "value" }, show(losses[t], gap < 60 ? 2 : 3)),

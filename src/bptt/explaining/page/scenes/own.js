@@ -17,16 +17,29 @@ const PARAMETERS = [...new Set(own?.layers.flatMap((layer) => layer.parameters))
 const preferred = (names) => (names.includes("weight_hh") ? "weight_hh" : names[0]);
 
 export const scene = {
-  id: "own", order: 100, short: "Yours", title: "Your own network", mount,
+  id: "own",
+  order: 100,
+  short: "Yours",
+  title: "Your own network",
+  mount,
   exists: () => own !== null,
   opens: true,
-  fields: own === null ? {} : {
-    own_layer: integer(Math.max(0, own.layers.findLastIndex(({ reverse }) => !reverse)), { min: 0, max: own.layers.length - 1 }),
-    own_parameter: choice(preferred(PARAMETERS), PARAMETERS),
-    own_sample: integer(0, { min: 0, max: own.samples.length - 1 }),
-    own_t: integer(LAST, { min: 0, max: LAST }),
-    own_k: integer(LAST, { min: 0, max: LAST }),
-  },
+  fields:
+    own === null
+      ? {}
+      : {
+          own_layer: integer(
+            Math.max(
+              0,
+              own.layers.findLastIndex(({ reverse }) => !reverse),
+            ),
+            { min: 0, max: own.layers.length - 1 },
+          ),
+          own_parameter: choice(preferred(PARAMETERS), PARAMETERS),
+          own_sample: integer(0, { min: 0, max: own.samples.length - 1 }),
+          own_t: integer(LAST, { min: 0, max: LAST }),
+          own_k: integer(LAST, { min: 0, max: LAST }),
+        },
 };
 
 // The cell under the mouse, [t, k]; it is shown instead of the chosen one.
@@ -52,9 +65,14 @@ function decoded(map) {
   if (!kept.has(map)) {
     const values = cells(map.cells);
     const finite = values.filter(Number.isFinite);
-    const [least, most] = [finite.reduce((a, b) => Math.min(a, b), Infinity), finite.reduce((a, b) => Math.max(a, b), -Infinity)];
+    const [least, most] = [
+      finite.reduce((a, b) => Math.min(a, b), Infinity),
+      finite.reduce((a, b) => Math.max(a, b), -Infinity),
+    ];
     const low = Math.max(Math.floor(least), Math.ceil(most) - DEEPEST);
-    const ends = finite.length ? { low, top: Math.max(Math.ceil(most), low + 1), below: least < low } : { low: -1, top: 0, below: false };
+    const ends = finite.length
+      ? { low, top: Math.max(Math.ceil(most), low + 1), below: least < low }
+      : { low: -1, top: 0, below: false };
     const has = { zero: values.includes(-Infinity), NaN: values.some(Number.isNaN), infinite: values.includes(Infinity) };
     kept.set(map, { ...map, ...ends, values, has, lags: map.lags.map(read), shares: shares(map) });
   }
@@ -66,7 +84,9 @@ function shares({ through }) {
   const names = Object.keys(through);
   const parts = names.map((name) => through[name].map(read));
   const total = (i) => parts.reduce((sum, part) => sum + part[i], 0);
-  return Object.fromEntries(names.map((name, n) => [name, parts[n].map((part, i) => (total(i) > 0 ? (100 * part) / total(i) : null))]));
+  return Object.fromEntries(
+    names.map((name, n) => [name, parts[n].map((part, i) => (total(i) > 0 ? (100 * part) / total(i) : null))]),
+  );
 }
 
 function mount(root, page) {
@@ -75,15 +95,30 @@ function mount(root, page) {
     el("div", { class: "controls" }, menus(page)),
     words(page),
     part(page, "Losses L(t)", (state) => own.losses[state.own_sample] !== null, lossChart(page)),
-    part(page, "The map (t, k): the size of each term", (state) => chosen(state).map !== null,
+    part(
+      page,
+      "The map (t, k): the size of each term",
+      (state) => chosen(state).map !== null,
       el("div", { class: "formula" }, formula("\\frac{∂L(t)}{∂s(t)}", "\\frac{∂s(t)}{∂s(k)}", "\\frac{∂^+s(k)}{∂θ}")),
       el("div", { class: "map-and-cell" }, theMap(page), theCell(page)),
-      legendOf(page), thinned(page)),
+      legendOf(page),
+      thinned(page),
+    ),
     part(page, "How far back: the sums by lag", (state) => chosen(state).map !== null, lagChart(page), horizon(page)),
-    part(page, "What carries it", (state) => Object.keys(chosen(state).map?.through ?? {}).length > 0,
-      el("p", {}, "An LSTM's state is (h, c): the share of the lag sum that goes back through each."), shareChart(page)),
-    part(page, "Singular values of the Jacobian products", ({ own_layer, own_sample }) =>
-      own.layers[own_layer].samples[own_sample].products !== null, productChart(page), productWords(page)),
+    part(
+      page,
+      "What carries it",
+      (state) => Object.keys(chosen(state).map?.through ?? {}).length > 0,
+      el("p", {}, "An LSTM's state is (h, c): the share of the lag sum that goes back through each."),
+      shareChart(page),
+    ),
+    part(
+      page,
+      "Singular values of the Jacobian products",
+      ({ own_layer, own_sample }) => own.layers[own_layer].samples[own_sample].products !== null,
+      productChart(page),
+      productWords(page),
+    ),
   );
 }
 
@@ -94,13 +129,19 @@ function part(page, title, there, ...content) {
 }
 
 const about = (page) =>
-  sentence(page, (state) => {
-    const { layer, sample } = chosen(state);
-    const which = own.batch > 1 ? `sample ${own.samples[state.own_sample] + 1} of ${own.batch}` : "one sample";
-    const left = own.left_out > 0 ? ` ${own.left_out} more layers are left out.` : "";
-    return `${own.model}: ${layer.name}, ${layer.cell} with ${layer.units} hidden units, on ${which}, ${sample.steps} ${sample.steps === 1 ? "step" : "steps"}. ` +
-      `The loss of the whole batch is ${show(read(own.total))}.${left}`;
-  }, { class: "lead" });
+  sentence(
+    page,
+    (state) => {
+      const { layer, sample } = chosen(state);
+      const which = own.batch > 1 ? `sample ${own.samples[state.own_sample] + 1} of ${own.batch}` : "one sample";
+      const left = own.left_out > 0 ? ` ${own.left_out} more layers are left out.` : "";
+      return (
+        `${own.model}: ${layer.name}, ${layer.cell} with ${layer.units} hidden units, on ${which}, ${sample.steps} ${sample.steps === 1 ? "step" : "steps"}. ` +
+        `The loss of the whole batch is ${show(read(own.total))}.${left}`
+      );
+    },
+    { class: "lead" },
+  );
 
 // Choosing ----------------------------------------------------------------------------------------------------------
 
@@ -110,7 +151,9 @@ function menus(page) {
   return [
     menu(page, "Layer", "own_layer", layers, Number),
     choices(page, {
-      label: "Parameter", field: "own_parameter", options: Object.fromEntries(PARAMETERS.map((name) => [name, name])),
+      label: "Parameter",
+      field: "own_parameter",
+      options: Object.fromEntries(PARAMETERS.map((name) => [name, name])),
       chosen: (state) => chosen(state).name,
       there: (name, state) => has(own.layers[state.own_layer], name), // a layer may have no bias
     }),
@@ -119,8 +162,11 @@ function menus(page) {
 }
 
 function menu(page, label, field, options, value) {
-  const select = el("select", { onchange: () => page.set({ [field]: value(select.value) }) },
-    options.map(([name, said]) => el("option", { value: name }, said)));
+  const select = el(
+    "select",
+    { onchange: () => page.set({ [field]: value(select.value) }) },
+    options.map(([name, said]) => el("option", { value: name }, said)),
+  );
   page.follow((state) => (select.value = String(state[field])));
   return options.length < 2 ? null : el("label", { class: "menu" }, label, select);
 }
@@ -147,10 +193,15 @@ function lossChart(page) {
     const odd = values.filter((value) => !Number.isFinite(value)).length;
     const { t, sample } = chosen(state);
     return {
-      x: middles(values.length, losses.steps, 1), first: 1, last: losses.steps, log: false, axis: "step t",
+      x: middles(values.length, losses.steps, 1),
+      first: 1,
+      last: losses.steps,
+      log: false,
+      axis: "step t",
       lines: [{ name: "L(t)", values, class: "loss" }],
       cursor: sample.steps === losses.steps ? middle(t, sample.blocks, sample.steps, 1) : null,
-      label: `The losses of ${losses.steps} steps, from ${show(least(values))} to ${show(most(values))}` +
+      label:
+        `The losses of ${losses.steps} steps, from ${show(least(values))} to ${show(most(values))}` +
         (odd ? `; ${odd} are not finite` : ""),
     };
   });
@@ -169,15 +220,27 @@ const middles = (blocks, steps, counted) => Array.from({ length: blocks }, (_, i
 // The map -----------------------------------------------------------------------------------------------------------
 
 function theMap(page) {
-  return heatmap(page, (state) => {
-    const { layer, sample, name, map, t, k } = chosen(state);
-    if (map === null) return null;
-    return {
-      id: `${state.own_layer} ${name} ${state.own_sample}`, blocks: sample.blocks, steps: sample.steps, reverse: layer.reverse,
-      at: (row, column) => map.values[place(row, column, sample.blocks, layer.reverse)],
-      top: map.top, low: map.low, t, k, label: `Map of the terms of ${name}. ${cellText(state)}`,
-    };
-  }, (t, k) => page.set({ own_t: t, own_k: k }), point);
+  return heatmap(
+    page,
+    (state) => {
+      const { layer, sample, name, map, t, k } = chosen(state);
+      if (map === null) return null;
+      return {
+        id: `${state.own_layer} ${name} ${state.own_sample}`,
+        blocks: sample.blocks,
+        steps: sample.steps,
+        reverse: layer.reverse,
+        at: (row, column) => map.values[place(row, column, sample.blocks, layer.reverse)],
+        top: map.top,
+        low: map.low,
+        t,
+        k,
+        label: `Map of the terms of ${name}. ${cellText(state)}`,
+      };
+    },
+    (t, k) => page.set({ own_t: t, own_k: k }),
+    point,
+  );
 
   function point(t, k) {
     const before = String(pointed);
@@ -203,15 +266,20 @@ function theCell(page) {
     },
   });
   const end = (state) => chosen(state).sample.blocks - 1;
-  return el("div", { class: "the-cell" },
+  return el(
+    "div",
+    { class: "the-cell" },
     sentence(page, (state) => (chosen(state).map ? cellText(state) : ""), { class: "readout", "aria-live": "polite" }),
     sentence(page, lagText),
     slider(page, { ...at("t"), label: "Loss step t", min: 0, max: end, write: (t) => ({ own_t: t }) }),
     slider(page, {
-      ...at("k"), label: "Earlier step k", write: (k) => ({ own_k: k }),
+      ...at("k"),
+      label: "Earlier step k",
+      write: (k) => ({ own_k: k }),
       min: (state) => (chosen(state).layer.reverse ? chosen(state).t : 0),
       max: (state) => (chosen(state).layer.reverse ? end(state) : chosen(state).t),
-    }));
+    }),
+  );
 }
 
 const lagOf = ({ t, k }) => Math.abs(t - k);
@@ -225,7 +293,8 @@ function lagText(state) {
     .filter(([, values]) => values[lag] !== null)
     .map(([name, values]) => `${show(values[lag], 1)} % through ${name}`);
   const which = blockName(lag, sample.blocks, sample.steps, 0);
-  const [lags, sizes] = which.includes("–") ? [`Lags ${which}`, "the sizes of each lag’s terms sum to at most"]
+  const [lags, sizes] = which.includes("–")
+    ? [`Lags ${which}`, "the sizes of each lag’s terms sum to at most"]
     : [`Lag ${which}`, "the sizes of all its terms sum to"];
   return `${lags}: ${sizes} ${show(map.lags[lag])}${parts.map((part) => `, ${part}`).join("")}`;
 }
@@ -236,7 +305,9 @@ function legendOf(page) {
     const { map } = chosen(state);
     if (map === null) return;
     const notes = {
-      ...(map.has.zero && { zero: "exactly 0" }), ...(map.has.NaN && { nan: "NaN" }), ...(map.has.infinite && { infinite: "∞" }),
+      ...(map.has.zero && { zero: "exactly 0" }),
+      ...(map.has.NaN && { nan: "NaN" }),
+      ...(map.has.infinite && { infinite: "∞" }),
     };
     node.replaceChildren(legend({ ...map, notes }));
   });
@@ -244,13 +315,17 @@ function legendOf(page) {
 }
 
 const thinned = (page) =>
-  sentence(page, (state) => {
-    const { sample } = chosen(state);
-    const { steps, blocks } = sample;
-    if (steps === blocks) return "";
-    const sizes = [...new Set([Math.floor(steps / blocks), Math.ceil(steps / blocks)])].join(" or ");
-    return `Thinned: ${steps} steps as ${blocks} blocks of ${sizes}. A cell shows the largest term in its block; so do the losses and the sums by lag.`;
-  }, { class: "thinned" });
+  sentence(
+    page,
+    (state) => {
+      const { sample } = chosen(state);
+      const { steps, blocks } = sample;
+      if (steps === blocks) return "";
+      const sizes = [...new Set([Math.floor(steps / blocks), Math.ceil(steps / blocks)])].join(" or ");
+      return `Thinned: ${steps} steps as ${blocks} blocks of ${sizes}. A cell shows the largest term in its block; so do the losses and the sums by lag.`;
+    },
+    { class: "thinned" },
+  );
 
 // How far back ------------------------------------------------------------------------------------------------------
 
@@ -260,11 +335,14 @@ function lagChart(page) {
     if (here.map === null) return null;
     const { sample, map, layer } = here;
     return {
-      ...lagAxis(here), log: true,
+      ...lagAxis(here),
+      log: true,
       lines: [
         { name: "sum of ‖term‖", values: map.lags.map(Math.log10), class: "whole" },
         ...Object.entries(map.through).map(([name, values], i) => ({
-          name: `through ${name}`, values: values.map((value) => Math.log10(read(value))), class: `through-${i}`,
+          name: `through ${name}`,
+          values: values.map((value) => Math.log10(read(value))),
+          class: `through-${i}`,
         })),
       ],
       marks: map.horizon === null ? [] : [{ at: map.horizon, text: `horizon ${map.horizon}` }],
@@ -274,8 +352,11 @@ function lagChart(page) {
 }
 
 const lagAxis = (here) => ({
-  x: middles(here.sample.blocks, here.sample.steps, 0), first: 0, last: Math.max(1, here.sample.steps - 1),
-  axis: here.layer.reverse ? "lag k − t in steps" : "lag t − k in steps", cursor: middle(lagOf(here), here.sample.blocks, here.sample.steps, 0),
+  x: middles(here.sample.blocks, here.sample.steps, 0),
+  first: 0,
+  last: Math.max(1, here.sample.steps - 1),
+  axis: here.layer.reverse ? "lag k − t in steps" : "lag t − k in steps",
+  cursor: middle(lagOf(here), here.sample.blocks, here.sample.steps, 0),
 });
 
 const horizon = (page) =>
@@ -290,9 +371,16 @@ function shareChart(page) {
     const here = chosen(state);
     if (here.map === null) return null;
     const lines = Object.entries(here.map.shares).map(([name, values], i) => ({
-      name: `through ${name}, %`, values: values.map((value) => value ?? -Infinity), class: `through-${i}`,
+      name: `through ${name}, %`,
+      values: values.map((value) => value ?? -Infinity),
+      class: `through-${i}`,
     }));
-    return { ...lagAxis(here), log: false, lines, label: "Shares of the lag sums through each component of the state, in percent" };
+    return {
+      ...lagAxis(here),
+      log: false,
+      lines,
+      label: "Shares of the lag sums through each component of the state, in percent",
+    };
   });
 }
 
@@ -300,12 +388,19 @@ function shareChart(page) {
 
 function productChart(page) {
   return lineChart(page, (state) => {
-    const { sample: { products }, layer } = chosen(state);
+    const {
+      sample: { products },
+      layer,
+    } = chosen(state);
     if (products === null) return null;
     const lines = products.log10.map((values, i) => ({ ...rank(products, i), values: values.map(read) }));
     const largest = lines[0].values;
     return {
-      x: products.lags, first: 0, last: Math.max(1, products.lags.at(-1)), log: true, lines,
+      x: products.lags,
+      first: 0,
+      last: Math.max(1, products.lags.at(-1)),
+      log: true,
+      lines,
       deepest: Math.max(DEEPEST, most(largest) - least(largest) + 3),
       axis: layer.reverse ? "lag k − t in steps" : "lag t − k in steps",
       label: `Singular values by lag; the largest goes from ${showPower(largest[0])} to ${showPower(largest.at(-1))}`,
@@ -321,11 +416,15 @@ function rank({ ranks, size }, i) {
 
 const productWords = (page) =>
   sentence(page, (state) => {
-    const { sample: { products } } = chosen(state);
+    const {
+      sample: { products },
+    } = chosen(state);
     if (products === null) return "";
     const { t, ranks, size } = products;
     const which = ranks.length === 1 ? "The largest is drawn" : `${ranks.length} are drawn`;
     const only = ranks.length < size ? `${which} of its ${size} singular values; bptt.products has them all. ` : "";
-    return `∂s(t)/∂s(k) for t = ${t + 1}, where s is the whole state of ${size} numbers. ${only}` +
-      "A gradient that travels so far is stretched by at most the largest, and by at least the smallest.";
+    return (
+      `∂s(t)/∂s(k) for t = ${t + 1}, where s is the whole state of ${size} numbers. ${only}` +
+      "A gradient that travels so far is stretched by at most the largest, and by at least the smallest."
+    );
   });

@@ -21,15 +21,37 @@ function mount(root, page) {
   const code = el("code", {}, OWN);
   const list = questionList(page);
   root.append(
-    el("p", { class: "lead" }, "Each scene asks a question before it answers it. The answer opens with your prediction; what you " +
-      "predicted stands here."),
+    el(
+      "p",
+      { class: "lead" },
+      "Each scene asks a question before it answers it. The answer opens with your prediction; what you " +
+        "predicted stands here.",
+    ),
     list,
-    el("div", { class: "controls" }, button("Ask all again", () => page.set({ predictions: {} }))),
+    el(
+      "div",
+      { class: "controls" },
+      button("Ask all again", () => page.set({ predictions: {} })),
+    ),
     el("h3", {}, "Where to go on: your own network"),
-    el("p", {}, "The same terms, products and verdicts for a model in PyTorch: ", el("code", {}, "bptt.watch"), " looks at a training step and " +
-      "says whether the gradient vanishes or explodes; ", el("code", {}, "bptt.gradient_map"), " gives the map of the terms (t, k)."),
+    el(
+      "p",
+      {},
+      "The same terms, products and verdicts for a model in PyTorch: ",
+      el("code", {}, "bptt.watch"),
+      " looks at a training step and " + "says whether the gradient vanishes or explodes; ",
+      el("code", {}, "bptt.gradient_map"),
+      " gives the map of the terms (t, k).",
+    ),
     el("pre", { class: "own", tabindex: "0", "aria-label": "Program" }, code),
-    el("p", {}, "On the command line, ", el("code", {}, "bptt train"), " trains a recurrent network on your data, and ",
-      el("code", {}, "bptt explain RUN"), " opens this page on it, with a scene of its own map, products and losses."),
+    el(
+      "p",
+      {},
+      "On the command line, ",
+      el("code", {}, "bptt train"),
+      " trains a recurrent network on your data, and ",
+      el("code", {}, "bptt explain RUN"),
+      " opens this page on it, with a scene of its own map, products and losses.",
+    ),
   );
 }

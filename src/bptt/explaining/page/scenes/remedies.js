@@ -54,45 +54,118 @@ const shared = keptFor((state) => {
 const networks = ({ remedies_seed: seed, remedies_T: T, remedies_input: size, remedies_bias: forgetBias }) =>
   racers({ seed, H, D, T, size, forgetBias });
 
-const plainReach = keptWhile(({ remedies_seed, remedies_T, remedies_input }) => `${remedies_seed} ${remedies_T} ${remedies_input}`, (state) => {
-  const { rnn, orthogonal, x } = networks(state);
-  return { rnn: reach(forwardOf(rnn, x)), orthogonal: reach(forwardOf(orthogonal, x)) };
-});
+const plainReach = keptWhile(
+  ({ remedies_seed, remedies_T, remedies_input }) => `${remedies_seed} ${remedies_T} ${remedies_input}`,
+  (state) => {
+    const { rnn, orthogonal, x } = networks(state);
+    return { rnn: reach(forwardOf(rnn, x)), orthogonal: reach(forwardOf(orthogonal, x)) };
+  },
+);
 
 const race = keptFor((state) => {
   const { lstm, x } = networks(state);
   const forward = forwardOf(lstm, x);
-  return { ...plainReach(state), lstm: reach(forward), path: cellPath(forward), forget: forward.steps.slice(1).map(({ f }) => f) };
+  return {
+    ...plainReach(state),
+    lstm: reach(forward),
+    path: cellPath(forward),
+    forget: forward.steps.slice(1).map(({ f }) => f),
+  };
 });
 
 function mount(root, page) {
   root.append(
-    el("p", { class: "lead" }, "Exploding gradients are clipped. Vanishing ones need another way back: a start that keeps lengths, or a cell with a path of its own."),
+    el(
+      "p",
+      { class: "lead" },
+      "Exploding gradients are clipped. Vanishing ones need another way back: a start that keeps lengths, or a cell with a path of its own.",
+    ),
     el("h3", {}, "Clipping: the arrow gets shorter, its direction stays"),
-    el("div", { class: "clipping" }, arrows(page, clipped),
-      el("div", {}, logSlider(page, { label: "Largest norm", field: "remedies_clip", min: 0.01, max: 100 }),
-        liveFormula(page, clipFormula), says(page, clipSaid))),
+    el(
+      "div",
+      { class: "clipping" },
+      arrows(page, clipped),
+      el(
+        "div",
+        {},
+        logSlider(page, { label: "Largest norm", field: "remedies_clip", min: 0.01, max: 100 }),
+        liveFormula(page, clipFormula),
+        says(page, clipSaid),
+      ),
+    ),
     el("h3", {}, "Truncation: cut the way back"),
-    cutDrawing(page), cutButtons(page), el("div", { class: "controls" }, lengthSlider(page)), liveFormula(page, cutFormula), says(page, cutSaid),
+    cutDrawing(page),
+    cutButtons(page),
+    el("div", { class: "controls" }, lengthSlider(page)),
+    liveFormula(page, cutFormula),
+    says(page, cutSaid),
     el("div", { class: "matrices" }, weightEditor(page, "hx"), weightEditor(page, "hh"), weightEditor(page, "yh")),
     el("h3", {}, "An orthogonal start, and the LSTM, beside the plain RNN"),
-    el("p", {}, `Three untrained networks of ${H} units on the same inputs, with weights uniform in ±1/√${H}, as PyTorch starts them. How strongly does h(T) depend on the state some steps before?`),
-    el("div", { class: "presets" }, Object.entries(PRESETS).map(([name, patch]) => button(name, () => page.set(patch)))),
+    el(
+      "p",
+      {},
+      `Three untrained networks of ${H} units on the same inputs, with weights uniform in ±1/√${H}, as PyTorch starts them. How strongly does h(T) depend on the state some steps before?`,
+    ),
+    el(
+      "div",
+      { class: "presets" },
+      Object.entries(PRESETS).map(([name, patch]) => button(name, () => page.set(patch))),
+    ),
     logChart(page, chart),
     el("h3", {}, "The LSTM’s valves: the forget gates f(t), full is open"),
     valves(page, (state) => ({ gates: race(state).forget, label: gatesLabel(state) })),
-    el("div", { class: "controls" },
-      slider(page, { label: "Forget-gate bias", min: -6, max: 8, step: 0.1, read: ({ remedies_bias }) => remedies_bias, write: (remedies_bias) => ({ remedies_bias }) }),
-      slider(page, { label: "Inputs ±", min: 0, max: 5, step: 0.1, read: ({ remedies_input }) => remedies_input, write: (remedies_input) => ({ remedies_input }) }),
-      slider(page, { label: "Steps T", min: 2, max: 50, read: ({ remedies_T }) => remedies_T, write: (remedies_T) => ({ remedies_T }), say: String }),
-      button("Other weights", () => page.set(({ remedies_seed }) => ({ remedies_seed: (remedies_seed % 9999) + 1 })))),
+    el(
+      "div",
+      { class: "controls" },
+      slider(page, {
+        label: "Forget-gate bias",
+        min: -6,
+        max: 8,
+        step: 0.1,
+        read: ({ remedies_bias }) => remedies_bias,
+        write: (remedies_bias) => ({ remedies_bias }),
+      }),
+      slider(page, {
+        label: "Inputs ±",
+        min: 0,
+        max: 5,
+        step: 0.1,
+        read: ({ remedies_input }) => remedies_input,
+        write: (remedies_input) => ({ remedies_input }),
+      }),
+      slider(page, {
+        label: "Steps T",
+        min: 2,
+        max: 50,
+        read: ({ remedies_T }) => remedies_T,
+        write: (remedies_T) => ({ remedies_T }),
+        say: String,
+      }),
+      button("Other weights", () => page.set(({ remedies_seed }) => ({ remedies_seed: (remedies_seed % 9999) + 1 }))),
+    ),
     says(page, raceSaid),
-    el("div", { class: "equation" }, el("h3", {}, "The c path"),
-      formula("c(t) = f(t) ∘ c(t-1) + i(t) ∘ g(t),", "\\frac{∂c(t)}{∂c(k)} =", "\\fn{diag} \\prod_{i=k+1}^{t} f(i)", "+ \\text{~what~goes~through~} h"),
-      el("p", {}, "Along c nothing is multiplied by a weight matrix or by a slope: only by the forget gates. In the first LSTM this factor was 1 " +
-        "(Hochreiter and Schmidhuber 1997); the forget gate came later (Gers et al. 2000), and its bias is best started at 1 or more " +
-        "(Jozefowicz et al. 2015). An orthogonal ", maths("\\hh{W_{hh}}"), " keeps lengths (Saxe et al. 2014), so only the slopes of ", maths("σ_h"),
-        " shrink. Clipping by norm: Pascanu et al. 2013.")),
+    el(
+      "div",
+      { class: "equation" },
+      el("h3", {}, "The c path"),
+      formula(
+        "c(t) = f(t) ∘ c(t-1) + i(t) ∘ g(t),",
+        "\\frac{∂c(t)}{∂c(k)} =",
+        "\\fn{diag} \\prod_{i=k+1}^{t} f(i)",
+        "+ \\text{~what~goes~through~} h",
+      ),
+      el(
+        "p",
+        {},
+        "Along c nothing is multiplied by a weight matrix or by a slope: only by the forget gates. In the first LSTM this factor was 1 " +
+          "(Hochreiter and Schmidhuber 1997); the forget gate came later (Gers et al. 2000), and its bias is best started at 1 or more " +
+          "(Jozefowicz et al. 2015). An orthogonal ",
+        maths("\\hh{W_{hh}}"),
+        " keeps lengths (Saxe et al. 2014), so only the slopes of ",
+        maths("σ_h"),
+        " shrink. Clipping by norm: Pascanu et al. 2013.",
+      ),
+    ),
     predict(page),
   );
   page.steps(({ remedies_bias }, by) => ({ remedies_bias: Math.min(8, Math.max(-6, remedies_bias + by)) }));
@@ -110,7 +183,11 @@ function predict(page) {
     options: ["all of it: c is a sum", "half of it", "a millionth"],
     right: 2,
     why: [
-      el("p", {}, "Each step multiplies by the forget gate. An LSTM has no vanishing gradient only where its gates are open: a bias of 4 opens them to 0.98."),
+      el(
+        "p",
+        {},
+        "Each step multiplies by the forget gate. An LSTM has no vanishing gradient only where its gates are open: a bias of 4 opens them to 0.98.",
+      ),
       formula("0.5^{20} ≈ 10^{-6},", "0.98^{20} ≈ 0.7"),
     ],
   });
@@ -128,7 +205,11 @@ function clipped(state) {
   const { gradient } = shared(state);
   const after = clip(gradient, state.remedies_clip);
   return {
-    sets: [{ rows: gradient, kind: "whole" }, { rows: byNumber(gradient, state.remedies_clip / 2), kind: "by-number" }, { rows: after.gradient, kind: "clipped" }],
+    sets: [
+      { rows: gradient, kind: "whole" },
+      { rows: byNumber(gradient, state.remedies_clip / 2), kind: "by-number" },
+      { rows: after.gradient, kind: "clipped" },
+    ],
     names: ["1", "2"],
     label: `The two rows of the gradient of W hh as arrows: norm ${show(after.before)} before, ${show(after.after)} after clipping`,
   };
@@ -138,8 +219,11 @@ function clipFormula(state) {
   const { gradient } = shared(state);
   const { before, factor, gradient: after } = clip(gradient, state.remedies_clip);
   return [
-    `g = \\frac{∂L}{∂\\hh{W_{hh}}} = ${numbersOf(gradient)},`, `‖g‖ = ${show(before)},`,
-    `\\fn{min}(1, \\frac{${show(state.remedies_clip)}}{‖g‖}) g`, `= ${show(factor)} g`, `= \\hh{${numbersOf(after)}}`,
+    `g = \\frac{∂L}{∂\\hh{W_{hh}}} = ${numbersOf(gradient)},`,
+    `‖g‖ = ${show(before)},`,
+    `\\fn{min}(1, \\frac{${show(state.remedies_clip)}}{‖g‖}) g`,
+    `= ${show(factor)} g`,
+    `= \\hh{${numbersOf(after)}}`,
   ];
 }
 
@@ -164,23 +248,36 @@ function clipSaid(state) {
 const toggled = (state, i) => ({ remedies_cuts: state.remedies_cuts ^ (1 << (i - 1)) });
 
 function cutDrawing(page) {
-  return networkDrawing(page, (state, { forward }) => {
-    const { cuts } = shared(state);
-    const where = cuts.flatMap((each, i) => (each ? [`between h(${i - 1}) and h(${i})`] : []));
-    return {
-      T: forward.T, losses: true, counts: forward.counts, cut: new Set(cuts.flatMap((each, i) => (each ? [`hh${i}`] : []))),
-      label: `The unfolded network; the way back is cut ${where.length ? where.join(", ") : "nowhere"}`,
-    };
-  }, (key, i, what) => what === "click" && key.startsWith("hh") && i > 1 && page.set((state) => toggled(state, i)));
+  return networkDrawing(
+    page,
+    (state, { forward }) => {
+      const { cuts } = shared(state);
+      const where = cuts.flatMap((each, i) => (each ? [`between h(${i - 1}) and h(${i})`] : []));
+      return {
+        T: forward.T,
+        losses: true,
+        counts: forward.counts,
+        cut: new Set(cuts.flatMap((each, i) => (each ? [`hh${i}`] : []))),
+        label: `The unfolded network; the way back is cut ${where.length ? where.join(", ") : "nowhere"}`,
+      };
+    },
+    (key, i, what) => what === "click" && key.startsWith("hh") && i > 1 && page.set((state) => toggled(state, i)),
+  );
 }
 
 function cutButtons(page) {
   const host = el("div", { class: "cuts", role: "group", "aria-label": "Cuts" });
   let buttons = [];
   page.follow((state) => {
-    const { forward: { T } } = results(state);
+    const {
+      forward: { T },
+    } = results(state);
     if (buttons.length !== T - 1) {
-      buttons = Array.from({ length: T - 1 }, (_, n) => button(`✂ ${n + 1} | ${n + 2}`, () => page.set((now) => toggled(now, n + 2)), { "aria-label": `Cut between h(${n + 1}) and h(${n + 2})` }));
+      buttons = Array.from({ length: T - 1 }, (_, n) =>
+        button(`✂ ${n + 1} | ${n + 2}`, () => page.set((now) => toggled(now, n + 2)), {
+          "aria-label": `Cut between h(${n + 1}) and h(${n + 2})`,
+        }),
+      );
       host.replaceChildren(...buttons);
     }
     buttons.forEach((each, n) => each.setAttribute("aria-pressed", String(isCut(state, n + 2))));
@@ -190,12 +287,18 @@ function cutButtons(page) {
 
 function cutFormula(state) {
   const { cut } = shared(state);
-  return [`g = ${numbersOf(cut.full)},`, `g_{\\fn{cut}} = \\hh{${numbersOf(cut.kept)}},`, `\\frac{‖g - g_{\\fn{cut}}‖}{‖g‖} = ${show(cut.lost)},`, `\\fn{cos}(g, g_{\\fn{cut}}) = ${show(cut.cosine)}`];
+  return [
+    `g = ${numbersOf(cut.full)},`,
+    `g_{\\fn{cut}} = \\hh{${numbersOf(cut.kept)}},`,
+    `\\frac{‖g - g_{\\fn{cut}}‖}{‖g‖} = ${show(cut.lost)},`,
+    `\\fn{cos}(g, g_{\\fn{cut}}) = ${show(cut.cosine)}`,
+  ];
 }
 
 function cutSaid(state) {
   const { cut, all, left } = shared(state);
-  if (left === all) return `All ${all} terms are there. Cut an edge: the forward pass stays as it is, the gradient loses every term that crosses the cut.`;
+  if (left === all)
+    return `All ${all} terms are there. Cut an edge: the forward pass stays as it is, the gradient loses every term that crosses the cut.`;
   const lost = `${all - left} of ${all} terms cross a cut and are lost.`;
   if (withoutDirection(cut.full)) return `${lost} ${withoutDirection(cut.full)}`;
   return `${lost} Together they have ${show(100 * cut.lost, 1)} % of the gradient’s norm. The cosine says how far the direction is still right.`;
@@ -215,7 +318,8 @@ function chart(state) {
       { name: "its c path alone", kind: "bound", values: path },
     ],
     level: { at: Math.log10(SHARE), text: "1 %" },
-    label: `σ₁ of the derivative of h(T) by the state l steps before, log scale: at lag ${last} the RNN has ${showPower(rnn[last])}, ` +
+    label:
+      `σ₁ of the derivative of h(T) by the state l steps before, log scale: at lag ${last} the RNN has ${showPower(rnn[last])}, ` +
       `with an orthogonal start ${showPower(orthogonal[last])}, the LSTM ${showPower(lstm[last])}`,
   };
 }

@@ -40,27 +40,62 @@ export const scene = {
 };
 
 const PRESETS = {
-  "Eigenvalues lie": { vanish_s1: 40, vanish_ratio: 0.00050625, vanish_turn: 87.5, vanish_act: "tanh", vanish_input: 0, vanish_T: 50,
-    vanish_lag: 5, vanish_float: "float64" },
-  "σ₁ > 1, yet it vanishes": { vanish_s1: 3, vanish_ratio: 1, vanish_turn: 10, vanish_act: "tanh", vanish_input: 1, vanish_T: 50,
-    vanish_lag: 5, vanish_float: "float32" },
+  "Eigenvalues lie": {
+    vanish_s1: 40,
+    vanish_ratio: 0.00050625,
+    vanish_turn: 87.5,
+    vanish_act: "tanh",
+    vanish_input: 0,
+    vanish_T: 50,
+    vanish_lag: 5,
+    vanish_float: "float64",
+  },
+  "σ₁ > 1, yet it vanishes": {
+    vanish_s1: 3,
+    vanish_ratio: 1,
+    vanish_turn: 10,
+    vanish_act: "tanh",
+    vanish_input: 1,
+    vanish_T: 50,
+    vanish_lag: 5,
+    vanish_float: "float32",
+  },
 };
 
 const weights = ({ vanish_s1, vanish_ratio, vanish_turn }) =>
-  matMul(rotation((vanish_turn * Math.PI) / 180), [[vanish_s1, 0], [0, vanish_s1 * vanish_ratio]]);
+  matMul(rotation((vanish_turn * Math.PI) / 180), [
+    [vanish_s1, 0],
+    [0, vanish_s1 * vanish_ratio],
+  ]);
 
 const measured = keptFor((state) => {
   const W_hh = weights(state);
   const [I, x] = [identity(2), Array.from({ length: state.vanish_T }, () => [state.vanish_input, state.vanish_input])];
-  const net = { cell: "rnn", activation: state.vanish_act, head: "linear", counted: "last", W_hx: I, W_hh, b_h: [0, 0], W_yh: I, b_y: [0, 0] };
+  const net = {
+    cell: "rnn",
+    activation: state.vanish_act,
+    head: "linear",
+    counted: "last",
+    W_hx: I,
+    W_hh,
+    b_h: [0, 0],
+    W_yh: I,
+    b_y: [0, 0],
+  };
   const forward = run(net, x, zeros(state.vanish_T, 2));
   const chosen = state.vanish_float === "float32" ? run(net, x, zeros(state.vanish_T, 2), { round: float32 }) : forward;
   const chains = chainsFrom(chosen, 1);
   const after = (t) => (t === null ? null : t - 1); // a lag
   const { died, overflowed } = lost(chains);
   return {
-    W_hh, forward, lags: growth(forward, 1), naive: chains.slice(1).map((product) => logSvd(product).s[0]),
-    died: after(died), overflowed: after(overflowed), last: state.vanish_T - 1, lag: Math.min(state.vanish_lag, state.vanish_T - 1),
+    W_hh,
+    forward,
+    lags: growth(forward, 1),
+    naive: chains.slice(1).map((product) => logSvd(product).s[0]),
+    died: after(died),
+    overflowed: after(overflowed),
+    last: state.vanish_T - 1,
+    lag: Math.min(state.vanish_lag, state.vanish_T - 1),
     factor: GAMMA[state.vanish_act] * state.vanish_s1,
   };
 });
@@ -68,39 +103,84 @@ const measured = keptFor((state) => {
 function mount(root, page) {
   const pick = (lag) => page.set({ vanish_lag: Math.max(1, lag) });
   root.append(
-    el("p", { class: "lead" }, "Disturb h(1) a little, in every direction: a circle. Each Jacobian turns it into another ellipse. Its " +
-      "half axes are the singular values of the product ∂h(t)/∂h(1), and the gradient that travels back is stretched by the same numbers."),
-    el("div", { class: "presets" }, Object.entries(PRESETS).map(([name, patch]) => button(name, () => page.set(patch)))),
-    el("div", { class: "pictures" },
+    el(
+      "p",
+      { class: "lead" },
+      "Disturb h(1) a little, in every direction: a circle. Each Jacobian turns it into another ellipse. Its " +
+        "half axes are the singular values of the product ∂h(t)/∂h(1), and the gradient that travels back is stretched by the same numbers.",
+    ),
+    el(
+      "div",
+      { class: "presets" },
+      Object.entries(PRESETS).map(([name, patch]) => button(name, () => page.set(patch))),
+    ),
+    el(
+      "div",
+      { class: "pictures" },
       el("figure", {}, circleAndEllipse(page, picture), el("figcaption", {}, text(page, caption))),
-      el("div", {}, logChart(page, chart, { pick }), ellipseStrip(page, (state) => measured(state), pick))),
-    el("div", { class: "controls" }, lagSlider(page),
+      el(
+        "div",
+        {},
+        logChart(page, chart, { pick }),
+        ellipseStrip(page, (state) => measured(state), pick),
+      ),
+    ),
+    el(
+      "div",
+      { class: "controls" },
+      lagSlider(page),
       logSlider(page, { label: maths("σ_1(\\hh{W_{hh}})"), field: "vanish_s1", min: 0.01, max: 100 }),
       logSlider(page, { label: maths("σ_2 / σ_1"), field: "vanish_ratio", min: 0.0001, max: 1 }),
       plainSlider(page, "Rotation", "vanish_turn", { min: 0, max: 180, step: 0.1, say: (value) => `${show(value, 1)}°` }),
       plainSlider(page, "Input x", "vanish_input", { min: 0, max: 3, step: 0.05 }),
       plainSlider(page, "Steps T", "vanish_T", { min: 2, max: 50, say: String }),
-      choices(page, { label: "Activation", field: "vanish_act", options: { tanh: "tanh", sigmoid: "sigmoid", relu: "ReLU" } }),
-      choices(page, { label: "Product in", field: "vanish_float", options: { float64: "float64", float32: "float32" } })),
+      choices(page, {
+        label: "Activation",
+        field: "vanish_act",
+        options: { tanh: "tanh", sigmoid: "sigmoid", relu: "ReLU" },
+      }),
+      choices(page, { label: "Product in", field: "vanish_float", options: { float64: "float64", float32: "float32" } }),
+    ),
     el("p", { class: "said", role: "status" }, text(page, verdict), " ", text(page, precision)),
     el("div", { class: "equation" }, el("h3", {}, "The recurrent matrix"), liveFormula(page, matrix)),
     el("div", { class: "equation" }, el("h3", {}, "The last factor at this lag"), liveFormula(page, lastFactor)),
-    el("div", { class: "equation" }, el("h3", {}, "The bound"),
-      formula("‖ \\frac{∂h(t)}{∂h(k)} ‖", "≤ \\prod_{i=k+1}^{t} ‖ \\frac{∂h(i)}{∂h(i-1)} ‖", "≤ (γ σ_1(\\hh{W_{hh}}))^{t-k}", ", \\text{~} γ = \\fn{max} |σ_h′|"),
-      el("p", { class: "note" }, "γ is 1 for tanh and ReLU, 1/4 for the sigmoid. σ₁ < 1/γ is sufficient for vanishing; σ₁ > 1/γ is only necessary " +
-        "for exploding (Pascanu et al. 2013). And a state that holds a bit against noise sits where the factors shrink: what it " +
-        "remembers safely, the gradient forgets (Bengio et al. 1994).")),
+    el(
+      "div",
+      { class: "equation" },
+      el("h3", {}, "The bound"),
+      formula(
+        "‖ \\frac{∂h(t)}{∂h(k)} ‖",
+        "≤ \\prod_{i=k+1}^{t} ‖ \\frac{∂h(i)}{∂h(i-1)} ‖",
+        "≤ (γ σ_1(\\hh{W_{hh}}))^{t-k}",
+        ", \\text{~} γ = \\fn{max} |σ_h′|",
+      ),
+      el(
+        "p",
+        { class: "note" },
+        "γ is 1 for tanh and ReLU, 1/4 for the sigmoid. σ₁ < 1/γ is sufficient for vanishing; σ₁ > 1/γ is only necessary " +
+          "for exploding (Pascanu et al. 2013). And a state that holds a bit against noise sits where the factors shrink: what it " +
+          "remembers safely, the gradient forgets (Bengio et al. 1994).",
+      ),
+    ),
     predict(page),
   );
 }
 
 function predict(page) {
   return predictFirst(page, {
-    question: ["Both eigenvalues of ", maths("\\hh{W_{hh}}"), " have modulus 0.9, and the network is linear. Can a perturbation grow 100-fold?"],
+    question: [
+      "Both eigenvalues of ",
+      maths("\\hh{W_{hh}}"),
+      " have modulus 0.9, and the network is linear. Can a perturbation grow 100-fold?",
+    ],
     options: ["no, it shrinks by 0.9 at each step", "yes, for some steps", "yes, without end"],
     right: 1,
-    why: el("p", {}, "Eigenvalues rule only the long run. One step stretches by up to σ₁, which is much larger where the " +
-      "eigenvectors are far from orthogonal. The preset “Eigenvalues lie” shows it: at rest tanh has slope 1, so the network is linear."),
+    why: el(
+      "p",
+      {},
+      "Eigenvalues rule only the long run. One step stretches by up to σ₁, which is much larger where the " +
+        "eigenvectors are far from orthogonal. The preset “Eigenvalues lie” shows it: at rest tanh has slope 1, so the network is linear.",
+    ),
   });
 }
 
@@ -116,8 +196,12 @@ function text(page, make) {
 
 function lagSlider(page) {
   return slider(page, {
-    label: "Lag t − 1", min: 1, max: (state) => state.vanish_T - 1,
-    read: (state) => measured(state).lag, write: (vanish_lag) => ({ vanish_lag }), say: String,
+    label: "Lag t − 1",
+    min: 1,
+    max: (state) => state.vanish_T - 1,
+    read: (state) => measured(state).lag,
+    write: (vanish_lag) => ({ vanish_lag }),
+    say: String,
   });
 }
 
@@ -127,7 +211,10 @@ function plainSlider(page, label, field, { min, max, step, say }) {
 
 function picture(state) {
   const { lags, lag } = measured(state);
-  return { ...lags[lag], label: `The circle, and the ellipse at lag ${lag} with half axes ${lags[lag].s.map(showPower).join(" and ")}` };
+  return {
+    ...lags[lag],
+    label: `The circle, and the ellipse at lag ${lag} with half axes ${lags[lag].s.map(showPower).join(" and ")}`,
+  };
 }
 
 function caption(state) {
@@ -139,7 +226,8 @@ function chart(state) {
   const { lags, naive, lag, last, factor } = measured(state);
   const [first, second] = [0, 1].map((i) => lags.map(({ s }) => s[i]));
   return {
-    last, at: lag,
+    last,
+    at: lag,
     lines: [
       { name: "σ₁", kind: "first", values: first },
       { name: "σ₂", kind: "second", values: second },
@@ -155,9 +243,12 @@ function verdict(state) {
   const { lags, factor, last } = measured(state);
   const logs = lags.map(({ s }) => s[0]);
   const [end, top] = [logs[last], Math.max(...logs)];
-  const rule = factor < 1
-    ? `γσ₁ = ${show(factor)} < 1: the product must vanish.`
-    : factor > 1 ? `γσ₁ = ${show(factor)} > 1: the product may grow, it need not.` : "γσ₁ = 1: the product cannot grow.";
+  const rule =
+    factor < 1
+      ? `γσ₁ = ${show(factor)} < 1: the product must vanish.`
+      : factor > 1
+        ? `γσ₁ = ${show(factor)} > 1: the product may grow, it need not.`
+        : "γσ₁ = 1: the product cannot grow.";
   const peak = top > Math.max(0, end) + 0.1 ? ` On the way it is ${showPower(top)} at lag ${logs.indexOf(top)}.` : "";
   return `${rule} Measured: σ₁ is ${showPower(end)} at lag ${last}.${peak}`;
 }
@@ -180,7 +271,8 @@ function lastFactor(state) {
   const t = lag + 1;
   return [
     `\\frac{∂h(${t})}{∂h(${lag})} = \\fn{diag}(σ_h′(z_h(${t}))) \\hh{W_{hh}}`,
-    `= \\fn{diag} ${matrixText(forward.steps[t].slopes, show)} \\hh{${matrixText(W_hh, show)}}`, `= ${matrixText(jacobian(forward, t), show)}`,
+    `= \\fn{diag} ${matrixText(forward.steps[t].slopes, show)} \\hh{${matrixText(W_hh, show)}}`,
+    `= ${matrixText(jacobian(forward, t), show)}`,
   ];
 }
 

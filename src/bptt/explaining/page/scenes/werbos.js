@@ -1,7 +1,15 @@
 // Scene 8, lecture line 9: the network of Werbos's paper, with recurrent weights of lag 1 and lag 2. The gradient now has
 // several ways back from t to k, and their number grows as the Fibonacci numbers do.
 import { el } from "../components/dom.js";
-import { activationChoice, biasEditor, earlierStepSlider, inputEditor, lengthSlider, lossStepSlider, weightEditor } from "../components/editors.js";
+import {
+  activationChoice,
+  biasEditor,
+  earlierStepSlider,
+  inputEditor,
+  lengthSlider,
+  lossStepSlider,
+  weightEditor,
+} from "../components/editors.js";
 import { formula, liveFormula, maths, matrixText } from "../components/formula.js";
 import { choices, matrixEditor } from "../components/inputs.js";
 import { networkDrawing } from "../components/network.js";
@@ -28,7 +36,10 @@ export const scene = {
   title: "Werbos 1990: two lags",
   fields: {
     werbos_lags: choice("2", ["1", "2"]),
-    werbos_W_hh2: fixedMatrix([[-0.5, 0.3], [0.2, 0.4]]),
+    werbos_W_hh2: fixedMatrix([
+      [-0.5, 0.3],
+      [0.2, 0.4],
+    ]),
     werbos_of: choice("W_hh", Object.keys(WEIGHTS)), // the matrix whose terms the map shows
     werbos_path: integer(0, { min: 0, max: 99 }), // which way from k to t is lit; 0: all
   },
@@ -44,7 +55,9 @@ const computed = keptFor((state) => {
   const names = Object.keys(WEIGHTS).filter((name) => net[name]);
   const byName = (make) => Object.fromEntries(names.map((name) => [name, make(name)]));
   return {
-    net, forward, names,
+    net,
+    forward,
+    names,
     lags: net.W_hh2 ? 2 : 1,
     gradient: gradient(net, forward),
     ways: byName((name) => sumOverPaths(net, forward, name)),
@@ -62,16 +75,30 @@ function mount(root, page) {
     page.refresh();
   };
   root.append(
-    el("p", { class: "lead" }, "The network in Werbos’s paper has recurrent weights of lag 1 and of lag 2: the hidden state sees " +
-      "the last two. Then several ways lead from step k to step t, and the gradient is the sum over all of them."),
+    el(
+      "p",
+      { class: "lead" },
+      "The network in Werbos’s paper has recurrent weights of lag 1 and of lag 2: the hidden state sees " +
+        "the last two. Then several ways lead from step k to step t, and the gradient is the sum over all of them.",
+    ),
     drawing(page, () => pointed),
-    el("div", { class: "controls" },
+    el(
+      "div",
+      { class: "controls" },
       choices(page, { label: "Recurrent weights", field: "werbos_lags", options: { 1: "lag 1", 2: "lags 1 and 2" } }),
-      lossStepSlider(page), earlierStepSlider(page), lengthSlider(page)),
+      lossStepSlider(page),
+      earlierStepSlider(page),
+      lengthSlider(page),
+    ),
     waysList(page, point),
     el("div", { class: "equation" }, el("h3", {}, "Net input"), netInput(page)),
-    el("div", { class: "equation" },
-      el("h3", {}, "Back from t to k: multiply along a way, add over the ways"), alongWays(page), liveFormula(page, numbersOfWays)),
+    el(
+      "div",
+      { class: "equation" },
+      el("h3", {}, "Back from t to k: multiply along a way, add over the ways"),
+      alongWays(page),
+      liveFormula(page, numbersOfWays),
+    ),
     el("h3", {}, "The terms of the gradient"),
     map(page),
     difference(page),
@@ -80,21 +107,47 @@ function mount(root, page) {
       options: ["5", "8", "32"],
       right: [5, 8, 32].indexOf(pathCount(6, 1, 2)),
       why: [
-        el("p", {}, "The last edge into h(t) has lag 1 or lag 2, so the ways to h(t) are those to h(t−1) and those to h(t−2). " +
-          "That is the rule of the Fibonacci numbers: 1, 1, 2, 3, 5, 8. Nobody lists the ways to get the gradient: one walk back adds " +
-          "them up as it goes."),
+        el(
+          "p",
+          {},
+          "The last edge into h(t) has lag 1 or lag 2, so the ways to h(t) are those to h(t−1) and those to h(t−2). " +
+            "That is the rule of the Fibonacci numbers: 1, 1, 2, 3, 5, 8. Nobody lists the ways to get the gradient: one walk back adds " +
+            "them up as it goes.",
+        ),
         formula("N(t, k) = N(t-1, k) + N(t-2, k)"),
       ],
     }),
     el("h3", {}, "The numbers to change"),
-    el("div", { class: "matrices" }, weightEditor(page, "hx"), weightEditor(page, "hh"),
+    el(
+      "div",
+      { class: "matrices" },
+      weightEditor(page, "hx"),
+      weightEditor(page, "hh"),
       matrixEditor(page, {
-        field: "werbos_W_hh2", caption: formula(WEIGHTS.W_hh2), colour: "lag", hidden: (state) => state.werbos_lags === "1",
+        field: "werbos_W_hh2",
+        caption: formula(WEIGHTS.W_hh2),
+        colour: "lag",
+        hidden: (state) => state.werbos_lags === "1",
       }),
-      biasEditor(page, "h"), weightEditor(page, "yh"), inputEditor(page)),
+      biasEditor(page, "h"),
+      weightEditor(page, "yh"),
+      inputEditor(page),
+    ),
     el("div", { class: "controls" }, activationChoice(page)),
-    el("p", {}, el("small", {}, "P. J. Werbos, “Backpropagation through time: what it does and how to do it”, Proceedings of the IEEE 78 " +
-      "(1990). His W′ and W″ are ", maths(WEIGHTS.W_hh), " and ", maths(WEIGHTS.W_hh2), " here; in his network they take all units, here the hidden ones.")),
+    el(
+      "p",
+      {},
+      el(
+        "small",
+        {},
+        "P. J. Werbos, “Backpropagation through time: what it does and how to do it”, Proceedings of the IEEE 78 " +
+          "(1990). His W′ and W″ are ",
+        maths(WEIGHTS.W_hh),
+        " and ",
+        maths(WEIGHTS.W_hh2),
+        " here; in his network they take all units, here the hidden ones.",
+      ),
+    ),
   );
 }
 
@@ -114,12 +167,14 @@ function drawing(page, pointed) {
   return networkDrawing(page, (state) => {
     const ways = litWays(state, pointed());
     const { x, k, t } = state;
-    const said = ways.length === 1 ? `the way ${ways[0].map((i) => `h(${i})`).join(" to ")} is lit` : `${ways.length} ways are lit`;
+    const said =
+      ways.length === 1 ? `the way ${ways[0].map((i) => `h(${i})`).join(" to ")} is lit` : `${ways.length} ways are lit`;
     return {
       T: x.length,
       lag2: lagsOf(state) === 2,
       lit: new Set([...ways.flatMap(edges), ...ways.flat().map((i) => `h${i}`), `y${t}`, `yh${t}`]),
-      label: `The unfolded network with recurrent edges of lag ${lagsOf(state) === 2 ? "1 and, dashed, of lag 2" : "1"}; ` +
+      label:
+        `The unfolded network with recurrent edges of lag ${lagsOf(state) === 2 ? "1 and, dashed, of lag 2" : "1"}; ` +
         `from step ${k} to step ${t} ${said}`,
     };
   });
@@ -134,10 +189,20 @@ function waysList(page, point) {
 
   function build(ways) {
     const choose = (n) => page.set(({ werbos_path }) => ({ werbos_path: werbos_path === n ? 0 : n }));
-    buttons = ways.map((way, i) => el("button", {
-      type: "button", onclick: () => choose(i + 1),
-      onpointerenter: () => point(i + 1), onpointerleave: () => point(0), onfocus: () => point(i + 1), onblur: () => point(0),
-    }, written(way)));
+    buttons = ways.map((way, i) =>
+      el(
+        "button",
+        {
+          type: "button",
+          onclick: () => choose(i + 1),
+          onpointerenter: () => point(i + 1),
+          onpointerleave: () => point(0),
+          onfocus: () => point(i + 1),
+          onblur: () => point(0),
+        },
+        written(way),
+      ),
+    );
     list.replaceChildren(...buttons);
   }
 
@@ -170,15 +235,27 @@ function counted(state) {
 
 function netInput(page) {
   return liveFormula(page, ({ werbos_lags }) => [
-    "z_h(t) =", "\\hx{W_{hx}} x(t)", "+ \\hh{W_{hh}} h(t-1)", ...(werbos_lags === "2" ? ["+ \\lag{W_{hh2}} h(t-2)"] : []), "+ b_h",
+    "z_h(t) =",
+    "\\hx{W_{hx}} x(t)",
+    "+ \\hh{W_{hh}} h(t-1)",
+    ...(werbos_lags === "2" ? ["+ \\lag{W_{hh2}} h(t-2)"] : []),
+    "+ b_h",
   ]);
 }
 
 function alongWays(page) {
-  return liveFormula(page, ({ werbos_lags }) => werbos_lags === "2"
-    ? ["\\frac{∂h(t)}{∂h(k)} =", "\\sum_{\\text{ways}}", "\\prod_{\\text{edges~}i→j} D(j) W,", "W = \\hh{W_{hh}} \\text{~for~lag~1,}",
-      "\\lag{W_{hh2}} \\text{~for~lag~2,}", "D(j) = \\fn{diag}(σ_h′(z_h(j)))"]
-    : ["\\frac{∂h(t)}{∂h(k)} =", "\\prod_{i=k+1}^{t} D(i) \\hh{W_{hh}},", "D(i) = \\fn{diag}(σ_h′(z_h(i)))"]);
+  return liveFormula(page, ({ werbos_lags }) =>
+    werbos_lags === "2"
+      ? [
+          "\\frac{∂h(t)}{∂h(k)} =",
+          "\\sum_{\\text{ways}}",
+          "\\prod_{\\text{edges~}i→j} D(j) W,",
+          "W = \\hh{W_{hh}} \\text{~for~lag~1,}",
+          "\\lag{W_{hh2}} \\text{~for~lag~2,}",
+          "D(j) = \\fn{diag}(σ_h′(z_h(j)))",
+        ]
+      : ["\\frac{∂h(t)}{∂h(k)} =", "\\prod_{i=k+1}^{t} D(i) \\hh{W_{hh}},", "D(i) = \\fn{diag}(σ_h′(z_h(i)))"],
+  );
 }
 
 function numbersOfWays(state) {
@@ -202,18 +279,29 @@ function map(page) {
       const [count, size] = [pathCount(t, k, found.lags), sizes[t][k]];
       const ways = `${count} ${count === 1 ? "way" : "ways"}`;
       return {
-        strong: String(count), text: show(size, 2), label: `t ${t}, k ${k}: ${ways}, size ${show(size)}`,
+        strong: String(count),
+        text: show(size, 2),
+        label: `t ${t}, k ${k}: ${ways}, size ${show(size)}`,
         share: size > 0 ? Math.min(1, Math.max(0.03, 1 + Math.log10(size / largest) / DECADES)) : 0,
       };
     },
   });
   const of = termsOf(page, {
-    field: "werbos_of", options: WEIGHTS,
+    field: "werbos_of",
+    options: WEIGHTS,
     chosen: (state) => shownOf(state, computed(state)),
     there: (name, state) => computed(state).names.includes(name),
   });
-  const key = el("p", {}, el("small", {}, "In each cell: the number of ways from k to t, the size of the term, and a bar for the size on a log " +
-    `scale over ${DECADES} decades. Terms are zero where the state before is the start, h(0) = h(−1) = 0.`));
+  const key = el(
+    "p",
+    {},
+    el(
+      "small",
+      {},
+      "In each cell: the number of ways from k to t, the size of the term, and a bar for the size on a log " +
+        `scale over ${DECADES} decades. Terms are zero where the state before is the start, h(0) = h(−1) = 0.`,
+    ),
+  );
   return el("div", {}, of, el("div", { class: "wide" }, table), key);
 }
 
@@ -223,13 +311,22 @@ function difference(page) {
     const found = computed(state);
     const name = shownOf(state, found);
     return [
-      `\\frac{∂L}{∂${WEIGHTS[name]}} =`, "\\sum_{t}", "\\sum_{k ≤ t}", "\\sum_{\\text{ways}}", "\\frac{∂L(t)}{∂h(t)}", "\\prod_{\\text{edges}} D(j) W",
-      `\\frac{∂^+h(k)}{∂${WEIGHTS[name]}}`, `= ${matrixText(found.ways[name], show)}`,
+      `\\frac{∂L}{∂${WEIGHTS[name]}} =`,
+      "\\sum_{t}",
+      "\\sum_{k ≤ t}",
+      "\\sum_{\\text{ways}}",
+      "\\frac{∂L(t)}{∂h(t)}",
+      "\\prod_{\\text{edges}} D(j) W",
+      `\\frac{∂^+h(k)}{∂${WEIGHTS[name]}}`,
+      `= ${matrixText(found.ways[name], show)}`,
     ];
   });
   const badge = differenceBadge(page, "The sum over all ways", (state) => {
     const { names, ways, gradient: found, sizes } = computed(state);
-    return { distance: Math.max(...names.map((name) => distance(ways[name], found[name], sizes[name]))), matrices: names.length };
+    return {
+      distance: Math.max(...names.map((name) => distance(ways[name], found[name], sizes[name]))),
+      matrices: names.length,
+    };
   });
   return el("div", {}, sums, badge);
 }
@@ -241,7 +338,8 @@ function pytorch(state) {
   const format = formatOf(values);
   const W_hh2 = two ? [`W_hh2 = array(${python(net.W_hh2)}).requires_grad_()`] : [];
   const code = [
-    ...numbers(state, { net }), ...W_hh2,
+    ...numbers(state, { net }),
+    ...W_hh2,
     "h, before, L = array([0, 0]), array([0, 0]), []",
     `for t in range(${forward.T}):`,
     `    z = W_hx @ x[t] + W_hh @ h ${two ? "+ W_hh2 @ before " : ""}+ b_h`,

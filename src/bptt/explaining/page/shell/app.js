@@ -17,7 +17,15 @@ export function start(root, all) {
   const views = scenes.map((scene) => view(scene, store, { questions, address }));
   const header = head(scenes, startOver, () => store.set(({ lecture }) => ({ lecture: !lecture })));
   const notice = el("p", { class: "notice", role: "status", hidden: true });
-  root.append(header.node, notice, el("main", {}, views.map((one) => one.section)));
+  root.append(
+    header.node,
+    notice,
+    el(
+      "main",
+      {},
+      views.map((one) => one.section),
+    ),
+  );
   let current = null;
 
   function open(hash, focus) {
@@ -128,8 +136,11 @@ function view(scene, store, { questions, address }) {
   const [before, after] = [el("a", { rel: "prev" }), el("a", { rel: "next" })];
   const body = el("div", { class: "scene-body" });
   const section = el(
-    "section", { id: `scene-${scene.id}`, class: "scene", "aria-labelledby": `title-${scene.id}`, hidden: true },
-    heading, body, el("nav", { class: "neighbours", "aria-label": "Neighbouring scenes" }, before, after),
+    "section",
+    { id: `scene-${scene.id}`, class: "scene", "aria-labelledby": `title-${scene.id}`, hidden: true },
+    heading,
+    body,
+    el("nav", { class: "neighbours", "aria-label": "Neighbouring scenes" }, before, after),
   );
   let mounted = false;
 
@@ -156,7 +167,10 @@ function view(scene, store, { questions, address }) {
   }
 
   function link(previous, next) {
-    for (const [node, other, text] of [[before, previous, `← ${previous?.title}`], [after, next, `${next?.title} →`]]) {
+    for (const [node, other, text] of [
+      [before, previous, `← ${previous?.title}`],
+      [after, next, `${next?.title} →`],
+    ]) {
       node.hidden = !other;
       if (other) node.setAttribute("href", address(other.id));
       if (node.textContent !== text) node.textContent = text;
@@ -168,15 +182,32 @@ function view(scene, store, { questions, address }) {
 
 function head(scenes, onReset, onLecture) {
   const links = scenes.map((scene, i) =>
-    el("a", { href: `#${scene.id}`, "aria-label": `${i + 1} ${scene.title}` }, el("b", {}, i + 1), el("span", {}, scene.short)),
+    el(
+      "a",
+      { href: `#${scene.id}`, "aria-label": `${i + 1} ${scene.title}` },
+      el("b", {}, i + 1),
+      el("span", {}, scene.short),
+    ),
   );
-  const lecture = button("Lecture mode", onLecture, { "aria-pressed": "false", title: "Larger; the arrow keys move between scenes and steps" });
+  const lecture = button("Lecture mode", onLecture, {
+    "aria-pressed": "false",
+    title: "Larger; the arrow keys move between scenes and steps",
+  });
   const note = el("p", { class: "lecture-note", role: "status" });
   const node = el(
-    "header", {},
+    "header",
+    {},
     el("h1", {}, "Backpropagation through time"),
     el("div", { class: "tools" }, lecture, button("Start over", onReset)),
-    el("nav", { "aria-label": "Scenes" }, el("ol", {}, links.map((link) => el("li", {}, link)))),
+    el(
+      "nav",
+      { "aria-label": "Scenes" },
+      el(
+        "ol",
+        {},
+        links.map((link) => el("li", {}, link)),
+      ),
+    ),
     note,
   );
   return {

@@ -18,8 +18,12 @@ export function lectureKeys({ on, scene, step, leave }) {
 
 // A presenter's remote control sends PageUp and PageDown.
 const MOVES = {
-  ArrowRight: ["scene", 1], PageDown: ["scene", 1], ArrowLeft: ["scene", -1], PageUp: ["scene", -1],
-  ArrowDown: ["step", 1], ArrowUp: ["step", -1],
+  ArrowRight: ["scene", 1],
+  PageDown: ["scene", 1],
+  ArrowLeft: ["scene", -1],
+  PageUp: ["scene", -1],
+  ArrowDown: ["step", 1],
+  ArrowUp: ["step", -1],
 };
 
 // A long formula or program that has the focus scrolls on these keys.

@@ -8,14 +8,33 @@ import { choice, integer, matrix, vector } from "./fields.js";
 export const MAX_T = 6; // so many copies can be drawn side by side on a phone
 
 export const FIELDS = {
-  W_hx: matrix([[0.5, -0.3], [0.8, 0.2]]), // [H, D]
-  W_hh: matrix([[0.9, -0.4], [0.3, 0.6]]), // [H, H]
-  W_yh: matrix([[1.2, -0.7], [-0.5, 0.9]]), // [K, H]; the sigmoid head uses the first row
+  W_hx: matrix([
+    [0.5, -0.3],
+    [0.8, 0.2],
+  ]), // [H, D]
+  W_hh: matrix([
+    [0.9, -0.4],
+    [0.3, 0.6],
+  ]), // [H, H]
+  W_yh: matrix([
+    [1.2, -0.7],
+    [-0.5, 0.9],
+  ]), // [K, H]; the sigmoid head uses the first row
   b_h: vector([0.1, -0.1]),
   b_y: vector([0, 0.1]),
-  x: matrix([[1, 0], [0, 1], [1, 1], [0.5, -1]]), // [T, D]
+  x: matrix([
+    [1, 0],
+    [0, 1],
+    [1, 1],
+    [0.5, -1],
+  ]), // [T, D]
   labels: vector([0, 1, 1, 0]), // targets of softmax and sigmoid, 0 or 1
-  targets: matrix([[1, 0], [0, 1], [0.5, 0.5], [-1, 0]]), // targets of the linear head [T, K]
+  targets: matrix([
+    [1, 0],
+    [0, 1],
+    [0.5, 0.5],
+    [-1, 0],
+  ]), // targets of the linear head [T, K]
   activation: choice("tanh", Object.keys(ACTIVATIONS)),
   head: choice("softmax", Object.keys(HEADS)),
   counted: choice("each", ["each", "last"]), // which L(t) are in the sum
@@ -27,9 +46,18 @@ export function consistent({ W_hx, W_hh, W_yh, b_h, b_y, x, labels, targets, t, 
   const shaped = (A, rows, columns) => A.length === rows && A[0].length === columns;
   const T = x.length;
   return (
-    shaped(W_hx, 2, 2) && shaped(W_hh, 2, 2) && shaped(W_yh, 2, 2) && b_h.length === 2 && b_y.length === 2 &&
-    T <= MAX_T && shaped(x, T, 2) && shaped(targets, T, 2) && labels.length === T &&
-    labels.every((label) => label === 0 || label === 1) && k <= t && t <= T
+    shaped(W_hx, 2, 2) &&
+    shaped(W_hh, 2, 2) &&
+    shaped(W_yh, 2, 2) &&
+    b_h.length === 2 &&
+    b_y.length === 2 &&
+    T <= MAX_T &&
+    shaped(x, T, 2) &&
+    shaped(targets, T, 2) &&
+    labels.length === T &&
+    labels.every((label) => label === 0 || label === 1) &&
+    k <= t &&
+    t <= T
   );
 }
 
@@ -55,7 +83,16 @@ function computed(state) {
     return () => (value ??= make());
   };
   const [byWalk, byTerm] = [once(() => gradient(net, forward)), once(() => terms(net, forward))];
-  return { net, forward, get gradient() { return byWalk(); }, get terms() { return byTerm(); } };
+  return {
+    net,
+    forward,
+    get gradient() {
+      return byWalk();
+    },
+    get terms() {
+      return byTerm();
+    },
+  };
 }
 
 // The patch that makes the sequence T steps long; new steps repeat the initial sequence.

@@ -5,14 +5,19 @@ const ONE = /^([a-z]+)\.(\d)\.(\d)\.(\d)$/;
 
 export const predictions = {
   initial: {},
-  encode: (made) => Object.entries(made).map(([scene, { first, last, right }]) => [scene, first, last, right].join(".")).join(","),
+  encode: (made) =>
+    Object.entries(made)
+      .map(([scene, { first, last, right }]) => [scene, first, last, right].join("."))
+      .join(","),
   decode(text) {
     const parts = text === "" ? [] : text.split(",").map((part) => part.match(ONE));
     if (parts.includes(null)) return undefined;
-    return Object.fromEntries(parts.map(([, scene, ...indices]) => {
-      const [first, last, right] = indices.map(Number);
-      return [scene, { first, last, right }];
-    }));
+    return Object.fromEntries(
+      parts.map(([, scene, ...indices]) => {
+        const [first, last, right] = indices.map(Number);
+        return [scene, { first, last, right }];
+      }),
+    );
   },
 };
 
@@ -24,5 +29,9 @@ export function predicted({ predictions: made }, scene, choice, right) {
 // {asked, predicted, right: at the first choice} over these scenes.
 export function score({ predictions: made }, scenes) {
   const known = scenes.map((scene) => made[scene]).filter(Boolean);
-  return { asked: scenes.length, predicted: known.length, right: known.filter(({ first, right }) => first === right).length };
+  return {
+    asked: scenes.length,
+    predicted: known.length,
+    right: known.filter(({ first, right }) => first === right).length,
+  };
 }
