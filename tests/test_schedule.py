@@ -76,10 +76,13 @@ def test_with_room_for_every_state_each_link_is_run_twice():
 
 
 def test_the_formula_is_quick():
-    start = time.perf_counter()
-    for snapshots in (1, 10, 10**3, 10**7):
-        extra_links(10**7, snapshots)
-    assert time.perf_counter() - start < 0.05
+    durations = []
+    for _ in range(5):
+        start = time.perf_counter()
+        for snapshots in (1, 10, 10**3, 10**7):
+            extra_links(10**7, snapshots)
+        durations.append(time.perf_counter() - start)
+    assert min(durations) < 0.05
 
 
 @pytest.mark.parametrize(("links", "snapshots"), [(0, 1), (1, 0), (-1, 3)])
