@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.utils.checkpoint import checkpoint
 
 import bptt
 from tests.cases import assert_same
@@ -169,6 +170,21 @@ def test_torch_compile_takes_the_whole_model(variant):
     want = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
     got = torch.autograd.grad(compiled(x).square().sum(), list(model.parameters()))
     assert_same(dict(enumerate(got)), dict(enumerate(want)), 1e-5)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_activation_checkpointing(variant, backend, use_reentrant):
+    _, ours = _pair(variant, backend, num_layers=2, bidirectional=True, dropout=0.5)
+    x, found = torch.randn(6, 3, 4, requires_grad=True), []
+    for run in (ours, lambda x: checkpoint(ours, x, use_reentrant=use_reentrant)):
+        torch.manual_seed(0)
+        run(x)[0].square().sum().backward()
+        found.append({"x": x.grad.clone(), **{n: p.grad.clone() for n, p in ours.named_parameters()}})
+        x.grad = None
+        ours.zero_grad()
+    assert_same(*found)
 
 
 def test_subclasses_and_hooks():

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
 
 import bptt
-from bptt.cells import GRU, LSTM, Elman
+from bptt.cells import GRU, LSTM, Elman, PointwiseCell
 from bptt.flow import closed, words
 from bptt.kernels import cpu
 from tests.cases import Leaky, Normed, Peephole
@@ -260,6 +260,14 @@ def test_reach_is_the_jacobian_product_along_the_trajectory():
     np.testing.assert_allclose(layer.reach.gain, size / size[0], rtol=1e-9)
     assert layer.lags == T - 1
     assert layer.lag_share.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_reach_of_a_short_sequence_counts_every_loss_step(steps):
+    model = nn.RNN(D, H)
+    with bptt.watch(model) as flow:
+        model(torch.randn(steps, 1, D))[0].sum().backward()
+    assert flow["rnn.l0"].reach.pairs == list(range(steps, 0, -1))
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e25])
@@ -517,6 +525,29 @@ def test_cells_that_are_not_pointwise_and_outputs_changed_in_place():
 
     assert "no closed form" in _said(lambda: run(bptt.Recurrent(Normed(), D, H), False))[1]
     assert "in place" in _said(lambda: run(nn.RNN(D, H), True))[1]
+
+
+@pytest.mark.parametrize("kind", [Elman, GRU, LSTM])
+def test_a_cell_derived_from_one_of_ours_has_its_own_equations(kind):
+    """Neither the native core nor our closed derivatives are taken for it."""
+
+    class Damped(kind):
+        def pointwise(self, zx, zh, state, *vectors):
+            h, *c = super().pointwise(zx, zh, state, *vectors)
+            return 0.7 * h + 0.1, *c
+
+        partials = PointwiseCell.partials
+
+    model = bptt.Recurrent(Damped(), D, H, 2, dtype=torch.float64)
+    x = torch.randn(T, B, D, dtype=torch.float64)
+    flow, gradients = _watched(model, x)
+    _assert_exact(model, flow, dict(gradients), 1e-12)
+    assert not any(layer.saturation for layer in flow)
+    model.zero_grad()
+    model(x)[0][-1].sum().backward()
+    terms = bptt.gradient_map(model, x, loss=lambda outputs: outputs[-1].sum())
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(terms.total(name), parameter.grad, rtol=1e-12, atol=1e-14)
 
 
 def test_the_first_number_that_is_not_finite():

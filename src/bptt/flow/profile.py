@@ -220,7 +220,7 @@ class LayerFlow:
     @cached_property
     def dead(self) -> int:
         """Units that are 0 at every step of every sample (ReLU): no gradient reaches their weights."""
-        if not (isinstance(self.cell, Elman) and self.cell.nonlinearity == "relu"):
+        if self.cell != Elman("relu"):
             return 0
         live = torch.stack([(t.states[0] != 0).any(0) for t in self.traces]).any(0)
         return int((~live).sum())
@@ -259,6 +259,8 @@ class LayerFlow:
 
 def slopes(trace: Trace) -> dict[str, Tensor]:
     """Each gate's derivative by its net input over its largest value, on evenly spaced rows [n, H]."""
+    if type(trace.cell) not in _GATES:
+        return {}
     n = len(trace.x)
     rows = torch.linspace(0, n - 1, min(n, _SAMPLED), device=trace.x.device).round().long()
     zx, zh, _ = trace.inputs(rows)

@@ -86,11 +86,10 @@ def _sample_rows(trace: Trace) -> tuple[Tensor, Tensor]:
 
 def _chosen(weight: Tensor) -> Tensor:
     """Positions of the chosen loss steps [K, b], -1 where there is none; each sample's last one comes first."""
-    T, b = weight.shape
     counts = (weight > 0).sum(0)
     place = (weight > 0).cumsum(0)  # 1, 2, … at the loss steps
-    chosen = torch.full((_PAIRS, b), -1, dtype=torch.long, device=weight.device)
-    for n in range(min(_PAIRS, T)):
+    chosen = torch.full((_PAIRS, weight.shape[1]), -1, dtype=torch.long, device=weight.device)
+    for n in range(_PAIRS):
         wanted = torch.ceil(counts * (_PAIRS - n) / _PAIRS).long()
         found = ((place == wanted) & (weight > 0)).long()
         fresh = (wanted > 0) & (found.sum(0) > 0)

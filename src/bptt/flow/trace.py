@@ -185,7 +185,7 @@ class Trace:
 
     def partials(self, rows: slice | Tensor) -> Partials:
         """D of some rows."""
-        if isinstance(self.cell, Elman):
+        if type(self.cell) is Elman:
             return closed.elman(self.cell, self.states[0][rows])
         return closed.partials(self.cell, *self.inputs(rows), self.vectors())
 
@@ -236,7 +236,7 @@ class Trace:
         h = self.way.before(self.outputs, self.start[0])
         if len(self.start) == 1:
             self.states = (self.outputs,)
-        elif isinstance(self.cell, LSTM):
+        elif type(self.cell) is LSTM:
             c, gates = _cell_states(self.weights, self.way, self.x, h, self.start[1])
             self.states = (self.outputs, c)
             return gates

@@ -48,7 +48,7 @@ class Cpu(LayerKernel):
 
     def refusal(self, stack: Stack, sequences: Sequences) -> str | None:
         """Other cells, devices and number formats, and kinds of derivatives that bypass autograd."""
-        if not isinstance(stack.cell, Elman | GRU | LSTM) or stack.cell not in _CELLS:
+        if not _has(stack.cell):
             return f"the native core has no {stack.cell}"
         reason = _unfit_numbers(stack, sequences) or _unfit_derivative(sequences.x)
         if reason is None and library() is None:
@@ -112,10 +112,15 @@ def _in_bfloat16() -> bool:
     return asked and _native().has_bfloat16
 
 
+def _has(cell: Cell) -> bool:
+    """Not a class of the user's own that is derived from one of these: its equations may be others."""
+    return isinstance(cell, Elman | GRU | LSTM) and cell in _CELLS
+
+
 def serves(cell: Cell, x: Tensor, weights: Weights) -> bool:
     """Whether the core has this cell, and the device and number format of x and the weights."""
     return (
-        isinstance(cell, Elman | GRU | LSTM)
+        _has(cell)
         and x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64)
         and all((w.dtype, w.device) == (x.dtype, x.device) for w in weights.values())

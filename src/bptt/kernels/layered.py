@@ -128,7 +128,8 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         n = 1 + len(ctx.cell.states) + len(ctx.names)
-        tensors, saved = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
+        every = ctx.saved_tensors  # asked for once: under torch.utils.checkpoint it answers no second time
+        tensors, saved = every[:n], every[n:]
         if torch.is_grad_enabled():  # create_graph=True: the gradient must itself have a gradient
             return None, None, None, None, *_differentiable_backward(ctx, tensors, grads)
         parts = _parts(ctx.cell, ctx.names, tensors)
