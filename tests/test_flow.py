@@ -334,6 +334,20 @@ def test_verdicts_are_right_on_labelled_cases(seed):
     assert alarms <= 0.02 * healthy, "\n".join(wrong)
 
 
+def test_a_few_rows_do_not_make_a_unit_dead():
+    """A live ReLU is 0 in half of its rows: in a single row half of all units are."""
+    model = nn.RNN(D, 8, nonlinearity="relu")
+    for steps in (1, 2, 3):
+        with bptt.watch(model) as flow:
+            model(torch.randn(steps, 1, D))[0].square().sum().backward()
+        assert [finding.verdict for finding in flow.verdict()] == ["healthy"]
+    with torch.no_grad():
+        model.bias_ih_l0.fill_(-20)
+    with bptt.watch(model) as flow:
+        model(torch.randn(3, 1, D))[0].sum().backward()
+    assert "dead units" in [finding.verdict for finding in flow.verdict()]
+
+
 def test_trap_a_transient_that_grows_a_hundredfold_although_the_spectral_radius_is_0():
     model = nn.RNN(4, 12)
     with torch.no_grad():

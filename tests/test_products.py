@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import mpmath
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -377,6 +378,19 @@ def test_an_initial_state_that_is_no_tensor():
 def test_what_cannot_be_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call(nn.GRU(2, 3), torch.zeros(4, 2, 2))
+
+
+def test_whole_numbers_of_numpy_and_torch_will_do():
+    made, x = nn.GRU(2, 3), torch.randn(4, 2, 2)
+    wanted = bptt.products(made, x, t=3, lags=[0, 2], sample=1)
+    for array in (np.array, torch.tensor):
+        got = bptt.products(made, x, t=array(3), lags=array([0, 2]), sample=array(1))
+        torch.testing.assert_close(got.log10, wanted.log10)
+        assert got.lags.tolist() == [0, 2]
+    assert bptt.lyapunov(made, x, n=np.int64(2)).exponents.shape == (2,)
+    for number in (True, np.True_, torch.tensor(True), 1.0):
+        with pytest.raises(ValueError, match="t is .*, wanted a step of the sample"):
+            bptt.products(made, x, t=number)
 
 
 def test_one_lag_is_a_list_of_one():

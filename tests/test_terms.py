@@ -1,5 +1,6 @@
 """The map over (t, k): exact against autograd, for every layer and form of input; what it shows; what it refuses."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -318,6 +319,7 @@ def with_nan(shape, *place):
         ({"x": torch.zeros(4, 2, 2, 2)}, ValueError, "x has 4 axes, wanted 3"),
         ({"x": torch.zeros(4, 2, 2).double()}, ValueError, "x has dtype torch.float64, the weights have torch.float32"),
         ({"x": with_nan((4, 2, 2), 3, 1, 0)}, ValueError, "x holds NaN or Inf, first at index 3, sample 1"),
+        ({"x": with_nan((4, 2, 2), 3, 1, 0), "loss": cubed}, ValueError, "x holds NaN or Inf, first at index 3, sample 1"),
         ({"loss": None}, ValueError, "wanted one of grad_outputs= .* and loss="),
         ({"grad_outputs": torch.zeros(4, 2, 3)}, ValueError, "wanted one of grad_outputs= .* and loss="),
         ({"loss": None, "grad_outputs": torch.zeros(4, 2, 2)}, ValueError, r"grad_outputs has shape \(4, 2, 2\)"),
@@ -332,12 +334,15 @@ def with_nan(shape, *place):
         ({"reset": torch.zeros(4, 2).bool()}, ValueError, "torch.nn's layers know no reset"),
         ({"layer": bptt.GRU(2, 3), "reset": torch.zeros(4, 2)}, ValueError, "reset is torch.float32, wanted torch.bool"),
         ({"layer": bptt.GRU(2, 3), "reset": torch.zeros(3, 2).bool()}, ValueError, r"shape \(3, 2\) .*, wanted \(4, 2\)"),
+        ({"layer": bptt.GRU(2, 3), "reset": [True] * 4}, TypeError, "reset is a list, wanted a Tensor"),
+        ({"samples": [True]}, ValueError, "samples has True, wanted whole numbers from 0 to 1"),
         ({"samples": [2]}, ValueError, "samples has 2, wanted whole numbers from 0 to 1"),
         ({"samples": [0, 0]}, ValueError, "each only once"),
         ({"samples": []}, ValueError, "at least one place"),
         ({"samples": 0}, TypeError, r"samples is 0, wanted a list of whole numbers, such as \[0\]"),
         ({"layers": 0}, TypeError, "layers is 0, wanted a list"),
         ({"loss": torch.zeros(())}, TypeError, "loss is a Tensor, wanted a function"),
+        ({"layers": [0.0]}, ValueError, r"layers is \[0.0\], wanted some of \[0\]"),
         ({"layers": [1]}, ValueError, r"layers is \[1\], wanted some of \[0\]"),
         ({"layer": nn.GRU(2, 3, 2, dropout=0.5)}, ValueError, "call layer.eval"),
         ({"x": torch.zeros(4000, 4, 2), "samples": None}, ValueError, "would take .* MB, wanted at most 256: pass fewer"),
@@ -347,6 +352,12 @@ def test_what_cannot_be_is_refused(changes, error, message):
     arguments = {"layer": nn.GRU(2, 3), "x": torch.zeros(4, 2, 2), "loss": lambda o: o.sum()} | changes
     with pytest.raises(error, match=message):
         bptt.gradient_map(arguments.pop("layer"), arguments.pop("x"), **arguments)
+
+
+def test_whole_numbers_of_numpy_and_torch_will_do():
+    made, x = nn.GRU(2, 3), torch.randn(4, 2, 2)
+    for places in (np.array([1]), torch.tensor([1])):
+        assert bptt.gradient_map(made, x, loss=cubed, samples=places).samples == (1,)
 
 
 def test_broken_weights_are_named():

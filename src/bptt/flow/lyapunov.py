@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bptt.flow.graded import ALONE_BELOW, few_threads
 from bptt.flow.products import forwards, one_trajectory
-from bptt.flow.trajectory import Hidden, RecurrentLayer, Rows, Trajectory, read
+from bptt.flow.trajectory import Hidden, RecurrentLayer, Rows, Trajectory, read, whole
 
 BLOCKS = 10
 
@@ -72,11 +72,11 @@ def lyapunov(
     """
     trajectory = one_trajectory(layer, read(layer, x, hx, None), sample, depth, direction)
     size, steps = trajectory.size, trajectory.steps
-    count = size if n is None else n
-    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= size:
+    count = size if n is None else whole(n)
+    if count is None or not 1 <= count <= size:
         raise ValueError(f"n is {n!r}, wanted a whole number from 1 to {size}, the size of the state")
-    left_out = steps // 10 if discard is None else discard
-    if not isinstance(left_out, int) or isinstance(left_out, bool) or left_out < 0:
+    left_out = steps // 10 if discard is None else whole(discard)
+    if left_out is None or left_out < 0:
         raise ValueError(f"discard is {discard!r}, wanted a whole number of steps, 0 or more")
     if steps - left_out < 2:
         raise ValueError(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bptt.flow.graded import ALONE_BELOW, GradedProduct, few_threads, log_singular_values
-from bptt.flow.trajectory import Hidden, Inputs, RecurrentLayer, Rows, Trajectory, listed, read, trace
+from bptt.flow.trajectory import Hidden, Inputs, RecurrentLayer, Rows, Trajectory, listed, read, trace, whole
 
 DEFAULT_LAGS = 128
 LN10 = math.log(10)
@@ -143,10 +143,14 @@ def one_trajectory(layer: RecurrentLayer, inputs: Inputs, sample: int, depth: in
         "depth": (depth, layer.num_layers),
         "direction": (direction, 2 if layer.bidirectional else 1),
     }
+    places = []
     for name, (value, count) in limits.items():
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < count:
+        number = whole(value)
+        if number is None or not 0 <= number < count:
             raise ValueError(f"{name} is {value!r}, wanted a whole number from 0 to {count - 1}")
-    alone = inputs.of(torch.tensor([sample]))
+        places.append(number)
+    place, depth, direction = places
+    alone = inputs.of(torch.tensor([place]))
     if alone.lengths is not None:
         length = int(alone.lengths)
         reset = None if alone.reset is None else alone.reset[:length]
@@ -156,9 +160,10 @@ def one_trajectory(layer: RecurrentLayer, inputs: Inputs, sample: int, depth: in
 
 
 def _walked(t: int, trajectory: Trajectory) -> int:
-    if not isinstance(t, int) or isinstance(t, bool) or not 0 <= t < trajectory.steps:
+    step = whole(t)
+    if step is None or not 0 <= step < trajectory.steps:
         raise ValueError(f"t is {t!r}, wanted a step of the sample, from 0 to {trajectory.steps - 1}")
-    return trajectory.steps - 1 - t if trajectory.reverse else t
+    return trajectory.steps - 1 - step if trajectory.reverse else step
 
 
 def _lags(lags: Sequence[int] | None, largest: int) -> list[int]:
@@ -167,15 +172,17 @@ def _lags(lags: Sequence[int] | None, largest: int) -> list[int]:
             return list(range(largest + 1))
         spread = torch.logspace(0, math.log10(largest), DEFAULT_LAGS, dtype=torch.float64).round().long()
         return sorted({0, *spread.tolist(), largest})
-    wanted = listed("lags", lags)
-    for lag in wanted:
-        if not isinstance(lag, int) or isinstance(lag, bool) or not 0 <= lag <= largest:
+    wanted = set()
+    for lag in listed("lags", lags):
+        number = whole(lag)
+        if number is None or not 0 <= number <= largest:
             raise ValueError(
                 f"lags has {lag!r}, wanted whole numbers of steps from 0 to {largest}: t reaches no further"
             )
+        wanted.add(number)
     if not wanted:
         raise ValueError("lags is empty, wanted at least one distance, or None")
-    return sorted(set(wanted))
+    return sorted(wanted)
 
 
 __all__ = ["Products", "products"]

@@ -23,6 +23,7 @@ from bptt.flow.trajectory import (
     read,
     refuse_nonfinite,
     trace,
+    whole,
 )
 
 MAP_BYTES = 256 << 20  # what a map may hold before it asks for fewer samples
@@ -107,7 +108,8 @@ class GradientMap:
         """
         layer, short = self._find(name)
         for label, index in (("t", t), ("k", k), ("lag", lag)):
-            if index is not None and not (hasattr(index, "__index__") and 0 <= index < self.steps):
+            number = whole(index)
+            if index is not None and (number is None or not 0 <= number < self.steps):
                 raise ValueError(f"{label} is {index!r}, wanted a step from 0 to {self.steps - 1}")
         if sample is not None and sample not in self.samples:
             raise ValueError(f"sample {sample} is not in this map: it has {list(self.samples)}, add it to `samples=`")
@@ -263,11 +265,12 @@ def gradient_map(
         raise TypeError(f"loss is a {type(loss).__name__}, wanted a function from the layer's outputs to Σ_t L(t)")
     places = chosen(samples, inputs.x.shape[1])
     wanted = _depths(layers, layer.num_layers)
+    # Before the loss, which would pass a NaN of the input on to ∂L/∂outputs.
+    with few_threads(len(places) * sum(w.numel() for w in layer.parameters()) < WORK_ALONE):
+        trajectories, _ = trace(layer, inputs.of(places))
     d_outputs = _given(layer, grad_outputs, inputs) if grad_outputs is not None else _of_loss(layer, x, hx, reset, loss)
     d_outputs = d_outputs[:, places.to(d_outputs.device)]
     refuse_nonfinite("∂L/∂outputs", d_outputs, places.tolist())
-    with few_threads(len(places) * sum(w.numel() for w in layer.parameters()) < WORK_ALONE):
-        trajectories, _ = trace(layer, inputs.of(places))
     _refuse_large(trajectories[0][0], d_outputs, len(wanted) * len(trajectories[0]))
     shown: dict[str, _LayerTerms] = {}
     for depth in range(layer.num_layers - 1, min(wanted) - 1, -1):
@@ -284,10 +287,11 @@ def gradient_map(
 
 
 def _depths(layers: Sequence[int] | None, count: int) -> set[int]:
-    wanted = set(range(count)) if layers is None else set(listed("layers", layers))
+    given = list(range(count)) if layers is None else listed("layers", layers)
+    wanted = {whole(depth) for depth in given}
     if not wanted or not wanted <= set(range(count)):
-        raise ValueError(f"layers is {sorted(wanted)}, wanted some of {list(range(count))}: 0 is the lowest")
-    return wanted
+        raise ValueError(f"layers is {given}, wanted some of {list(range(count))}: 0 is the lowest")
+    return {depth for depth in wanted if depth is not None}
 
 
 def _given(layer: RecurrentLayer, grad_outputs: Rows, inputs: Inputs) -> Tensor:

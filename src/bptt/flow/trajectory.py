@@ -7,6 +7,7 @@ Order. Everything here is in the order of walking: a reverse direction has its l
 it round). Padding is a step that leaves the state as it is and lets no gradient through.
 """
 
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -193,6 +194,8 @@ def padded(layer: RecurrentLayer, rows: Rows, name: str) -> Tensor:
 def _flags(layer: RecurrentLayer, cell: Cell, reset: Rows, x: Tensor) -> Tensor:
     if getattr(layer, "cell", None) is None:
         raise ValueError("torch.nn's layers know no reset: use bptt's layer of the same name, or leave reset out")
+    if not isinstance(reset, Tensor | PackedSequence):
+        raise TypeError(f"reset is a {type(reset).__name__}, wanted a Tensor or a PackedSequence of torch.bool")
     packed = isinstance(reset, PackedSequence)
     data = reset.data if isinstance(reset, PackedSequence) else reset
     if data.dtype != torch.bool:
@@ -340,14 +343,26 @@ def listed(name: str, values: Sequence[int]) -> list[int]:
     return list(values)
 
 
+def whole(number: object) -> int | None:
+    """The whole number that it is, of Python, numpy or torch; None for anything else, and for True and False."""
+    if isinstance(number, bool) or (isinstance(number, Tensor) and number.dtype == torch.bool):
+        return None
+    try:
+        return operator.index(number)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
 def chosen(samples: Sequence[int] | None, batch: int) -> Tensor:
     """The indices of the samples that are to be shown; all if None. Raises ValueError."""
     if samples is None:
         return torch.arange(batch)
-    wanted = listed("samples", samples)
-    for index in wanted:
-        if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < batch:
+    wanted = []
+    for index in listed("samples", samples):
+        place = whole(index)
+        if place is None or not 0 <= place < batch:
             raise ValueError(f"samples has {index!r}, wanted whole numbers from 0 to {batch - 1}, places in the batch")
+        wanted.append(place)
     if not wanted or len(set(wanted)) != len(wanted):
         raise ValueError(f"samples is {wanted}, wanted at least one place in the batch, and each only once")
     return torch.tensor(wanted)

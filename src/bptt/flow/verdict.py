@@ -12,6 +12,7 @@ spectral radius < 1 may still amplify a gradient a hundredfold, and one of large
 | `SATURATED` (profile.py) | 5 % | of the slope's maximum: |z| > 2.2 for tanh, > 4.4 for the logistic sigmoid |
 | `SATURATED_SHARE` | 4/5 | of the candidate; the labelled cases stand at 0.97, character LSTMs that predict well at 0.6 |
 | `DEAD_SHARE` | 1/4 | a ReLU layer loses a few units as a matter of course; a quarter of its width it does not |
+| `FEW_ROWS` | 32 | (step, sample) rows: a live ReLU is 0 in about half of them; over fewer than these, some are in all |
 | `CUT_GAIN` | 10 % | of a loss step's gradient is still there at the chunk's start: truncation throws away more than noise |
 """
 
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from bptt.cells import GRU, LSTM, Elman
 from bptt.flow.profile import REACHES, LayerFlow, slopes
 
-FEW_LAGS, VANISHED, EXPLODED, SATURATED_SHARE, DEAD_SHARE, CUT_GAIN = 8, 0.25, 10.0, 0.8, 0.25, 0.1
+FEW_LAGS, VANISHED, EXPLODED, SATURATED_SHARE, DEAD_SHARE, FEW_ROWS, CUT_GAIN = 8, 0.25, 10.0, 0.8, 0.25, 32, 0.1
 _CANDIDATE = {Elman: "h", GRU: "n", LSTM: "g"}  # the gate that carries what is new; the others may saturate to remember
 Evidence = dict[str, float | int | str | None]
 
@@ -134,7 +135,9 @@ def _of_layer(layer: LayerFlow, cuts: list[Cut], clip: float | None) -> Iterator
         return
     if "state" in kinds:
         yield _cut(layer)
-    dead = layer.dead >= max(1, DEAD_SHARE * layer.units)
+    rows = sum(len(trace.x) for trace in layer.traces)
+    enough = rows >= FEW_ROWS or layer.dead == layer.units
+    dead = enough and layer.dead >= max(1, DEAD_SHARE * layer.units)
     if dead:
         yield _dead(layer)
     saturated = layer.saturation.get(_CANDIDATE.get(type(layer.cell), ""), 0.0)

@@ -18,6 +18,7 @@ from bptt.flow.call import Call, Unseen, needs_draws
 from bptt.flow.lookback import Link, Truncation, compare, lost
 from bptt.flow.profile import LayerFlow, NonFinite
 from bptt.flow.trace import Trace
+from bptt.flow.trajectory import whole
 from bptt.flow.verdict import Cut, Finding, judge
 from bptt.kernels.tape import hide_tapes, show_tapes, take_tapes
 from bptt.layers import cell_of
@@ -294,7 +295,8 @@ class Flow:
 
         Raises ValueError unless k is a whole number ≥ 0, RuntimeError if nothing was watched.
         """
-        if not isinstance(k, int) or isinstance(k, bool) or k < 0:
+        lookback = whole(k)
+        if lookback is None or lookback < 0:
             raise ValueError(f"truncation: k is {k!r}, wanted a whole number of steps, at least 0")
         if not self.layers:
             raise RuntimeError("nothing was watched: run forward and backward inside the block first")
@@ -303,8 +305,8 @@ class Flow:
         with torch.no_grad():
             for module, stacks in self._stacks.items():
                 for stack in stacks:
-                    _add_lost(module, stack, k, exact, missing)
-        return compare(exact, missing, k)
+                    _add_lost(module, stack, lookback, exact, missing)
+        return compare(exact, missing, lookback)
 
     def to_json(self) -> dict[str, Any]:
         """Everything that was seen, as numbers, lists and names."""
