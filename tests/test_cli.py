@@ -260,11 +260,19 @@ def test_a_prompt_is_for_texts(tmp_path):
     assert "--prompt is for runs on text, this one's task is adding: leave it out" in result.stderr
 
 
-def test_a_number_of_processes_that_is_none(tmp_path):
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("abc", "'abc', wanted a number"),
+        ("0", "0, but one is the least"),
+        ("2", "2, but RANK, MASTER_ADDR, MASTER_PORT"),
+    ],
+)
+def test_a_number_of_processes_that_cannot_be(value, message, tmp_path):
     command = ["train", "adding", "--length", "4", "--hidden", "2", "--steps", "2", "--out", tmp_path / "run"]
-    result = Run(*command, environment={"WORLD_SIZE": "abc"}).result()
+    result = Run(*command, environment={"WORLD_SIZE": value}).result()
     assert result.returncode == 2
-    assert "the environment variable WORLD_SIZE is 'abc', wanted a number" in result.stderr
+    assert f"the environment variable WORLD_SIZE is {message}" in result.stderr
 
 
 def test_a_reader_of_the_summary_that_goes_away_costs_nothing(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 import bptt
 from bptt.cells import GRU, LSTM, Elman, PointwiseCell
@@ -539,6 +539,51 @@ def test_cells_that_are_not_pointwise_and_outputs_changed_in_place():
 
     assert "no closed form" in _said(lambda: run(bptt.Recurrent(Normed(), D, H), False))[1]
     assert "in place" in _said(lambda: run(nn.RNN(D, H), True))[1]
+
+
+@pytest.mark.parametrize("lib", [nn, bptt])
+def test_a_class_derived_from_a_layer_that_takes_or_returns_something_else(lib):
+    class Lengths(lib.LSTM):
+        def forward(self, x, lengths):
+            outputs, final = super().forward(pack_padded_sequence(x, lengths))
+            return pad_packed_sequence(outputs)[0], final
+
+    class OutputsAlone(lib.LSTM):
+        def forward(self, x):
+            return super().forward(x)[0]
+
+    class Doubled(lib.LSTM):
+        def forward(self, x):
+            outputs, final = super().forward(x)
+            return 2 * outputs, final
+
+    def run(model, steps, *arguments, **options):
+        with bptt.watch(model) as flow:
+            result = model(torch.randn(steps, 2, D), *arguments, **options)
+            (result if isinstance(result, torch.Tensor) else result[0]).sum().backward()
+        return flow
+
+    lengths = torch.tensor([T, 2])
+    for model, steps, arguments, options, reason in (
+        (Lengths(D, H), T, (lengths,), {}, "takes or returns other than"),
+        (Lengths(D, H), T, (), {"lengths": lengths}, "could not be reproduced"),
+        (OutputsAlone(D, H), T, (), {}, "takes or returns other than"),
+        (OutputsAlone(D, H), 2, (), {}, "takes or returns other than"),
+        (Doubled(D, H), T, (), {}, "could not be reproduced"),
+    ):
+        flow, said = _said(lambda: run(model, steps, *arguments, **options))  # noqa: B023  # called at once
+        assert reason in said
+        assert said.count("bptt.watch") <= 1
+        assert not flow.layers
+
+
+def test_what_a_layer_outside_the_model_has_kept_is_not_taken_for_the_models_own():
+    model, outside = nn.GRU(D, H), bptt.GRU(D, H)
+    outside.load_state_dict(model.state_dict())
+    with bptt.watch(model) as flow:
+        outside(torch.randn(T, B, D))
+        model(torch.randn(T, B, D))[0].sum().backward()
+    _assert_exact(model, flow, {n: p.grad for n, p in model.named_parameters()}, 1e-5)
 
 
 @pytest.mark.parametrize("kind", [Elman, GRU, LSTM])

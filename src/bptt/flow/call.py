@@ -64,12 +64,19 @@ class Call:
 
     @staticmethod
     def of(module: nn.Module, cell: Cell, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> "Call":
-        """Keep the references, and ask for the gradients of the results; the graph itself is not kept."""
+        """Keep the references, and ask for the gradients of the results; the graph itself is not kept.
+
+        Raises Unseen where input and results are not of the layer's form.
+        """
         x = args[0] if args else kwargs["input"]
         hx = args[1] if len(args) > 1 else kwargs.get("hx")
         given: State = () if hx is None else (hx,) if isinstance(hx, Tensor) else tuple(hx)
-        outputs, final = result
-        last: State = (final,) if isinstance(final, Tensor) else tuple(final)
+        outputs, last = _results(result)
+        if not _of_the_layers_form(module, cell, x, given, outputs, last):
+            raise Unseen(
+                f"{type(module).__name__} takes or returns other than the layer that it is derived from, so what ran inside "
+                "cannot be known: let it hold the layer, in a module of its own, instead of deriving from it"
+            )
         named = [("input", _data(x)), ("output", _data(outputs)), *(("state", s) for s in (*given, *last))]
         attached = any(s.requires_grad for s in given)
         call = Call(
@@ -166,7 +173,7 @@ class _Anew:
             masks.append(draws.mask(outputs, self._dropout()))
             inputs = outputs if masks[-1] is None else outputs * masks[-1]
         self._gradients(traces, masks)
-        self._check(traces[-1])
+        self._check(traces[-1], top)
         return (Link(tuple(own), mask) for own, mask in zip(traces, [None, *masks], strict=True))
 
     def _gradients(self, traces: list[list[Trace]], masks: list[Tensor | None]) -> None:
@@ -190,18 +197,19 @@ class _Anew:
                 mask = masks[layer - 1]
                 external = d_x if mask is None else d_x * mask
 
-    def _check(self, traces: list[Trace]) -> None:
+    def _check(self, traces: list[Trace], outputs: Tensor) -> None:
         """One step from the known state before it must give the output that the model gave."""
-        for trace in traces:
+        for trace, given in zip(traces, outputs.chunk(self.directions, dim=-1), strict=True):
             n = len(trace.x)
             rows = torch.linspace(0, n - 1, min(n, _CHECKED), device=trace.x.device).round().long()
-            seen, made = trace.outputs[rows], trace.recomputed(rows)
+            seen, made = given[rows], trace.recomputed(rows)
             finite = seen.isfinite() & made.isfinite()
             error = (seen - made)[finite].norm() / seen[finite].norm().clamp_min(1e-30)
             if finite.any() and float(error) > self.call.tolerance:
                 raise Unseen(
                     f"its outputs could not be reproduced (relative error {float(error):.1e}): its weights were changed "
-                    "before the block ended, or cuDNN drew the dropout between its layers; set dropout=0 while watching"
+                    "before the block ended, its class changes what goes in or out, or cuDNN drew the dropout between its "
+                    "layers: set dropout=0 while watching"
                 )
 
     def _tapes(self) -> list[Tape]:
@@ -210,6 +218,7 @@ class _Anew:
         fits = len(tapes) == self.module.num_layers * self.directions and all(
             isinstance(tape.kernel, cpu.Cpu)
             and not tape.kernel.bfloat16
+            and len(tape.x) == sum(self.sizes)
             and tape.x.dtype == self.dtype
             and (self.cell.gates == 1 or tape.saved[2] is not None)
             for tape in tapes
@@ -340,6 +349,36 @@ def _its_own(module: nn.Module, cell: Cell, state: State) -> bool:
             return bool((h.abs() <= 1).all())
         case _:
             return True
+
+
+def _results(result: Any) -> tuple[Any, State]:
+    """The outputs and the final state's components, of what a layer has returned; () where that is something else."""
+    if not isinstance(result, tuple) or len(result) != 2:
+        return None, ()
+    outputs, final = result
+    return outputs, (final,) if isinstance(final, Tensor) else tuple(final)
+
+
+def _of_the_layers_form(module: Any, cell: Cell, x: Any, given: State, outputs: Any, final: State) -> bool:
+    """Whether all shapes are those of the layer: a class derived from one may take and return what it likes."""
+    packed = isinstance(x, PackedSequence)
+    tensors = (_data(x), _data(outputs), *given, *final)
+    if isinstance(outputs, PackedSequence) != packed or not all(isinstance(t, Tensor) for t in tensors):
+        return False
+    rows = _data(x).shape[:-1]
+    if len(rows) not in ((1,) if packed else (1, 2)):
+        return False
+    batch = (int(x.batch_sizes[0]),) if packed else () if len(rows) == 1 else (rows[0 if module.batch_first else 1],)
+    directions = 2 if module.bidirectional else 1
+    width = module.proj_size or module.hidden_size
+    widths = [width, *[module.hidden_size] * (len(cell.states) - 1)]
+    states = [(module.num_layers * directions, *batch, n) for n in widths]
+    return (
+        _data(x).shape[-1] == module.input_size
+        and _data(outputs).shape == (*rows, directions * width)
+        and [tuple(s.shape) for s in final] == states
+        and (not given or [tuple(s.shape) for s in given] == states)
+    )
 
 
 def _tolerance(outputs: Tensor) -> float:

@@ -134,8 +134,7 @@ class Flow:
             self._note("does not see torch.nn's single cells (RNNCell, GRUCell, LSTMCell): use the layers")
         self._watched = frozenset(id(module) for _, module, _ in found)
         for _, module, cell in found:
-            if needs_draws(module):
-                self._handles.append(module.register_forward_pre_hook(self._before))
+            self._handles.append(module.register_forward_pre_hook(self._before))
             self._handles.append(module.register_forward_hook(self._after(cell), with_kwargs=True))
         if found:
             for parameter in self.model.parameters():
@@ -168,10 +167,12 @@ class Flow:
         return run
 
     def _before(self, module: nn.Module, args: Any) -> None:
-        self._guarded(self._keep_generator)(module)
+        self._guarded(self._begin)(module)
 
-    def _keep_generator(self, module: nn.Module) -> None:
-        self._rng[id(module)] = torch.get_rng_state()
+    def _begin(self, module: nn.Module) -> None:
+        take_tapes()  # of layers that are not watched
+        if needs_draws(module):
+            self._rng[id(module)] = torch.get_rng_state()
 
     def _after(self, cell: Any) -> Callable[..., None]:
         keep = self._guarded(self._keep)
@@ -188,7 +189,11 @@ class Flow:
         self._called = True
         if not torch.is_grad_enabled():
             return
-        call = Call.of(module, cell, args, kwargs, result)
+        try:
+            call = Call.of(module, cell, args, kwargs, result)
+        except Unseen as reason:
+            self._does_not_see(module, reason)
+            return
         call.tapes = tapes
         state = self._rng.get(id(module))
         call.rng = (state,) if state is not None and needs_draws(module) else ()
@@ -226,21 +231,28 @@ class Flow:
             self._say(f"could not compute the profile: {type(error).__name__}: {error}")
 
     def _settle_calls(self, calls: list[Call]) -> None:
-        names = {id(module): name for name, module in self.model.named_modules()}
+        names = self._names()
         of_module: dict[str, list[list[Link]]] = {}
         self._cuts = list(_cuts(calls, names))
         for call in calls:
-            name = names[id(call.module)] or type(call.module).__name__.lower()
+            name = names[id(call.module)]
             try:
                 of_module.setdefault(name, []).append(call.stack())
             except Unseen as reason:
-                self._note(f"does not see {name}: {reason}")
+                self._does_not_see(call.module, reason)
                 of_module[name] = []
         for name, stacks in of_module.items():
             self._stacks[name] = stacks
             for depth in range(len(stacks[0]) if stacks else 0):
                 for direction in range(len(stacks[0][depth].traces)):
                     self._layer(name, depth, direction, [s[depth].traces[direction] for s in stacks])
+
+    def _names(self) -> dict[int, str]:
+        """What each module is called in the model; the model itself by its class."""
+        return {id(m): name or type(m).__name__.lower() for name, m in self.model.named_modules()}
+
+    def _does_not_see(self, module: nn.Module, reason: Unseen) -> None:
+        self._note(f"does not see {self._names()[id(module)]}: {reason}")
 
     def _layer(self, module: str, depth: int, direction: int, traces: list[Trace]) -> None:
         name = f"{module}.l{depth}{'_reverse' if direction else ''}"
@@ -249,7 +261,7 @@ class Flow:
         self.layers[name].add(traces)
 
     def _say_what_was_missing(self) -> None:
-        if self._settled or any("no recurrent layer" in note for note in self.notes):
+        if self._settled or any("no recurrent layer" in n or n.startswith("does not see") for n in self.notes):
             return
         if not self._called:
             self._say("saw no call of a recurrent layer in the block: run the model inside it, not compiled")
@@ -373,14 +385,14 @@ def _cuts(calls: list[Call], names: dict[int, str]) -> Iterator[Cut]:
     input is the earlier's output (the same memory), detached.
     """
     for call in calls:
-        name = names[id(call.module)] or type(call.module).__name__.lower()
+        name = names[id(call.module)]
         if call.carried and call.differentiable:
             earlier = call.follows
             spans = earlier is not None and bool(earlier.passes & call.passes)
             yield Cut(name, "state" if spans else "truncation", "")
         if call.differentiable and not call.arrived:
             below = next((c for c in calls if c is not call and _reads_detached(c, call)), None)
-            where = "" if below is None else names[id(below.module)] or "the next layer"
+            where = "" if below is None else names[id(below.module)]
             yield Cut(name, "outputs" if below is not None else "none", where)
 
 

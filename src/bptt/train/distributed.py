@@ -18,11 +18,17 @@ from bptt.errors import InputError
 from bptt.tasks import Shard
 
 T = TypeVar("T")
+_TORCHRUN = ("RANK", "MASTER_ADDR", "MASTER_PORT")  # what it sets beside WORLD_SIZE
 
 
 def world_size() -> int:
-    """How many processes torchrun has started, 1 without it."""
-    return _number("WORLD_SIZE", 1)
+    """How many processes torchrun has started, 1 without it. Raises InputError if that cannot be."""
+    count = _number("WORLD_SIZE", 1)
+    missing = [name for name in _TORCHRUN if name not in os.environ] if count > 1 else []
+    if missing or not count:
+        why = f"{', '.join(missing)} not set" if missing else "one is the least"
+        raise InputError(f"the environment variable WORLD_SIZE is {count}, but {why}: unset it, or use torchrun")
+    return count
 
 
 def _number(variable: str, otherwise: int) -> int:
