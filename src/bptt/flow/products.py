@@ -13,6 +13,9 @@ from bptt.flow.trajectory import Hidden, Inputs, RecurrentLayer, Rows, Trajector
 DEFAULT_LAGS = 128
 LN10 = math.log(10)
 JACOBIAN_BYTES = 8 << 20  # of steps' Jacobians, made at a time
+TOGETHER_BYTES = (
+    1 << 20
+)  # of products whose singular values are found together: they stay in the cache between the rounds
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +61,8 @@ def products(
     for every factor (method and sources: `bptt.flow.graded`). Measured on the data, never from W_hh alone: what saturated
     units swallow is seen, and so is a transient growth that W_hh's eigenvalues do not show.
 
-    Costs one QR of N × N for each step of the largest lag, and a Jacobi SVD for each lag asked for. Each step's Jacobian
+    Costs one QR of N × N for each step of the largest lag, and a Jacobi SVD for each lag asked for: some 10 ms at N = 64,
+    but a second at N = 256, where a few `lags` will do. Each step's Jacobian
     is of the float64 equations, taken at the states that the layer reaches in its own number format.
 
     Args:
@@ -83,7 +87,13 @@ def products(
     wanted = _lags(lags, anchor)
     with few_threads(trajectory.size < ALONE_BELOW):
         logs, rows, direct = _accumulate(trajectory, anchor, wanted)
-        log10 = log_singular_values(torch.stack(logs), torch.stack(rows)) / LN10
+        together = max(1, TOGETHER_BYTES // (8 * trajectory.size**2))
+        log10 = torch.cat(
+            [
+                log_singular_values(torch.stack(logs[i : i + together]), torch.stack(rows[i : i + together])) / LN10
+                for i in range(0, len(logs), together)
+            ]
+        )
     return Products(
         t=trajectory.steps - 1 - anchor if trajectory.reverse else anchor,
         lags=torch.tensor(wanted),
