@@ -13,9 +13,7 @@ from bptt.flow.trajectory import Hidden, Inputs, RecurrentLayer, Rows, Trajector
 DEFAULT_LAGS = 128
 LN10 = math.log(10)
 JACOBIAN_BYTES = 8 << 20  # of steps' Jacobians, made at a time
-TOGETHER_BYTES = (
-    1 << 20
-)  # of products whose singular values are found together: they stay in the cache between the rounds
+TOGETHER_BYTES = 1 << 20  # of products whose singular values are found together, so that they stay in the cache
 
 
 @dataclass(frozen=True, eq=False)

@@ -175,7 +175,8 @@ def sensitivity(
     x_wanted: bool,
 ) -> Sensitivity:
     """∂L/∂state of every step: the loop of `Cpu.backward`, which hands it out, without the gradients of the weights."""
-    states = tuple(s.contiguous() for s in saved[: len(state)] if s is not None)
+    saved = tuple(None if s is None else s.contiguous() for s in saved)
+    states = tuple(s for s in saved[: len(state)] if s is not None)
     delta, d_start = tuple(map(_empty, states)), tuple(map(_empty, state))
     d_x = _empty(x) if x_wanted else None
     given = [None if d is None else d.contiguous() for d in (d_outputs, *d_final)]
