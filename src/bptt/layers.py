@@ -4,6 +4,7 @@ One path serves all: bring the input into the form of `kernels.Sequences`, let `
 outputs back in the form of the input.
 """
 
+import functools
 import warnings
 from typing import Any, NamedTuple
 
@@ -62,28 +63,28 @@ class _Layer(nn.Module):
         return form.out(outputs), final if len(final) > 1 else final[0]
 
     def layer_weights(self, layer: int, direction: int) -> Weights:
-        """The parameters of one layer and direction by their short names (`weight_hh`), in torch.nn's order."""
-        names = self.cell.shapes(1, self.hidden_size, self.bias, self.proj_size)
-        return {name: getattr(self, _parameter_name(name, layer, direction)) for name in names}
+        """The parameters of one layer and direction by their short names (`weight_hh`), in torch.nn's order.
+
+        Raises RuntimeError if one was replaced by a tensor of another shape: a kernel takes that from the layer's sizes.
+        """
+        width = self.input_size if layer == 0 else (1 + self.bidirectional) * (self.proj_size or self.hidden_size)
+        own, weights = self._parameters, {}
+        for short, name, shape in _named(self.cell, layer, direction, width, self.hidden_size, self.bias, self.proj_size):
+            weight = own.get(name)
+            if weight is None:  # parametrized, or replaced
+                weight = getattr(self, name)
+            if weight.shape != shape:
+                raise RuntimeError(
+                    f"{name} has shape {tuple(weight.shape)}, wanted {shape}: "
+                    "give it that shape, or make a layer of other sizes"
+                )
+            weights[short] = weight
+        return weights
 
     def _stack(self) -> Stack:
-        directions = range(2 if self.bidirectional else 1)
-        weights = tuple(tuple(self.layer_weights(n, d) for d in directions) for n in range(self.num_layers))
-        self._check_weights(weights)
+        directions = (0, 1) if self.bidirectional else (0,)
+        weights = tuple([tuple([self.layer_weights(n, d) for d in directions]) for n in range(self.num_layers)])
         return Stack(self.cell, weights, self.dropout if self.training else 0.0)
-
-    def _check_weights(self, weights: tuple[tuple[Weights, ...], ...]) -> None:
-        """A kernel takes a weight's shape from the layer's sizes, so one that was replaced must not get that far."""
-        for layer, both in enumerate(weights):
-            width = self.input_size if layer == 0 else len(both) * (self.proj_size or self.hidden_size)
-            wanted = self.cell.shapes(width, self.hidden_size, self.bias, self.proj_size)
-            for direction, own in enumerate(both):
-                for name, shape in wanted.items():
-                    if own[name].shape != shape:
-                        raise RuntimeError(
-                            f"{_parameter_name(name, layer, direction)} has shape {tuple(own[name].shape)}, wanted {shape}: "
-                            "give it that shape, or make a layer of other sizes"
-                        )
 
     def _check_input(self, sequences: Sequences, weight: Tensor) -> None:
         x = sequences.x
@@ -293,9 +294,8 @@ class Recurrent(_Layer):
         for layer in range(num_layers):
             width = input_size if layer == 0 else directions * (proj_size or hidden_size)
             for direction in range(directions):
-                for name, shape in cell.shapes(width, hidden_size, bias, proj_size).items():
-                    parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-                    self.register_parameter(_parameter_name(name, layer, direction), parameter)
+                for _, name, shape in _named(cell, layer, direction, width, hidden_size, bias, proj_size):
+                    self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -372,8 +372,20 @@ class _Form(NamedTuple):
         return component
 
 
-def _parameter_name(name: str, layer: int, direction: int) -> str:
-    return f"{name}_l{layer}{'_reverse' if direction else ''}"
+def _named(cell: Cell, layer: int, *sizes: Any) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
+    """Of each parameter of a layer and direction the cell's short name for it, the layer's name, and the shape."""
+    try:
+        return _names_and_shapes(cell, layer, *sizes)
+    except TypeError:  # a cell without hash
+        return _names_and_shapes.__wrapped__(cell, layer, *sizes)
+
+
+@functools.lru_cache(maxsize=1024)
+def _names_and_shapes(
+    cell: Cell, layer: int, direction: int, input_size: int, hidden_size: int, bias: bool, proj_size: int
+) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
+    end = f"_l{layer}{'_reverse' if direction else ''}"
+    return tuple((name, name + end, shape) for name, shape in cell.shapes(input_size, hidden_size, bias, proj_size).items())
 
 
 def _known_backend(backend: str) -> str:

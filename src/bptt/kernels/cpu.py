@@ -6,6 +6,7 @@ The specification is `reference.py`.
 import ctypes
 import functools
 import os
+from array import array
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +30,6 @@ _CELLS: dict[Cell, tuple[int, int]] = {  # number, gates
 }  # fmt: skip
 _WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
 _NUMBERS, _POINTERS = 10, 29  # that bptt_problem of csrc/problem.h has
-_Problem = ctypes.c_int64 * (_NUMBERS + _POINTERS)
 
 
 class Cpu(LayerKernel):
@@ -69,12 +69,15 @@ class Cpu(LayerKernel):
         """Kept is what the step's derivative needs: the states; unless `lean_tape` the gates, and the GRU candidate's zh."""
         keep = keep and not is_lean()
         native, w_hh = _native(), weights["weight_hh"]
-        N, H, P = x.shape[0], w_hh.shape[0] // cell.gates, w_hh.shape[1]
-        units = native.units(H, x.dtype == torch.float64)
-        h, h_last = x.new_empty(N, P), _empty(state[0])
-        c, c_last = (x.new_empty(N, H), _empty(state[1])) if len(state) == 2 else (None, None)
-        gates = x.new_empty(N, cell.gates, units) if keep and cell.gates > 1 else None
-        candidate = x.new_empty(N, units) if keep and isinstance(cell, GRU) else None
+        form, H, P = x.shape[:-1], w_hh.shape[0] // cell.gates, w_hh.shape[1]
+        N = form.numel()
+        h, h_last = torch.empty(*form, P, dtype=x.dtype), _empty(state[0])
+        c, c_last = (torch.empty(N, H, dtype=x.dtype), _empty(state[1])) if len(state) == 2 else (None, None)
+        gates, candidate = None, None
+        if keep and cell.gates > 1:
+            units = native.units(H, x.dtype == torch.float64)
+            gates = torch.empty(N, cell.gates, units, dtype=x.dtype)
+            candidate = torch.empty(N, units, dtype=x.dtype) if isinstance(cell, GRU) else None
         outputs = [h, c, gates, candidate, h_last, c_last]
         native.run(cell, walk, _inputs(walk, x, state, weights), outputs, bfloat16=self.bfloat16)
         return h, (h_last,) if c_last is None else (h_last, c_last), (h, c, gates, candidate)
@@ -87,15 +90,15 @@ class Cpu(LayerKernel):
         state: State,
         weights: Weights,
         saved: Saved,
-        d_outputs: Tensor,
-        d_final: State,
+        d_outputs: Tensor | None,
+        d_final: tuple[Tensor | None, ...],
         x_wanted: bool,
     ) -> Gradients:
         """The gradients of all weights; of x only if wanted, for that is a product of its own."""
         d_x = _empty(x) if x_wanted else None
         d_state = [_empty(s) for s in state]
         d_weights = {name: _empty(weight) for name, weight in weights.items()}
-        given = [d.contiguous() for d in (d_outputs, *d_final)]
+        given = [None if d is None else d.contiguous() for d in (d_outputs, *d_final)]
         none = [None] * (2 - len(state))
         outputs = [*saved, None, None, *given, *none, d_x, *d_state, *none, *map(d_weights.get, _WEIGHTS)]
         inputs = _inputs(walk, x, state, weights)
@@ -114,7 +117,7 @@ def _in_bfloat16() -> bool:
 
 def _has(cell: Cell) -> bool:
     """Not a class of the user's own that is derived from one of these: its equations may be others."""
-    return isinstance(cell, Elman | GRU | LSTM) and cell in _CELLS
+    return type(cell) in (Elman, GRU, LSTM) and cell in _CELLS
 
 
 def serves(cell: Cell, x: Tensor, weights: Weights) -> bool:
@@ -201,10 +204,11 @@ def _unfit_numbers(stack: Stack, sequences: Sequences) -> str | None:
     x, autocast = sequences.x, torch.is_autocast_enabled("cpu")
     every = [w for directions in stack.weights for weights in directions for w in weights.values()]
     inside = every[0].dtype if autocast else x.dtype  # under autocast `LayerKernel.run` converts the input
-    if x.device.type != "cpu" or inside not in (torch.float32, torch.float64) or not x.numel():
+    if not x.is_cpu or inside not in (torch.float32, torch.float64) or not x.numel():
         return f"it runs float32 and float64 on the CPU, not {x.numel()} numbers of {inside} on {x.device}"
-    if any(w.dtype != inside or w.device != x.device for w in every):
-        return "the weights are not of the input's number format and device"
+    for w in every:
+        if w.dtype != inside or not w.is_cpu:
+            return "the weights are not of the input's number format and device"
     if autocast and inside == torch.float64:
         return "under autocast float64 is left to torch"
     if sequences.batch_sizes is not None and not _packable(sequences.batch_sizes, x.shape[0]):
@@ -272,13 +276,14 @@ class Native(NamedTuple):
         assert w_ih is not None
         number, gates = _CELLS[cell]
         number_format = 1 if x.dtype == torch.float64 else 2 * bfloat16
-        problem = _Problem(
-            number, number_format, walk.length, walk.batch, x.shape[1], w_ih.shape[0] // gates,
-            0 if w_hr is None else w_hr.shape[0], walk.reverse, h_is_known, _threads(),
-            *[0 if tensor is None else tensor.data_ptr() for tensor in inputs],
-            *[0 if tensor is None else tensor.data_ptr() for tensor in outputs],
+        rows, width = w_ih.shape
+        numbers = (
+            number, number_format, walk.length, walk.batch, width, rows // gates, 0 if w_hr is None else w_hr.shape[0],
+            walk.reverse, h_is_known, _threads(),
         )  # fmt: skip
-        code = self.core.bptt_run(ctypes.addressof(problem), backward, self.parallel_for)
+        pointers = [0 if tensor is None else tensor.data_ptr() for tensor in (*inputs, *outputs)]
+        problem = array("q", (*numbers, *pointers, *[0] * (_POINTERS - len(pointers))))
+        code = self.core.bptt_run(problem.buffer_info()[0], backward, self.parallel_for)
         if code == 2:
             raise MemoryError("the native core found no memory for its work: take shorter or fewer sequences at a time")
         if code:
@@ -301,7 +306,7 @@ def library() -> Native | None:
         parallel_for = ctypes.cast(torch_cpu.torch_parallel_for, ctypes.c_void_p)
     except (OSError, AttributeError):
         return None
-    if not hasattr(core, "bptt_has_bfloat16") or core.bptt_problem_size() != ctypes.sizeof(_Problem):
+    if not hasattr(core, "bptt_has_bfloat16") or core.bptt_problem_size() != 8 * (_NUMBERS + _POINTERS):
         return None  # built from another version's source
     core.bptt_units.argtypes, core.bptt_units.restype = (ctypes.c_int64, ctypes.c_int64), ctypes.c_int64
     core.bptt_run.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)

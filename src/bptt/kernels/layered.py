@@ -14,7 +14,7 @@ from bptt.kernels.walk import Walk, loop
 
 
 class Gradients(NamedTuple):
-    """What the backward of one layer finds: for x [N, D] (None if nobody asked), the initial state, each weight."""
+    """What the backward of one layer finds: for x (None if nobody asked), the initial state, each weight."""
 
     x: Tensor | None
     state: State
@@ -22,15 +22,18 @@ class Gradients(NamedTuple):
 
 
 class LayerKernel(Kernel):
-    """A kernel that states the forward and the backward of one layer in one direction, both without autograd."""
+    """A kernel that states the forward and the backward of one layer in one direction, both without autograd.
+
+    The rows of x come as [T, B, D] or [N, D], the state as [B, ·] or [1, B, ·]; results have the form of what came.
+    """
 
     @abstractmethod
     def forward(
         self, cell: PointwiseCell, walk: Walk, x: Tensor, state: State, weights: Weights, keep: bool
     ) -> tuple[Tensor, State, Saved]:
-        """Rows x [N, D] and the initial state [B, ·] → outputs [N, H or P], the final state, what backward needs.
+        """Rows x and the initial state → outputs, of H or P units, the final state, what backward needs.
 
-        Unless `keep`, nobody will ask for a gradient.
+        The outputs are no view, or nobody could change them in place. Unless `keep`, nobody will ask for a gradient.
         """
 
     @abstractmethod
@@ -42,13 +45,14 @@ class LayerKernel(Kernel):
         state: State,
         weights: Weights,
         saved: Saved,
-        d_outputs: Tensor,
-        d_final: State,
+        d_outputs: Tensor | None,
+        d_final: tuple[Tensor | None, ...],
         x_wanted: bool,
     ) -> Gradients:
         """The gradients of x, the initial state and the weights from those of the outputs and the final state.
 
-        It may be called more than once with the same `saved`, so it leaves it as it is.
+        None stands for a gradient that is zero. It may be called more than once with the same `saved`, so it leaves it as
+        it is.
         """
 
     def run(self, stack: Stack, sequences: Sequences, state: State) -> tuple[Tensor, State]:
@@ -69,23 +73,22 @@ class LayerKernel(Kernel):
         return y.to(outside), tuple(s.to(outside) for s in final)
 
     def _run(self, stack: Stack, sequences: Sequences, state: State) -> tuple[Tensor, State]:
-        rows = sequences.x if sequences.batch_sizes is not None else sequences.x.flatten(0, 1)
+        x = sequences.x
         walks = [Walk.over(sequences, reverse=bool(direction)) for direction in range(len(stack.weights[0]))]
+        if len(walks) * len(stack.weights) == 1:
+            return self.layer(stack.cell, walks[0], x, state, stack.weights[0][0])
         finals: list[State] = []
         for depth, directions in enumerate(stack.weights):
             outputs = []
             for walk, weights in zip(walks, directions, strict=True):
-                start = tuple(component[len(finals)] for component in state)
-                y, final = self.layer(stack.cell, walk, rows, start, weights)
+                start = tuple(component[len(finals) : len(finals) + 1] for component in state)
+                y, final = self.layer(stack.cell, walk, x, start, weights)
                 outputs.append(y)
                 finals.append(final)
-            rows = torch.cat(outputs, dim=-1) if len(outputs) > 1 else outputs[0]
+            x = torch.cat(outputs, dim=-1) if len(outputs) > 1 else outputs[0]
             if depth < len(stack.weights) - 1:
-                rows = F.dropout(rows, stack.dropout, training=stack.dropout > 0)
-        y = rows if sequences.batch_sizes is not None else rows.view(*sequences.x.shape[:2], rows.shape[-1])
-        if len(finals) == 1:
-            return y, tuple(component.unsqueeze(0) for component in finals[0])
-        return y, tuple(torch.stack(component) for component in zip(*finals, strict=True))
+                x = F.dropout(x, stack.dropout, training=stack.dropout > 0)
+        return x, tuple(torch.cat(component) for component in zip(*finals, strict=True))
 
     def layer(self, cell: Cell, walk: Walk, x: Tensor, state: State, weights: Weights) -> tuple[Tensor, State]:
         """One layer in one direction, for autograd.
@@ -104,11 +107,24 @@ class LayerKernel(Kernel):
 
 
 def plain_layer(cell: Cell, walk: Walk, x: Tensor, state: State, weights: Weights) -> tuple[Tensor, State]:
-    """The plain equations over time."""
+    """The plain equations over time, in and out of the forms of `LayerKernel`."""
+    rows, start = as_rows(x), tuple(map(as_rows, state))
     if isinstance(cell, PointwiseCell):
-        zx = cell.net_input(x, weights["weight_ih"], weights.get("bias_ih"))  # N,G,H: one product over all rows
-        return loop(walk, state, lambda t, before: cell.advance(zx[walk.spans[t]], before, weights))
-    return loop(walk, state, lambda t, before: cell.step(x[walk.spans[t]], before, weights))
+        zx = cell.net_input(rows, weights["weight_ih"], weights.get("bias_ih"))  # N,G,H: one product over all rows
+        outputs, final = loop(walk, start, lambda t, before: cell.advance(zx[walk.spans[t]], before, weights))
+    else:
+        outputs, final = loop(walk, start, lambda t, before: cell.step(rows[walk.spans[t]], before, weights))
+    return as_given(outputs, x), tuple(map(as_given, final, state))
+
+
+def as_rows(tensor: Tensor) -> Tensor:
+    """[..., ·] → [N, ·]."""
+    return tensor.flatten(0, -2)
+
+
+def as_given(rows: Tensor, form: Tensor) -> Tensor:
+    """The way back: [N, ·] → [..., ·], where `form` is [..., ·] of any width."""
+    return rows.view(*form.shape[:-1], rows.shape[-1])
 
 
 class _Layer(torch.autograd.Function):
@@ -122,11 +138,14 @@ class _Layer(torch.autograd.Function):
         outputs, final, saved = kernel.forward(cell, walk, x, state, weights, keep=True)
         note(kernel, x, state, outputs, saved)
         ctx.kernel, ctx.cell, ctx.walk, ctx.names = kernel, cell, walk, names
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, *saved)
         return outputs, *final
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        if all(grad is None for grad in grads):
+            return (None,) * (4 + 1 + len(ctx.cell.states) + len(ctx.names))
         n = 1 + len(ctx.cell.states) + len(ctx.names)
         every = ctx.saved_tensors  # asked for once: under torch.utils.checkpoint it answers no second time
         tensors, saved = every[:n], every[n:]
@@ -145,7 +164,7 @@ def _parts(cell: PointwiseCell, names: tuple[str, ...], tensors: tuple[Tensor, .
 
 
 def _differentiable_backward(
-    ctx: Any, tensors: tuple[Tensor, ...], grads: tuple[Tensor, ...]
+    ctx: Any, tensors: tuple[Tensor, ...], grads: tuple[Tensor | None, ...]
 ) -> tuple[Tensor | None, ...]:
     """The gradient through autograd over the plain loop, with a graph of its own for second derivatives.
 
@@ -155,5 +174,7 @@ def _differentiable_backward(
     aliases = tuple(t.view_as(t) for t in tensors)
     outputs, final = plain_layer(ctx.cell, ctx.walk, *_parts(ctx.cell, ctx.names, aliases))
     wanted = [a for a in aliases if a.requires_grad]
-    found = iter(torch.autograd.grad((outputs, *final), wanted, grads, create_graph=True, allow_unused=True))
+    given = [(y, d) for y, d in zip((outputs, *final), grads, strict=True) if d is not None]
+    ends, d_ends = zip(*given, strict=True)
+    found = iter(torch.autograd.grad(ends, wanted, d_ends, create_graph=True, allow_unused=True))
     return tuple(next(found) if a.requires_grad else None for a in aliases)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bptt.cells import Partials, PointwiseCell, State, Weights
 from bptt.kernels.base import Sequences, Stack
-from bptt.kernels.layered import Gradients, LayerKernel
+from bptt.kernels.layered import Gradients, LayerKernel, as_given, as_rows
 from bptt.kernels.tape import Saved
 from bptt.kernels.walk import Walk, loop, merge
 
@@ -39,16 +39,17 @@ class Reference(LayerKernel):
         self, cell: PointwiseCell, walk: Walk, x: Tensor, state: State, weights: Weights, keep: bool
     ) -> tuple[Tensor, State, Saved]:
         """The plain loop; what is kept is zx and the state before each row."""
-        zx = cell.net_input(x, weights["weight_ih"], weights.get("bias_ih"))  # N,G,H
+        zx = cell.net_input(as_rows(x), weights["weight_ih"], weights.get("bias_ih"))  # N,G,H
         visited: list[State] = [()] * len(walk.spans)
 
         def advance(t: int, before: State) -> State:
             visited[t] = before
             return cell.advance(zx[walk.spans[t]], before, weights)
 
-        outputs, final = loop(walk, state, advance)
+        outputs, final = loop(walk, tuple(map(as_rows, state)), advance)
         before = (torch.cat(component) for component in zip(*visited, strict=True))  # N,· each
-        return outputs, final, (zx, *before)
+        outputs, *final = (as_given(rows, form).clone() for rows, form in zip((outputs, *final), (x, *state), strict=True))
+        return outputs, tuple(final), (zx, *before)
 
     def backward(
         self,
@@ -58,19 +59,22 @@ class Reference(LayerKernel):
         state: State,
         weights: Weights,
         saved: Saved,
-        d_outputs: Tensor,
-        d_final: State,
+        d_outputs: Tensor | None,
+        d_final: tuple[Tensor | None, ...],
         x_wanted: bool,
     ) -> Gradients:
         """The recursion of this module's header, then one product for each weight."""
         zx, *before = saved
         assert zx is not None
-        d_zx, d_state, d_weights = walk_back(cell, walk, zx, weights, tuple(before), d_outputs, d_final)  # type: ignore[arg-type]
+        d_h = torch.zeros_like(before[0]) if d_outputs is None else as_rows(d_outputs)
+        d_last = tuple(as_rows(torch.zeros_like(s) if d is None else d) for d, s in zip(d_final, state, strict=True))
+        d_zx, d_state, d_weights = walk_back(cell, walk, zx, weights, tuple(before), d_h, d_last)  # type: ignore[arg-type]
         d_rows = d_zx.flatten(1)
-        d_weights["weight_ih"] = d_rows.T @ x
+        d_weights["weight_ih"] = d_rows.T @ as_rows(x)
         if "bias_ih" in weights:
             d_weights["bias_ih"] = d_rows.sum(0)
-        return Gradients(d_rows @ weights["weight_ih"] if x_wanted else None, d_state, d_weights)
+        d_x = as_given(d_rows @ weights["weight_ih"], x) if x_wanted else None
+        return Gradients(d_x, tuple(map(as_given, d_state, state)), d_weights)
 
 
 def walk_back(

@@ -67,8 +67,10 @@ def note(kernel: Any, x: Tensor, state: State, outputs: Tensor, saved: Saved) ->
     """Note a tape, without graph, for whoever has called `show_tapes`."""
     seen = _seen.get()
     if seen is not None:
-        kept = tuple(None if s is None else s.detach() for s in saved)
-        seen.append(Tape(kernel, x.detach(), tuple(s.detach() for s in state), outputs.detach(), kept))
+        h = outputs.detach().flatten(0, -2)
+        kept = tuple(h if s is outputs else None if s is None else s.detach() for s in saved)
+        start = tuple(s.detach().flatten(0, -2) for s in state)
+        seen.append(Tape(kernel, x.detach().flatten(0, -2), start, h, kept))
 
 
 def take_tapes() -> list[Tape]:
