@@ -112,7 +112,7 @@ class _Layer(nn.Module):
         rows = self.num_layers * (2 if self.bidirectional else 1)
         widths = [self.proj_size or self.hidden_size, *[self.hidden_size] * (len(self.cell.states) - 1)]
         if hx is None:
-            return tuple(x.new_zeros(rows, batch, width) for width in widths)
+            return tuple([x.new_zeros(rows, batch, width) for width in widths])
         given = (hx,) if isinstance(hx, Tensor) else tuple(hx)
         if len(given) != len(widths):
             names = ", ".join(f"{name}_0" for name in self.cell.states)

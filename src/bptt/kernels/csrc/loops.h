@@ -20,6 +20,7 @@ namespace bptt { namespace BPTT_ISA {
 constexpr int64_t kCache = 1 << 20;   // bytes of a second-level cache
 constexpr int64_t kMeeting = 1000;    // cycles of a step from which on it is worth to share it
 constexpr int64_t kWaking = 15000;    // cycles of work for which it is worth to wake a thread
+constexpr int64_t kTogether = 192;    // rows of a weight gradient for which it is worth to pack the other factor
 
 // S: the numbers of all tensors and sums; C: the cell; W: the elements that products multiply, pairs of bfloat16 or S itself.
 template <class S, class C, class W = S> class Layer {
@@ -64,10 +65,10 @@ template <class S, class C, class W = S> class Layer {
 
   void backward() {
     const int64_t most = block_rows();
-    Buffer<W> w_hh(Packed<W>::size(G * U, P)), w_ih(p.d_x ? Packed<W>::size(G * U, D) : 0);
-    Buffer<W> w_hr(p.projected ? Packed<W>::size(P, H) : 0);
     const bool replays = G > 1 && !p.gates;
     Block block(*this, most, replays);
+    Buffer<W> w_hh(Packed<W>::size(G * U, P)), w_ih(p.d_x ? Packed<W>::size(G * U, D) : 0);
+    Buffer<W> w_hr(p.projected ? Packed<W>::size(P, H) : 0);
     Indices indices(replays ? p.threads : 0, most);
     std::unique_ptr<const Operands> operands(replays ? new Operands(*this) : nullptr);
     const Packed<W> back{w_hh, G * U, P, outputs_.wide}, to_x{w_ih, G * U, D, Panels<S>(D, 1).wide};
@@ -258,12 +259,14 @@ template <class S, class C, class W = S> class Layer {
 
   // The weights as the products want them, and b_ih + b_hh with each gate filled up to U; where zh stays apart its b_hh does.
   struct Operands {
-    Buffer<W> w_ih, w_hh, w_hr;
+    Buffer<W> weights;  // in one piece, which the backward gets for its dz
+    W *const w_ih, *const w_hh, *const w_hr;
     Buffer<S> bias, apart;
     const bool joined;  // zx and zh in one product, step by step: where all weights fit a cache and tiles are full
     explicit Operands(const Layer& l)
-        : w_ih(G * Packed<W>::size(l.D, l.H)), w_hh(G * Packed<W>::size(l.P, l.H)),
-          w_hr(l.p.projected ? Packed<W>::size(l.H, l.P) : 0), bias(G * l.U), apart(l.U),
+        : weights(G * (Packed<W>::size(l.D, l.H) + Packed<W>::size(l.P, l.H)) + (l.p.projected ? Packed<W>::size(l.H, l.P) : 0)),
+          w_ih(weights), w_hh(w_ih + G * Packed<W>::size(l.D, l.H)), w_hr(w_hh + G * Packed<W>::size(l.P, l.H)),
+          bias(G * l.U), apart(l.U),
           joined(l.p.batch >= 4 * l.groups_ && kWeightBytes * G * l.U * (l.D + l.P) / l.team_ <= kCache / 4) {
       l.add_biases(bias, apart);
       l.pack(*this);
@@ -535,7 +538,10 @@ template <class S, class C, class W = S> class Layer {
     const int64_t each = (rows + threads * kTileRows - 1) / (threads * kTileRows) * kTileRows;
     if (!p.d_w_ih && !p.d_x) return;
     parallel(pool_, threads, [&](int64_t begin, int64_t end) {
-      if (p.d_w_ih) weight_gradients(block, std::min(begin * each, rows), std::min(end * each, rows));
+      if (p.d_w_ih)
+        parts(std::min(end * each, rows) - begin * each, kTogether, [&](int64_t q, int64_t count) {
+          weight_gradients(block, begin * each + q, begin * each + q + count);
+        });
       if (p.d_x) {
         const int64_t n = R * begin / threads;
         product(room(begin), R * end / threads - n, 0, D, Zero{zeros_},
@@ -585,13 +591,13 @@ template <class S, class C, class W = S> class Layer {
   // at a time, so that they share the cache lines of a row.
   template <class F>
   static void interleave(const S* from, int64_t stride, int64_t R, int64_t first, int64_t last, F column, W* to) {
-    constexpr int kTogether = 8;
-    Tile some[kTogether];
+    constexpr int most = 8;
+    Tile some[most];
     int count = 0;
     tiles(last - first, [&](int64_t q, int m) {
       Tile& tile = some[count++] = {to + q * depth<W>(R), m, {}};
       for (int i = 0; i < m; ++i) tile.start[i] = from + column(first + q + i);
-      if (count < kTogether && q + m < last - first) return;
+      if (count < most && q + m < last - first) return;
       for (int64_t n = 0; n < R; n += kPer<W>)
         for (int i = 0; i < count; ++i) some[i].take(n * stride, (n + 1) * stride, n + 1 < R);
       count = 0;

@@ -134,14 +134,17 @@ template <class W, Left left> Multiply<W> multiply_for(int m, int n) {
   return multiply_for<W, left>(m, n, std::make_integer_sequence<int, kTileRows * kTileVectors>());
 }
 
-// Even parts of at most kTileRows: work(begin, rows).
-template <class F> inline void tiles(int64_t rows, F work) {
-  const int64_t count = (rows + kTileRows - 1) / kTileRows;
+// Even parts of at most `most` rows: work(begin, rows).
+template <class F> inline void parts(int64_t rows, int64_t most, F work) {
+  const int64_t count = (rows + most - 1) / most;
   for (int64_t i = 0, begin = 0; i < count; ++i) {
     const int64_t end = rows * (i + 1) / count;
-    work(begin, int(end - begin));
+    work(begin, end - begin);
     begin = end;
   }
+}
+template <class F> inline void tiles(int64_t rows, F work) {
+  parts(rows, kTileRows, [&](int64_t begin, int64_t count) { work(begin, int(count)); });
 }
 
 // A left-hand side and the weight that it is multiplied with: row(r) points to row r of the former.
