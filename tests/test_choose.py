@@ -1,6 +1,8 @@
 """Which kernel is chosen, and that it is said where the fast one is missing."""
 
+import dataclasses
 import importlib
+import typing
 import warnings
 from pathlib import Path
 
@@ -57,3 +59,26 @@ def test_tensors_without_memory_and_tracing_take_torch_s_operators(name):
         warnings.simplefilter("ignore")  # torch.jit.trace is on its way out
         traced = torch.jit.trace(layer, (x,))
     torch.testing.assert_close(traced(other)[0], layer(other)[0])
+
+
+@dataclasses.dataclass  # compares by value and has no hash
+class Unhashable(bptt.PointwiseCell):
+    slope: float = 1.0
+    gates: typing.ClassVar[int] = 1
+
+    def pointwise(self, zx, zh, state):
+        return (torch.tanh(self.slope * (zx + zh).squeeze(-2)),)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "both"])
+def test_a_cell_needs_no_hash_and_its_outputs_may_be_changed_in_place(bidirectional):
+    layer = bptt.Recurrent(Unhashable(), 3, 4, bidirectional=bidirectional, dtype=torch.float64)
+    x = torch.randn(5, 2, 3, dtype=torch.float64)
+
+    def gradients(change):
+        outputs, h_n = layer(x)
+        loss = change(outputs).square().sum() + change(h_n).square().sum()
+        return torch.autograd.grad(loss, list(layer.parameters()))
+
+    for got, want in zip(gradients(lambda t: t.mul_(2)), gradients(lambda t: 2 * t), strict=True):
+        torch.testing.assert_close(got, want)

@@ -69,7 +69,9 @@ class _Layer(nn.Module):
         """
         width = self.input_size if layer == 0 else (1 + self.bidirectional) * (self.proj_size or self.hidden_size)
         own, weights = self._parameters, {}
-        for short, name, shape in _named(self.cell, layer, direction, width, self.hidden_size, self.bias, self.proj_size):
+        for short, name, shape in _named(
+            self.cell, layer, direction, width, self.hidden_size, self.bias, self.proj_size
+        ):
             weight = own.get(name)
             if weight is None:  # parametrized, or replaced
                 weight = getattr(self, name)
@@ -385,7 +387,9 @@ def _names_and_shapes(
     cell: Cell, layer: int, direction: int, input_size: int, hidden_size: int, bias: bool, proj_size: int
 ) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
     end = f"_l{layer}{'_reverse' if direction else ''}"
-    return tuple((name, name + end, shape) for name, shape in cell.shapes(input_size, hidden_size, bias, proj_size).items())
+    return tuple(
+        (name, name + end, shape) for name, shape in cell.shapes(input_size, hidden_size, bias, proj_size).items()
+    )
 
 
 def _known_backend(backend: str) -> str:

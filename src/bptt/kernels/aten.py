@@ -23,7 +23,7 @@ class Aten(Kernel):
 
     def refusal(self, stack: Stack, sequences: Sequences) -> str | None:
         """Other cells, and resets in two directions or in packed sequences."""
-        if stack.cell not in _OPERATORS:
+        if type(stack.cell) not in (Elman, GRU, LSTM) or stack.cell not in _OPERATORS:
             return f"torch has no operator for {stack.cell}, only for Elman('tanh'), Elman('relu'), GRU() and LSTM()"
         if sequences.reset is None:
             return None

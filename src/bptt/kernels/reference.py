@@ -48,8 +48,8 @@ class Reference(LayerKernel):
 
         outputs, final = loop(walk, tuple(map(as_rows, state)), advance)
         before = (torch.cat(component) for component in zip(*visited, strict=True))  # N,· each
-        outputs, *final = (as_given(rows, form).clone() for rows, form in zip((outputs, *final), (x, *state), strict=True))
-        return outputs, tuple(final), (zx, *before)
+        last = tuple(as_given(rows, form).clone() for rows, form in zip(final, state, strict=True))
+        return as_given(outputs, x).clone(), last, (zx, *before)
 
     def backward(
         self,
@@ -64,11 +64,10 @@ class Reference(LayerKernel):
         x_wanted: bool,
     ) -> Gradients:
         """The recursion of this module's header, then one product for each weight."""
-        zx, *before = saved
-        assert zx is not None
+        zx, *before = (s for s in saved if s is not None)
         d_h = torch.zeros_like(before[0]) if d_outputs is None else as_rows(d_outputs)
         d_last = tuple(as_rows(torch.zeros_like(s) if d is None else d) for d, s in zip(d_final, state, strict=True))
-        d_zx, d_state, d_weights = walk_back(cell, walk, zx, weights, tuple(before), d_h, d_last)  # type: ignore[arg-type]
+        d_zx, d_state, d_weights = walk_back(cell, walk, zx, weights, tuple(before), d_h, d_last)
         d_rows = d_zx.flatten(1)
         d_weights["weight_ih"] = d_rows.T @ as_rows(x)
         if "bias_ih" in weights:
