@@ -304,7 +304,8 @@ def test_after_fork_in_the_workers_of_a_data_loader():
 @pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
 def test_more_threads_than_cores_and_large_layers(name, monkeypatch):
     """Sizes at which a team shares the units and at which it does not, on as many threads as a larger machine has."""
-    monkeypatch.setattr("bptt.kernels.cpu._threads", torch.get_num_threads)
+    native = library()._replace(cores=8)
+    monkeypatch.setattr(cpu, "library", lambda: native)
     for batch, hidden in ((1, 300), (3, 129), (40, 64), (7, 200)):
         made = getattr(bptt, name)(24, hidden, **({"proj_size": 90} if (name, hidden) == ("LSTM", 200) else {}))
         x, results = torch.randn(6, batch, 24), []

@@ -25,9 +25,8 @@ from bptt.kernels.walk import Walk
 NOT_BUILT = "the native core was not built: install a C++ compiler, then bptt once more"
 # BPTT_CORE: another build of it, for the tests
 _CORE = Path(os.environ.get("BPTT_CORE", Path(__file__).with_name("csrc") / "libbptt.so"))
-_CELLS: dict[Cell, tuple[int, int]] = {  # number, gates
-    Elman("tanh"): (0, 1), Elman("relu"): (1, 1), Elman("sigmoid"): (2, 1), GRU(): (3, 3), LSTM(): (4, 4),
-}  # fmt: skip
+_ELMAN = ("tanh", "relu", "sigmoid")  # the numbers that csrc/problem.h gives the cells: 0, 1, 2
+_GATED: dict[type[Cell], int] = {GRU: 3, LSTM: 4}
 _WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
 _NUMBERS, _POINTERS = 10, 29  # that bptt_problem of csrc/problem.h has
 
@@ -48,7 +47,7 @@ class Cpu(LayerKernel):
 
     def refusal(self, stack: Stack, sequences: Sequences) -> str | None:
         """Other cells, devices and number formats, and kinds of derivatives that bypass autograd."""
-        if not _has(stack.cell):
+        if _number(stack.cell) is None:
             return f"the native core has no {stack.cell}"
         reason = _unfit_numbers(stack, sequences) or _unfit_derivative(sequences.x)
         if reason is None and library() is None:
@@ -115,15 +114,15 @@ def _in_bfloat16() -> bool:
     return asked and _native().has_bfloat16
 
 
-def _has(cell: Cell) -> bool:
-    """Not a class of the user's own that is derived from one of these: its equations may be others."""
-    return type(cell) in (Elman, GRU, LSTM) and cell in _CELLS
+def _number(cell: Cell) -> int | None:
+    """The cell's number in csrc/problem.h; a class of the user's own has none, also if derived: its equations may differ."""
+    return _ELMAN.index(cell.nonlinearity) if type(cell) is Elman else _GATED.get(type(cell))
 
 
 def serves(cell: Cell, x: Tensor, weights: Weights) -> bool:
     """Whether the core has this cell, and the device and number format of x and the weights."""
     return (
-        _has(cell)
+        _number(cell) is not None
         and x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64)
         and all((w.dtype, w.device) == (x.dtype, x.device) for w in weights.values())
@@ -233,16 +232,16 @@ def _packable(sizes: Tensor, rows: int) -> bool:
     return counts[-1] > 0 and sum(counts) == rows and all(a >= b for a, b in pairwise(counts))
 
 
-def _threads() -> int:
-    """torch's, but not more than there are cores: a member of a team that waits for a core holds up the others."""
-    return min(torch.get_num_threads(), len(os.sched_getaffinity(0)))
-
-
 class Native(NamedTuple):
-    """The native core, and the address of torch's own thread pool."""
+    """The native core, the address of torch's own thread pool, and how many cores there are.
+
+    It takes torch's number of threads, but not more than there are cores: a member of a team that waits for a core holds up
+    the others.
+    """
 
     core: Any
     parallel_for: ctypes.c_void_p
+    cores: int
 
     @property
     def has_bfloat16(self) -> bool:
@@ -255,7 +254,7 @@ class Native(NamedTuple):
 
     def run(
         self,
-        cell: Cell,
+        cell: PointwiseCell,
         walk: Walk,
         inputs: list[Tensor | None],
         outputs: list[Tensor | None],
@@ -272,14 +271,15 @@ class Native(NamedTuple):
             MemoryError: there is none left for the working memory.
         """
         _, _, x, w_ih, _, _, _, w_hr, *_ = inputs
+        number = _number(cell)
+        assert number is not None
         assert x is not None
         assert w_ih is not None
-        number, gates = _CELLS[cell]
         number_format = 1 if x.dtype == torch.float64 else 2 * bfloat16
         rows, width = w_ih.shape
         numbers = (
-            number, number_format, walk.length, walk.batch, width, rows // gates, 0 if w_hr is None else w_hr.shape[0],
-            walk.reverse, h_is_known, _threads(),
+            number, number_format, walk.length, walk.batch, width, rows // cell.gates,
+            0 if w_hr is None else w_hr.shape[0], walk.reverse, h_is_known, min(torch.get_num_threads(), self.cores),
         )  # fmt: skip
         pointers = [0 if tensor is None else tensor.data_ptr() for tensor in (*inputs, *outputs)]
         problem = array("q", (*numbers, *pointers, *[0] * (_POINTERS - len(pointers))))
@@ -311,7 +311,7 @@ def library() -> Native | None:
     core.bptt_units.argtypes, core.bptt_units.restype = (ctypes.c_int64, ctypes.c_int64), ctypes.c_int64
     core.bptt_run.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)
     core.bptt_isa.restype = ctypes.c_char_p
-    return Native(core, parallel_for)
+    return Native(core, parallel_for, len(os.sched_getaffinity(0)))
 
 
 def _native() -> Native:
