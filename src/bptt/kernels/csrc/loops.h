@@ -145,8 +145,9 @@ template <class S, class C, class W = S> class Layer {
   struct Gates {
     int first, count;
     int64_t wide, units;
-    int64_t begin(const Part& part) const { return count > 1 ? 0 : part.unit; }
-    int64_t end(const Part& part) const { return count > 1 ? count * units : part.unit_end; }
+    Columns columns(const Part& part, bool backwards = false) const {
+      return count > 1 ? Columns{0, count * units, backwards} : Columns{part.unit, part.unit_end, backwards};
+    }
   };
   std::vector<Gates> products_;
 
@@ -341,7 +342,7 @@ template <class S, class C, class W = S> class Layer {
 
   void project(const Rows& rows, const Part& part, const Operands& o) const {
     for (const Gates& some : products_)
-      product(room(part.id), rows.index.size(), some.begin(part), some.end(part), [&](int64_t) { return o.bias + some.first * U; },
+      product(room(part.id), rows.index.size(), some.columns(part), [&](int64_t) { return o.bias + some.first * U; },
               [&](int64_t k) { return rows.z(k) + some.first * U; },
               times([&](int64_t k) { return rows.x(k); }, weight(o.w_ih, some, D)));
   }
@@ -353,17 +354,17 @@ template <class S, class C, class W = S> class Layer {
   void replay(int64_t start, int64_t stop, const Rows& rows, const Part& part, const Operands& o, Found found) const {
     const int64_t count = rows.index.size();
     for (const Gates& some : products_) {
-      const int64_t first = some.begin(part), last = some.end(part);
+      const Columns columns = some.columns(part);
       auto z = [&](int64_t k) { return rows.z(k) + some.first * U; };
       auto bias = [&](int64_t) { return o.bias + some.first * U; };
       const Packed<W> w_ih = weight(o.w_ih, some, D), w_hh = weight(o.w_hh, some, P);
       const auto from_x = times([&](int64_t k) { return rows.x(k); }, w_ih);
       const auto from_h = times([&](int64_t k) { return rows.h_before[k]; }, w_hh);
       if (some.first >= G - C::kApart) {
-        product(room(part.id), count, first, last, bias, z, from_x);
-        product(room(part.id), count, first, last, [&](int64_t) { return o.apart.data; }, [&](int64_t k) { return rows.zh(k); }, from_h);
+        product(room(part.id), count, columns, bias, z, from_x);
+        product(room(part.id), count, columns, [&](int64_t) { return o.apart.data; }, [&](int64_t k) { return rows.zh(k); }, from_h);
       } else {
-        product(room(part.id), count, first, last, bias, z, from_x, from_h);
+        product(room(part.id), count, columns, bias, z, from_x, from_h);
       }
     }
     for (int64_t s = start, k = 0; s < stop; ++s)
@@ -390,20 +391,22 @@ template <class S, class C, class W = S> class Layer {
   int64_t forward_step(int64_t t, const Rows& rows, int64_t done, const Part& part, const Operands& o, S* raw) const {
     const int64_t count = part.end(t) - part.first;
     if (count <= 0) return 0;
-    for (const Gates& some : products_) {
-      const int64_t first = some.begin(part), last = some.end(part);
+    const bool backwards = t % 2 == 1;
+    for (size_t i = 0; i < products_.size(); ++i) {
+      const Gates& some = products_[backwards ? products_.size() - 1 - i : i];
+      const Columns columns = some.columns(part, backwards);
       auto z = [&](int64_t k) { return rows.z(done + k) + some.first * U; };
       auto bias = [&](int64_t) { return o.bias + some.first * U; };
       const Packed<W> w_ih = weight(o.w_ih, some, D), w_hh = weight(o.w_hh, some, P);
       const auto from_x = times([&](int64_t k) { return rows.x(done + k); }, w_ih);
       const auto from_h = times([&](int64_t k) { return before(t, part.first + k, p.h0, p.h, P); }, w_hh);
       if (some.first >= G - C::kApart) {
-        if (o.joined) product(room(part.id), count, first, last, bias, z, from_x);
-        product(room(part.id), count, first, last, [&](int64_t) { return o.apart.data; }, [&](int64_t k) { return rows.zh(done + k); }, from_h);
+        if (o.joined) product(room(part.id), count, columns, bias, z, from_x);
+        product(room(part.id), count, columns, [&](int64_t) { return o.apart.data; }, [&](int64_t k) { return rows.zh(done + k); }, from_h);
       } else if (o.joined) {
-        product(room(part.id), count, first, last, bias, z, from_x, from_h);
+        product(room(part.id), count, columns, bias, z, from_x, from_h);
       } else {
-        product(room(part.id), count, first, last, z, z, from_h);
+        product(room(part.id), count, columns, z, z, from_h);
       }
     }
     for (int64_t k = 0; k < count; ++k) {
@@ -412,7 +415,7 @@ template <class S, class C, class W = S> class Layer {
     }
     if (p.projected) {
       part.meet();
-      product(room(part.id), count, part.output, part.output_end, Zero{zeros_}, [&](int64_t k) { return rows.h(done + k); },
+      product(room(part.id), count, {part.output, part.output_end}, Zero{zeros_}, [&](int64_t k) { return rows.h(done + k); },
               times([&](int64_t k) { return raw + (part.first + k) * U; }, projection(o.w_hr)));
     }
     part.meet();
@@ -471,14 +474,14 @@ template <class S, class C, class W = S> class Layer {
           std::copy(block.dh_projected + (start + k) * Pw + part.output, block.dh_projected + (start + k) * Pw + part.output_end,
                     static_cast<S*>(p.delta_h) + (block.first_row + start + k) * P + part.output);
       part.meet();
-      product(room(part.id), count, part.unit, part.unit_end, Zero{zeros_}, [&](int64_t k) { return block.d_raw + (part.first + k) * U; },
+      product(room(part.id), count, {part.unit, part.unit_end}, Zero{zeros_}, [&](int64_t k) { return block.d_raw + (part.first + k) * U; },
               times([&](int64_t k) { return block.dh_projected + (start + k) * Pw; }, to_raw.filled_up()));
     }
     for (int64_t k = 0; k < count; ++k) backward_pointwise(t, part.first + k, start + k, part, block);
     part.meet();
     auto dh = [&](int64_t k) { return block.dh + (part.first + k) * Pw; };
     auto direct = [&](int64_t k) -> const S* { return C::kApart ? dh(k) : zeros_.data; };
-    product(room(part.id), count, part.output, part.output_end, direct, dh,
+    product(room(part.id), count, {part.output, part.output_end, t % 2 == 1}, direct, dh,
             times([&](int64_t k) { return block.dz_hidden() + (start + k) * G * U; }, back));
     if (!p.cut) return;
     for (int64_t r = part.first; r < part.first + count; ++r)
@@ -544,7 +547,7 @@ template <class S, class C, class W = S> class Layer {
         });
       if (p.d_x) {
         const int64_t n = R * begin / threads;
-        product(room(begin), R * end / threads - n, 0, D, Zero{zeros_},
+        product(room(begin), R * end / threads - n, {0, D}, Zero{zeros_},
                 [&](int64_t k) { return static_cast<S*>(p.d_x) + (block.first_row + n + k) * D; },
                 times([&](int64_t k) { return block.dz + (n + k) * G * U; }, to_x));
       }

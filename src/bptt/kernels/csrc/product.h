@@ -154,14 +154,23 @@ template <class W, class Row> struct Factors {
 };
 template <class W, class Row> Factors<W, Row> times(Row row, const Packed<W>& weight) { return {row, weight}; }
 
-// to(r)[j] = from(r)[j] + sum over the factors of sum_k row(r)[k] weight[k][j], for `rows` rows and columns j in [first, last),
-// where `first` begins a panel. All weights have the same panels. from(r) and to(r) point to column 0, row(r) to elements.
+// Columns [first, last) of a product, where `first` begins a panel. Who takes them to and fro finds in the cache, at each turn,
+// the weights that he read last.
+struct Columns {
+  int64_t first, last;
+  bool backwards = false;
+};
+
+// to(r)[j] = from(r)[j] + sum over the factors of sum_k row(r)[k] weight[k][j], for `rows` rows and some columns j. All weights
+// have the same panels. from(r) and to(r) point to column 0, row(r) to elements.
 template <class W, class From, class To, class... Row>
-void product_of_elements(int64_t rows, int64_t first, int64_t last, From from, To to, Factors<W, Row>... factors) {
+void product_of_elements(int64_t rows, Columns columns, From from, To to, Factors<W, Row>... factors) {
   using S = Sum<W>;
   constexpr int L = kLanes<S>, count = sizeof...(Row);
   const Packed<W>& w = std::get<0>(std::tie(factors...)).weight;
-  for (int64_t column = first; column < last; column += w.wide) {
+  const int64_t panels = (columns.last - columns.first + w.wide - 1) / w.wide;
+  for (int64_t i = 0; i < panels; ++i) {
+    const int64_t column = columns.first + (columns.backwards ? panels - 1 - i : i) * w.wide;
     const int vectors = w.vectors(column);
     const int64_t left = w.columns - column;
     const int n = left >= vectors * L ? L : int(left - (vectors - 1) * L);
@@ -187,11 +196,11 @@ void product_of_elements(int64_t rows, int64_t first, int64_t last, From from, T
 constexpr int64_t kRoundedRows = 128;
 
 template <class S, class From, class To, class... Row>
-void product(S*, int64_t rows, int64_t first, int64_t last, From from, To to, Factors<S, Row>... factors) {
-  product_of_elements(rows, first, last, from, to, factors...);
+void product(S*, int64_t rows, Columns columns, From from, To to, Factors<S, Row>... factors) {
+  product_of_elements(rows, columns, from, to, factors...);
 }
 template <class From, class To, class... Row>
-void product(Pair* room, int64_t rows, int64_t first, int64_t last, From from, To to, Factors<Pair, Row>... factors) {
+void product(Pair* room, int64_t rows, Columns columns, From from, To to, Factors<Pair, Row>... factors) {
   for (int64_t begin = 0; begin < rows; begin += kRoundedRows) {
     const int64_t count = rows - begin < kRoundedRows ? rows - begin : kRoundedRows;
     Pair* next = room;
@@ -202,7 +211,7 @@ void product(Pair* room, int64_t rows, int64_t first, int64_t last, From from, T
       next += count * each;
       return times([=](int64_t r) { return all + r * each; }, numbers.weight);
     };
-    product_of_elements(count, first, last, [&](int64_t r) { return from(begin + r); },
+    product_of_elements(count, columns, [&](int64_t r) { return from(begin + r); },
                         [&](int64_t r) { return to(begin + r); }, rounded(factors)...);
   }
 }
