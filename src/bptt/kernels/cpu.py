@@ -7,7 +7,6 @@ import ctypes
 import functools
 import os
 from array import array
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -229,7 +228,7 @@ def _unfit_derivative(x: Tensor) -> str | None:
 
 def _packable(sizes: Tensor, rows: int) -> bool:
     counts = sizes.tolist()
-    return counts[-1] > 0 and sum(counts) == rows and all(a >= b for a, b in pairwise(counts))
+    return counts[-1] > 0 and sum(counts) == rows and counts == sorted(counts, reverse=True)
 
 
 class Native(NamedTuple):

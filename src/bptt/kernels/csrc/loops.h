@@ -20,7 +20,7 @@ namespace bptt { namespace BPTT_ISA {
 constexpr int64_t kCache = 1 << 20;   // bytes of a second-level cache
 constexpr int64_t kMeeting = 1000;    // cycles of a step from which on it is worth to share it
 constexpr int64_t kWaking = 15000;    // cycles of work for which it is worth to wake a thread
-constexpr int64_t kTogether = 192;    // rows of a weight gradient for which it is worth to pack the other factor
+constexpr int64_t kTogether = 96;     // rows of a weight gradient for which it is worth to pack the other factor
 
 // S: the numbers of all tensors and sums; C: the cell; W: the elements that products multiply, pairs of bfloat16 or S itself.
 template <class S, class C, class W = S> class Layer {
