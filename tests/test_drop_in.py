@@ -3,6 +3,7 @@
 import copy
 import itertools
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from torch.utils.checkpoint import checkpoint
 
 import bptt
-from tests.cases import assert_same
+from tests.cases import CELLS, assert_same
 
 VARIANTS = {
     "rnn-tanh": ("RNN", {}),
@@ -169,6 +170,20 @@ def test_torch_compile_takes_the_whole_model(variant):
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     want = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
     got = torch.autograd.grad(compiled(x).square().sum(), list(model.parameters()))
+    assert_same(dict(enumerate(got)), dict(enumerate(want)), 1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}], ids=["plain", "both"])
+@pytest.mark.parametrize("name", CELLS)
+def test_torch_compile_takes_every_cell_without_a_word(name, options):
+    torch._dynamo.reset()
+    layer, x = bptt.Recurrent(CELLS[name], 4, 5, **options), torch.randn(6, 3, 4)
+    want = torch.autograd.grad(layer(x)[0].square().sum(), list(layer.parameters()))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        outputs, _ = torch.compile(layer, fullgraph=True, backend="aot_eager")(x)
+    assert not [w for w in said if not issubclass(w.category, DeprecationWarning)]  # torch has one about Functions
+    got = torch.autograd.grad(outputs.square().sum(), list(layer.parameters()))
     assert_same(dict(enumerate(got)), dict(enumerate(want)), 1e-5)
 
 

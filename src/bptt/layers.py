@@ -374,22 +374,26 @@ class _Form(NamedTuple):
         return component
 
 
-def _named(cell: Cell, layer: int, *sizes: Any) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
-    """Of each parameter of a layer and direction the cell's short name for it, the layer's name, and the shape."""
-    try:
-        return _names_and_shapes(cell, layer, *sizes)
-    except TypeError:  # a cell without hash
-        return _names_and_shapes.__wrapped__(cell, layer, *sizes)
-
-
-@functools.lru_cache(maxsize=1024)
 def _names_and_shapes(
     cell: Cell, layer: int, direction: int, input_size: int, hidden_size: int, bias: bool, proj_size: int
 ) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
+    """Of each parameter of a layer and direction the cell's short name for it, the layer's name, and the shape."""
     end = f"_l{layer}{'_reverse' if direction else ''}"
-    return tuple(
-        (name, name + end, shape) for name, shape in cell.shapes(input_size, hidden_size, bias, proj_size).items()
-    )
+    shapes = cell.shapes(input_size, hidden_size, bias, proj_size)
+    return tuple((name, name + end, shape) for name, shape in shapes.items())
+
+
+_names_and_shapes_kept = functools.lru_cache(maxsize=1024)(_names_and_shapes)
+
+
+def _named(cell: Cell, *sizes: Any) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
+    """`_names_and_shapes`, from memory where that is possible: asked for at each call, it costs more than a small step."""
+    if torch.compiler.is_compiling():  # which warns of such memories
+        return _names_and_shapes(cell, *sizes)
+    try:
+        return _names_and_shapes_kept(cell, *sizes)
+    except TypeError:  # a cell without hash
+        return _names_and_shapes(cell, *sizes)
 
 
 def _known_backend(backend: str) -> str:

@@ -46,9 +46,10 @@ class Cpu(LayerKernel):
 
     def refusal(self, stack: Stack, sequences: Sequences) -> str | None:
         """Other cells, devices and number formats, and kinds of derivatives that bypass autograd."""
-        if _number(stack.cell) is None:
+        reason = _unfit_derivative(sequences.x)  # first: torch.compile cannot compare the other reasons with NOT_BUILT
+        if reason is None and _number(stack.cell) is None:
             return f"the native core has no {stack.cell}"
-        reason = _unfit_numbers(stack, sequences) or _unfit_derivative(sequences.x)
+        reason = reason or _unfit_numbers(stack, sequences)
         if reason is None and library() is None:
             return (
                 "the native core does not fit this torch or this version of bptt: install bptt once more"

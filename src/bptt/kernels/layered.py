@@ -96,8 +96,9 @@ class LayerKernel(Kernel):
         A pointwise cell gets the kernel's own gradient; any other cell, and any other kind of derivative, goes through
         autograd over the plain loop.
         """
-        # torch.func cannot see through the Function below.
-        if not isinstance(cell, PointwiseCell) or torch._C._are_functorch_transforms_active():
+        # torch.func and torch.compile cannot see through the Function below.
+        opaque = torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling()
+        if opaque or not isinstance(cell, PointwiseCell):
             return plain_layer(cell, walk, x, state, weights)
         tensors = (x, *state, *weights.values())
         if not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
@@ -111,9 +112,9 @@ def plain_layer(cell: Cell, walk: Walk, x: Tensor, state: State, weights: Weight
     rows, start = as_rows(x), tuple(map(as_rows, state))
     if isinstance(cell, PointwiseCell):
         zx = cell.net_input(rows, weights["weight_ih"], weights.get("bias_ih"))  # N,G,H: one product over all rows
-        outputs, final = loop(walk, start, lambda t, before: cell.advance(zx[walk.spans[t]], before, weights))
+        outputs, final = loop(walk, start, lambda t, at, before: cell.advance(zx[at], before, weights))
     else:
-        outputs, final = loop(walk, start, lambda t, before: cell.step(rows[walk.spans[t]], before, weights))
+        outputs, final = loop(walk, start, lambda t, at, before: cell.step(rows[at], before, weights))
     return as_given(outputs, x), tuple(map(as_given, final, state))
 
 

@@ -40,11 +40,11 @@ class Reference(LayerKernel):
     ) -> tuple[Tensor, State, Saved]:
         """The plain loop; what is kept is zx and the state before each row."""
         zx = cell.net_input(as_rows(x), weights["weight_ih"], weights.get("bias_ih"))  # N,G,H
-        visited: list[State] = [()] * len(walk.spans)
+        visited: list[State] = [()] * walk.length
 
-        def advance(t: int, before: State) -> State:
+        def advance(t: int, rows: slice, before: State) -> State:
             visited[t] = before
-            return cell.advance(zx[walk.spans[t]], before, weights)
+            return cell.advance(zx[rows], before, weights)
 
         outputs, final = loop(walk, tuple(map(as_rows, state)), advance)
         before = (torch.cat(component) for component in zip(*visited, strict=True))  # N,· each

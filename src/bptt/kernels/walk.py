@@ -6,7 +6,6 @@ sizes[t]. So padding costs nothing and needs no mask: a sequence that has ended 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -45,10 +44,11 @@ class Walk:
             walk = Walk(x.shape[0], x.shape[1], None, reverse, None if cut is None else cut.flatten())
         if walk.cut is None or not reverse:
             return walk
-        later = [F.pad(walk.cut[b], (0, (a.stop - a.start) - (b.stop - b.start))) for a, b in pairwise(walk.spans)]
-        return replace(walk, cut=torch.cat([*later, torch.zeros_like(walk.cut[walk.spans[-1]])]))
+        spans = walk.spans
+        later = [F.pad(walk.cut[b], (0, (a.stop - a.start) - (b.stop - b.start))) for a, b in pairwise(spans)]
+        return replace(walk, cut=torch.cat([*later, torch.zeros_like(walk.cut[spans[-1]])]))
 
-    @cached_property
+    @property
     def spans(self) -> tuple[slice, ...]:
         """The rows of each step, in order of time."""
         ends = [self.batch * t for t in range(self.length + 1)] if self.offsets is None else self.offsets.tolist()
@@ -56,9 +56,10 @@ class Walk:
 
     def steps(self) -> Iterator[tuple[int, slice, int]]:
         """(t, rows of t, how many), in the order of the walk."""
-        order = range(len(self.spans))
+        spans = self.spans
+        order = range(len(spans))
         for t in reversed(order) if self.reverse else order:
-            rows = self.spans[t]
+            rows = spans[t]
             yield t, rows, rows.stop - rows.start
 
     def backwards(self) -> "Walk":
@@ -73,12 +74,12 @@ class Walk:
         return tuple(torch.where(cut, torch.zeros_like(s), s) for s in state)
 
 
-def loop(walk: Walk, state: State, advance: Callable[[int, State], State]) -> tuple[Tensor, State]:
-    """The loop over time itself: `advance(t, state before) -> state after`, for the rows of step t."""
-    outputs: list[Tensor] = [state[0]] * len(walk.spans)
+def loop(walk: Walk, state: State, advance: Callable[[int, slice, State], State]) -> tuple[Tensor, State]:
+    """The loop over time itself: `advance(t, rows of step t, their state before) -> their state after`."""
+    outputs: list[Tensor] = [state[0]] * walk.length
     for t, rows, n in walk.steps():
         before = walk.zero_cut(tuple(s[:n] for s in state), rows)
-        after = advance(t, before)
+        after = advance(t, rows, before)
         outputs[t] = after[0]
         state = merge(after, state, n)
     return torch.cat(outputs), state
