@@ -31,7 +31,6 @@ template <class S, class C, class W = S> class Layer {
         outputs_(P, team_), zeros_(zeros_size()), room_each_(kPer<W> == 1 ? 0 : kRoundedRows * std::max(depth<W>(D) + depth<W>(P), depth<W>(G * U))),
         room_(p.threads * room_each_) {
     std::fill_n(zeros_.data, zeros_size(), S(0));
-    divide_rows();
     products_ = divide_gates();
   }
 
@@ -44,7 +43,7 @@ template <class S, class C, class W = S> class Layer {
     const int64_t most = block_rows();
     Buffer<S> working(p.gates ? 0 : p.threads * most * (G + C::kApart) * U), raw(p.projected ? p.batch * U : 0);
     Indices indices(p.threads, most);
-    teams([&](const Part& part) {
+    teams(0, p.steps, [&](const Part& part) {
       Rows rows{*this, indices[part.id], working + part.id * most * (G + C::kApart) * U};
       for (int64_t i = 0; i < p.steps;) {
         const int64_t start = i;
@@ -97,8 +96,9 @@ template <class S, class C, class W = S> class Layer {
         const int64_t t = step_at(--i);
         block.rows += size(t);
       } while (i > 0 && block.rows + size(step_at(i - 1)) <= most);
-      block.first_row = offset(std::min(step_at(i), step_at(last - 1)));
-      teams([&](const Part& part) {
+      const int64_t first_step = std::min(step_at(i), step_at(last - 1));
+      block.first_row = offset(first_step);
+      teams(first_step, first_step + last - i, [&](const Part& part) {
         if (replays) {  // each part its own units: no need to meet
           Rows rows{*this, indices[part.id], block.gates, block.first_row};
           rows.clear();
@@ -123,7 +123,6 @@ template <class S, class C, class W = S> class Layer {
   const bptt_parallel_for pool_;
   const int64_t H, U, P, D, N, team_, groups_;
   const Panels<S> units_, outputs_;
-  std::vector<int64_t> borders_;  // of the groups' rows
   Buffer<S> zeros_;
   const int64_t room_each_;  // for each thread's left-hand sides as pairs
   Buffer<W> room_;
@@ -208,36 +207,41 @@ template <class S, class C, class W = S> class Layer {
 
   // ---- Division of the work
 
+  // Sequences of a step, in the mean.
+  int64_t mean_size() const { return std::max<int64_t>(1, N / p.steps); }
   // Cycles of one core for one step's recurrent product, about.
-  int64_t step_cycles() const { return std::max<int64_t>(1, N / p.steps) * G * U * whole<S>(P) / L; }
+  int64_t step_cycles() const { return mean_size() * G * U * whole<S>(P) / L; }
   // Threads that are worth waking for that many cycles.
   int64_t threads_for(int64_t cycles) const { return std::max<int64_t>(1, std::min(p.threads, cycles / kWaking)); }
 
-  // Members of a team: as few as give each group enough sequences for full tiles and each member weights that fit its cache;
-  // one where a step is shorter than what meeting costs.
+  // Members of a team: as few as give each group enough sequences for full tiles, in the mean of all steps, and each member
+  // weights that fit its cache; one where a step is shorter than what meeting costs.
   int64_t team_size() const {
     const int64_t bytes = kWeightBytes * G * U * P;
-    const bool even = N == p.steps * p.batch;  // else groups would have steps with few sequences
-    for (int64_t team = 1; team < p.threads && even; ++team)
-      if (p.threads % team == 0 && p.batch * team >= p.threads * kTileRows && bytes / team <= kCache / 4) return team;
+    for (int64_t team = 1; team < p.threads; ++team)
+      if (p.threads % team == 0 && mean_size() * team >= p.threads * kTileRows && bytes / team <= kCache / 4) return team;
     return step_cycles() < kMeeting ? 1 : std::min(p.threads, U / L);
   }
 
-  void divide_rows() {
-    std::vector<int64_t> lengths(p.batch);
-    for (int64_t t = 0; t < p.steps; ++t) ++lengths[size(t) - 1];
+  // Where the groups' sequences begin, and the last one's end, so that steps [first, last) give each about as much to do.
+  std::vector<int64_t> borders(int64_t first, int64_t last) const {
+    std::vector<int64_t> all{0};
+    const int64_t rows = offset(last) - offset(first);
     int64_t done = 0;
-    for (int64_t r = p.batch - 2; r >= 0; --r) lengths[r] += lengths[r + 1];
-    borders_.push_back(0);
-    for (int64_t r = 0; r < p.batch; ++r) {
-      while (done * groups_ >= N * int64_t(borders_.size()) && int64_t(borders_.size()) < groups_) borders_.push_back(r);
-      done += lengths[r];
+    for (int64_t r = 0, end = last; r < size(first); ++r) {
+      while (size(end - 1) <= r) --end;
+      const int64_t length = end - first;
+      while ((2 * done + length) * groups_ >= 2 * rows * int64_t(all.size()) && int64_t(all.size()) < groups_) all.push_back(r);
+      done += length;
     }
-    borders_.resize(groups_ + 1, p.batch);
-    borders_[groups_] = p.batch;
+    all.resize(groups_, size(first));
+    all.push_back(size(first));
+    return all;
   }
 
-  template <class F> void teams(F work) {
+  // work(part) for the rows of steps [first, last) and all units, all parts at the same time.
+  template <class F> void teams(int64_t first, int64_t last, F work) {
+    const std::vector<int64_t> rows = borders(first, last);
     const bool alone = p.steps * step_cycles() < 2 * kWaking;
     std::vector<std::unique_ptr<Team>> all;
     for (int64_t g = 0; g < groups_; ++g) all.emplace_back(new Team(int(team_)));
@@ -245,7 +249,7 @@ template <class S, class C, class W = S> class Layer {
       // A thread that got several numbers (nested calls, fewer threads than wanted) plays all these members at once.
       for (int64_t g = begin / team_; g * team_ < end && g < groups_; ++g) {
         const int64_t member = std::max(begin - g * team_, int64_t(0)), member_end = std::min(end - g * team_, team_);
-        work(Part{*this, *all[g], int(member), int(member_end), g * team_ + member, borders_[g], borders_[g + 1],
+        work(Part{*this, *all[g], int(member), int(member_end), g * team_ + member, rows[g], rows[g + 1],
                   units_.begin(member), units_.begin(member_end), outputs_.begin(member), outputs_.begin(member_end)});
       }
     };
