@@ -320,6 +320,37 @@ def test_more_threads_than_cores_and_large_layers(name, monkeypatch):
     torch.set_num_threads(2)
 
 
+LENGTHS = {
+    "spread": [120 - 3 * i for i in range(40)],
+    "nearly even": [120] * 3 + [110] * 37,
+    "one long": [120, *[40] * 39],
+    "most of one step": [90, *[1] * 12],
+}
+
+
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+@pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
+def test_packed_sequences_divided_between_threads(name, lengths, monkeypatch):
+    """Several blocks of steps on the way back, each divided anew; or, where one sequence is long, units that are shared."""
+    native = library()._replace(cores=8)
+    monkeypatch.setattr(cpu, "library", lambda: native)
+    made = getattr(bptt, name)(16, 128, bidirectional=True)
+    x = torch.randn(max(lengths), len(lengths), 16)
+    results = []
+    for threads, backend in ((1, "reference"), (1, "cpu"), (2, "cpu"), (2, "cpu"), (3, "cpu"), (8, "cpu")):
+        torch.set_num_threads(threads)
+        made.backend = backend
+        inputs = x.clone().requires_grad_()
+        packed, final = made(torch.nn.utils.rnn.pack_padded_sequence(inputs, lengths))
+        loss = packed.data.square().sum() + sum(h.sum() for h in (final if name == "LSTM" else [final]))
+        results.append([packed.data.detach(), *torch.autograd.grad(loss, [inputs, *made.parameters()])])
+    torch.set_num_threads(2)
+    for result in results[1:]:
+        for got, want in zip(result, results[0], strict=True):
+            assert (got - want).norm() <= 1e-5 * want.norm()
+    assert all(torch.equal(a, b) for a, b in zip(results[2], results[3], strict=True))
+
+
 def test_a_step_without_gradient_keeps_nothing_and_gives_the_same():
     for name in ("RNN", "GRU", "LSTM"):
         made = getattr(bptt, name)(5, 37, backend="cpu")
