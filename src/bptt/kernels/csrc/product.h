@@ -104,7 +104,8 @@ inline void multiply(const Term<W>* terms, int count, const S* const* from, S* c
     const int64_t K = term->K;
     int64_t k = 0;
     for (; k + sets <= K; k += sets, panel += sets * N * L) {
-      const Vec<W> w[] = {load(panel + j * L)...};
+      Vec<W> w[] = {load(panel + j * L)...};
+      if (M > 1) (keep(w[j]), ...);
       ((sum[i] = add_product(sum[i], a[i / N % M][(k + i / all) * step], w[i / all * N + i % N])), ...);
     }
     if (sets > 1)
