@@ -12,6 +12,10 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+# Before there is a group: its functions take the group of that moment as their default, and would keep it, and its threads,
+# alive to the end of the process, where a thread that then lets go of a tensor aborts it (exit code 134).
+import torch.distributed.nn
 from torch import Tensor, nn
 
 from bptt.errors import InputError
