@@ -46,7 +46,7 @@ class Elman(PointwiseCell):
             case "tanh":
                 slope = 1 - h * h
             case "relu":
-                slope = (h > 0).to(h.dtype)
+                slope = (~(h <= 0)).to(h.dtype)  # 1 for a NaN, as autograd has it
             case "sigmoid":
                 slope = h * (1 - h)
         slope = slope.unsqueeze(-2)  # B,1,H

@@ -21,9 +21,9 @@ template <class S, int kind> struct Elman {  // kind 0 tanh, 1 ReLU, 2 sigmoid
   using V = Vec<S>;
   static constexpr int kGates = 1, kApart = 0, kStates = 1;
   static void forward(V (&z)[1], Step<S>& s) {
-    if (kind == 0) s.h = tanh(z[0]);
+    if (kind == 0) s.h = tanh<S>(z[0]);
     if (kind == 1) s.h = z[0] < splat(S(0)) ? V{} : z[0];
-    if (kind == 2) s.h = sigmoid(z[0]);
+    if (kind == 2) s.h = sigmoid<S>(z[0]);
   }
   static void backward(V (&z)[1], Step<S>& s) {
     if (kind == 0) z[0] = s.dh * (1 - s.h * s.h);
@@ -36,9 +36,9 @@ template <class S> struct Gru {  // r, z, n
   using V = Vec<S>;
   static constexpr int kGates = 3, kApart = 1, kStates = 1;
   static void forward(V (&z)[3], Step<S>& s) {
-    z[0] = sigmoid(z[0]);
-    z[1] = sigmoid(z[1]);
-    z[2] = tanh(z[2] + z[0] * s.extra);
+    z[0] = sigmoid<S>(z[0]);
+    z[1] = sigmoid<S>(z[1]);
+    z[2] = tanh<S>(z[2] + z[0] * s.extra);
     s.h = (1 - z[1]) * z[2] + z[1] * s.h_before;
   }
   static void backward(V (&z)[3], Step<S>& s) {
@@ -55,15 +55,15 @@ template <class S> struct Lstm {  // i, f, g, o
   using V = Vec<S>;
   static constexpr int kGates = 4, kApart = 0, kStates = 2;
   static void forward(V (&z)[4], Step<S>& s) {
-    z[0] = sigmoid(z[0]);
-    z[1] = sigmoid(z[1]);
-    z[2] = tanh(z[2]);
-    z[3] = sigmoid(z[3]);
+    z[0] = sigmoid<S>(z[0]);
+    z[1] = sigmoid<S>(z[1]);
+    z[2] = tanh<S>(z[2]);
+    z[3] = sigmoid<S>(z[3]);
     s.c = z[1] * s.c_before + z[0] * z[2];
-    s.h = z[3] * tanh(s.c);
+    s.h = z[3] * tanh<S>(s.c);
   }
   static void backward(V (&z)[4], Step<S>& s) {
-    V i = z[0], f = z[1], g = z[2], o = z[3], tanh_c = tanh(s.c);
+    V i = z[0], f = z[1], g = z[2], o = z[3], tanh_c = tanh<S>(s.c);
     V dc = s.dc + s.dh * o * (1 - tanh_c * tanh_c);
     z[0] = dc * g * i * (1 - i);
     z[1] = dc * s.c_before * f * (1 - f);

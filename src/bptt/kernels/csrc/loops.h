@@ -9,6 +9,7 @@
 // Where the states are known and the gates are not, these are one product for all rows of the block: `replay`.
 #pragma once
 #include <algorithm>
+#include <array>
 #include <vector>
 #include "cells.h"
 #include "memory.h"
@@ -21,6 +22,9 @@ constexpr int64_t kCache = 1 << 20;   // bytes of a second-level cache
 constexpr int64_t kMeeting = 1000;    // cycles of a step from which on it is worth to share it
 constexpr int64_t kWaking = 15000;    // cycles of work for which it is worth to wake a thread
 constexpr int64_t kTogether = 96;     // rows of a weight gradient for which it is worth to pack the other factor
+// A weight gradient is a sum over all rows: of parts, of kPartRows each, whose sums are added up, and those of kGroupRows again.
+// In one running sum the rounding would grow with the number of rows, and a sum of 2^24 ones would stay there.
+constexpr int64_t kPartRows = 256, kGroupRows = 4096;
 
 // S: the numbers of all tensors and sums; C: the cell; W: the elements that products multiply, pairs of bfloat16 or S itself.
 template <class S, class C, class W = S> class Layer {
@@ -110,6 +114,7 @@ template <class S, class C, class W = S> class Layer {
       products_of_all_rows(block, to_x);
       block.is_first = false;
     }
+    settle(block.remainders);
     for (int64_t r = 0; r < p.batch; ++r) {
       std::copy_n(block.dh + r * whole<S>(P), P, static_cast<S*>(p.d_h0) + r * P);
       if (C::kStates == 2) std::copy_n(block.dc + r * U, H, static_cast<S*>(p.d_c0) + r * H);
@@ -150,17 +155,47 @@ template <class S, class C, class W = S> class Layer {
   };
   std::vector<Gates> products_;
 
+  // The gradient of a parameter, a matrix [rows, width] or a vector (width 1), to which the blocks add; and the remainder of that
+  // sum, or null.
+  struct Sum {
+    S *total, *remainder;
+    int64_t width;
+  };
+  int64_t parameters() const { return G * H * (D + P + 2) + (p.projected ? P * H : 0); }
+  std::array<Sum, 5> sums(S* remainders) const {  // in the order w_ih, w_hh, b_ih, b_hh, w_hr
+    std::array<Sum, 5> all = {Sum{static_cast<S*>(p.d_w_ih), remainders, D}, {static_cast<S*>(p.d_w_hh), nullptr, P},
+                              {static_cast<S*>(p.d_b_ih), nullptr, 1}, {static_cast<S*>(p.d_b_hh), nullptr, 1},
+                              {static_cast<S*>(p.d_w_hr), nullptr, H}};
+    if (remainders)
+      for (int i = 1; i < 5; ++i) all[i].remainder = all[i - 1].remainder + G * H * all[i - 1].width;
+    return all;
+  }
+  // Remainders go to the totals when all rows are in; that of an infinite total is NaN, and not wanted.
+  void settle(S* remainders) const {
+    const auto all = sums(remainders);
+    for (int i = 0; remainders && i < 5; ++i) {
+      const int64_t size = !all[i].total ? 0 : i < 4 ? G * H * all[i].width : P * H;
+      for (int64_t j = 0; j < size; ++j)
+        if (all[i].remainder[j] == all[i].remainder[j]) all[i].total[j] += all[i].remainder[j];
+    }
+    if (!C::kApart && p.d_b_ih && p.d_b_hh) std::copy_n(all[2].total, G * H, all[3].total);  // the same sum
+  }
+
   // A block of steps of the backward, row by row, and the gradient of the state that goes from block to block.
   struct Block {
     Buffer<S> dz, dz_hidden_apart, dh, dc, dh_projected, raw, d_raw, gates;
     std::vector<const S*> h_before;
     int64_t rows = 0, first_row = 0;
     bool is_first = true;  // its weight gradients begin the sums
+    Buffer<S> remainders;  // of the sums' rounding; none where there are few groups of rows, or the numbers have digits enough
     Block(const Layer& l, int64_t most, bool replays)
         : dz(most * G * l.U), dz_hidden_apart(C::kApart ? most * G * l.U : 0), dh(l.p.batch * whole<S>(l.P)),
           dc(C::kStates == 2 ? l.p.batch * l.U : 0), dh_projected(l.p.projected ? most * whole<S>(l.P) : 0),
           raw(l.p.projected ? most * l.U : 0), d_raw(l.p.projected ? l.p.batch * l.U : 0),
-          gates(replays ? most * (G + C::kApart) * l.U : 0), h_before(most) {}
+          gates(replays ? most * (G + C::kApart) * l.U : 0), h_before(most),
+          remainders(sizeof(S) == 4 && l.p.d_w_ih && l.N > 8 * std::min(most, kGroupRows) ? l.parameters() : 0) {
+      if (remainders) std::fill_n(remainders.data, l.parameters(), S(0));
+    }
     S* dz_hidden() const { return C::kApart ? dz_hidden_apart.data : dz.data; }
   };
 
@@ -526,6 +561,10 @@ template <class S, class C, class W = S> class Layer {
       }
       if (C::kApart) s.extra = load(zh + j);
       C::backward(gate, s);
+      if (n < L) {  // where there is no unit, inf * 0 may have left a NaN, which no weight of 0 would stop
+        for (int g = 0; g < G; ++g) gate[g] = first_lanes<S>(gate[g], n);
+        s.dz_apart = first_lanes<S>(s.dz_apart, n), s.dh_direct = first_lanes<S>(s.dh_direct, n), s.dc = first_lanes<S>(s.dc, n);
+      }
       for (int g = 0; g < G; ++g) store(dz + g * U + j, gate[g]);
       if (C::kApart) {
         for (int g = 0; g < G - 1; ++g) store(dz_hidden + g * U + j, gate[g]);
@@ -561,21 +600,21 @@ template <class S, class C, class W = S> class Layer {
   // Of rows [first, last) of the weights; and, with the first of them, of the projection.
   void weight_gradients(Block& block, int64_t first, int64_t last) const {
     const int64_t R = block.rows;
+    const auto [w_ih, w_hh, b_ih, b_hh, w_hr] = sums(block.remainders);
     auto column = [&](int64_t q) { return q / H * U + q % H; };  // of row q of the weights, in dz
     auto x_row = [&](int64_t n) { return pointer(p.x) + (block.first_row + n) * D; };
     auto h_row = [&](int64_t n) { return block.h_before[n]; };
     Buffer<W> left(depth<W>(R) * (last - first)), panel(Packed<W>::size(R, kTileVectors * L));
     interleave(block.dz, G * U, R, first, last, column, left);
-    outer(left, block, first, last, panel, x_row, D, p.d_w_ih);
-    if (p.d_b_ih) sum_rows(block.dz, block, first, last, column, p.d_b_ih);
+    outer(left, block, first, last, panel, x_row, w_ih);
+    if (b_ih.total) sum_rows(block.dz, block, first, last, column, b_ih);
     if (C::kApart) interleave(block.dz_hidden(), G * U, R, first, last, column, left);
-    outer(left, block, first, last, panel, h_row, P, p.d_w_hh);
-    if (p.d_b_hh && (C::kApart || !p.d_b_ih)) sum_rows(block.dz_hidden(), block, first, last, column, p.d_b_hh);
-    else if (p.d_b_hh) std::copy(static_cast<S*>(p.d_b_ih) + first, static_cast<S*>(p.d_b_ih) + last, static_cast<S*>(p.d_b_hh) + first);
+    outer(left, block, first, last, panel, h_row, w_hh);
+    if (b_hh.total && (C::kApart || !b_ih.total)) sum_rows(block.dz_hidden(), block, first, last, column, b_hh);
     if (p.projected && first == 0) {
       Buffer<W> projected(depth<W>(R) * P);
       interleave(block.dh_projected, whole<S>(P), R, 0, P, [](int64_t q) { return q; }, projected);
-      outer(projected, block, 0, P, panel, [&](int64_t n) { return block.raw + n * U; }, H, p.d_w_hr);
+      outer(projected, block, 0, P, panel, [&](int64_t n) { return block.raw + n * U; }, w_hr);
     }
   }
 
@@ -611,40 +650,68 @@ template <class S, class C, class W = S> class Layer {
     });
   }
 
-  // to[q][f] (+)= sum_n left[n][q] features(n)[f] for rows q in [first, last) of a weight of that width.
+  // to[q][f] (+)= sum_n left[n][q] features(n)[f] for rows q in [first, last) of a weight.
   template <class F>
-  void outer(const W* left, const Block& block, int64_t first, int64_t last, W* buffer, F features, int64_t width,
-             void* to) const {
-    if (!to) return;
+  void outer(const W* left, const Block& block, int64_t first, int64_t last, W* buffer, F features, const Sum& to) const {
+    if (!to.total) return;
     const int64_t R = block.rows;
-    for (int64_t f = 0; f < width; f += kTileVectors * L) {
-      const int64_t wide = std::min<int64_t>(width - f, kTileVectors * L);
+    for (int64_t f = 0; f < to.width; f += kTileVectors * L) {
+      const int64_t wide = std::min<int64_t>(to.width - f, kTileVectors * L);
       const Packed<W> panel{buffer, R, wide, kTileVectors * L};
       panel.pack_rows(0, 0, R, [&](int64_t n) { return features(n) + f; });
-      const int vectors = panel.vectors(0), n = int(wide - (vectors - 1) * L);
       tiles(last - first, [&](int64_t q, int m) {
-        const W* row[1] = {left + q * depth<W>(R)};
-        const Term<W> term{row, depth<W>(R), buffer};
-        const S* start[kTileRows];
-        S* target[kTileRows];
-        for (int i = 0; i < m; ++i) {
-          target[i] = static_cast<S*>(to) + (first + q + i) * width + f;
-          start[i] = block.is_first ? zeros_ : target[i];
-        }
-        multiply_for<W, Left::interleaved>(m, vectors)(&term, 1, start, target, n);
+        const int64_t at = (first + q) * to.width + f;
+        add_tile(left + q * depth<W>(R), panel, m, block.is_first,
+                 {to.total + at, to.remainder ? to.remainder + at : nullptr, to.width});
       });
     }
   }
 
+  // The products of a tile, m interleaved columns, with a panel: part by part of the rows, group by group.
+  void add_tile(const W* left, const Packed<W>& panel, int m, bool is_first, const Sum& to) const {
+    const int vectors = panel.vectors(0), n = int(panel.columns - (vectors - 1) * L);
+    const auto multiply = multiply_for<W, Left::interleaved>(m, vectors);
+    alignas(64) S group[kTileRows][kTileVectors * L];
+    for (int64_t k = 0; k < panel.K; k += kPartRows) {
+      const W* row[1] = {left + depth<W>(k) * m};
+      const Term<W> term{row, depth<W>(std::min(panel.K - k, kPartRows)), panel.data + depth<W>(k) * vectors * L};
+      const bool begins = to.remainder ? k % kGroupRows == 0 : is_first && k == 0;
+      const S* start[kTileRows];
+      S* target[kTileRows];
+      for (int i = 0; i < m; ++i) {
+        target[i] = to.remainder ? group[i] : to.total + i * to.width;
+        start[i] = begins ? zeros_ : target[i];
+      }
+      multiply(&term, 1, start, target, n);
+      if (!to.remainder || ((k + kPartRows) % kGroupRows && k + kPartRows < panel.K)) continue;
+      for (int i = 0; i < m; ++i)
+        for (int64_t j = 0; j < panel.columns; j += L) {
+          const int count = int(std::min<int64_t>(panel.columns - j, L));
+          add(to.total + i * to.width + j, to.remainder + i * to.width + j, load(group[i] + j, count), count, is_first && k < kGroupRows);
+        }
+    }
+  }
+
+  static void add(S* total, S* remainder, Vec<S> term, int n, bool begins) {
+    if (begins) store(total, term, n);
+    else if (remainder) add_compensated<S>(total, remainder, term, n);
+    else store(total, load(total, n) + term, n);
+  }
+
   template <class F>
-  void sum_rows(const S* dz, const Block& block, int64_t first, int64_t last, F column, void* to) const {
+  void sum_rows(const S* dz, const Block& block, int64_t first, int64_t last, F column, const Sum& to) const {
     for (int64_t q = first; q < last;) {
-      const int64_t left = std::min(last - q, H - q % H);  // up to the end of the gate
-      const int n = int(std::min<int64_t>(left, L));
-      S* target = static_cast<S*>(to) + q;
-      Vec<S> sum = block.is_first ? Vec<S>{} : load(target, n);
-      for (int64_t i = 0; i < block.rows; ++i) sum += load(dz + i * G * U + column(q), n);
-      store(target, sum, n);
+      const int n = int(std::min({last - q, H - q % H, int64_t(L)}));  // up to the end of the gate
+      for (int64_t k = 0; k < block.rows; k += kGroupRows) {
+        const int64_t end = std::min(block.rows, k + kGroupRows);
+        Vec<S> group{};
+        for (int64_t part = k; part < end; part += kPartRows) {
+          Vec<S> sum{};
+          for (int64_t i = part; i < std::min(end, part + kPartRows); ++i) sum += load(dz + i * G * U + column(q), n);
+          group += sum;
+        }
+        add(to.total + q, to.remainder ? to.remainder + q : nullptr, group, n, block.is_first && k == 0);
+      }
       q += n;
     }
   }

@@ -89,6 +89,8 @@ template <class W> struct Term {
 //
 // Sum i belongs to set i / (M N), row i / N % M and register i % N; several sets hide the latency of few multiply-adds. Fold
 // expressions, not loops, since only so the compiler keeps all sums in registers from the first load to the last store.
+// Interleaved rows are the many of a weight gradient, part of a longer sum: it is added at the end, so that each part is
+// rounded by its own size, not by that of the whole.
 template <class W, int M, int N, int sets, Left left, int... i, int... j, class S = Sum<W>>
 inline void multiply(const Term<W>* terms, int count, const S* const* from, S* const* to, int n,
                      std::integer_sequence<int, i...>, std::integer_sequence<int, j...>) {
@@ -96,8 +98,11 @@ inline void multiply(const Term<W>* terms, int count, const S* const* from, S* c
   S* result[M];
   for (int m = 0; m < M; ++m) result[m] = to[m];
   Vec<S> sum[sets * all];
-  ((sum[i] = i >= all ? Vec<S>{} : i % N < N - 1 ? load(from[i / N % M] + i % N * L) : load(from[i / N % M] + i % N * L, n)),
-   ...);
+  auto start = [&](int sum) {
+    const S* const at = from[sum / N % M] + sum % N * L;
+    return sum % N < N - 1 ? load(at) : load(at, n);
+  };
+  ((sum[i] = i >= all || left == Left::interleaved ? Vec<S>{} : start(i)), ...);
   for (const Term<W>* term = terms; term < terms + count; ++term) {
     const W *a[M], *panel = term->panel;
     for (int m = 0; m < M; ++m) a[m] = left == Left::rows ? term->row[m] : term->row[0] + m;
@@ -113,6 +118,7 @@ inline void multiply(const Term<W>* terms, int count, const S* const* from, S* c
         ((i < all ? void(sum[i] = add_product(sum[i], a[i / N % M][k * step], load(panel + i % N * L))) : void()), ...);
   }
   ((i >= all ? void(sum[i % all] += sum[i]) : void()), ...);
+  if (left == Left::interleaved) ((i >= all ? void() : void(sum[i] += start(i))), ...);
   ((i >= all         ? void()
     : i % N < N - 1 ? store(result[i / N % M] + i % N * L, sum[i])
                     : store(result[i / N % M] + i % N * L, sum[i], n)),
