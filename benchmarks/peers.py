@@ -1,7 +1,7 @@
 """The frameworks that speed.py compares, each served from a process of its own: torch.nn, bptt, JAX's lax.scan under jit.
 
 A case is a dictionary: cell, batch, hidden, steps, and optionally dtype ("float32"), layers (1), bidirectional, autocast,
-lengths (steps of each sequence: the batch is packed), threads (2). Every framework draws the same inputs and weights.
+lengths (steps of each sequence: the batch is packed), threads (2), inference (outputs alone). Every framework draws the same inputs and weights.
 """
 
 import resource
@@ -67,13 +67,17 @@ def torch_step(case, library):
         x = pack(x, case["lengths"], enforce_sorted=True)
         d_outputs = pack(d_outputs, case["lengths"], enforce_sorted=True).data
 
+    def infer():
+        with torch.inference_mode():
+            return (made(x)[0],)
+
     def step():
         with torch.autocast("cpu", dtype=torch.bfloat16) if case.get("autocast") else nullcontext():
             y, _ = made(x)
         y = y.data if case.get("lengths") else y
         return torch.autograd.grad(y, parameters, d_outputs.to(y.dtype))
 
-    return step
+    return infer if case.get("inference") else step
 
 
 def jax_advance(cell, H):

@@ -16,7 +16,9 @@ def _points(dtype):
     """10^6 numbers: all powers of two, a fine grid where the functions bend, the ends of the range."""
     information = torch.finfo(dtype)
     powers = torch.pow(2.0, torch.arange(-1074 if dtype == torch.float64 else -149, 9, dtype=torch.float64))
-    grid = torch.linspace(-25, 25, 600_000, dtype=torch.float64) * torch.empty(600_000, dtype=torch.float64).uniform_(0.99, 1.01)
+    grid = torch.linspace(-25, 25, 600_000, dtype=torch.float64) * torch.empty(600_000, dtype=torch.float64).uniform_(
+        0.99, 1.01
+    )
     wide = torch.empty(398_000, dtype=torch.float64).uniform_(-800, 800)
     ends = torch.tensor([0.0, -0.0, information.max, -information.max, information.tiny, torch.inf, -torch.inf])
     return torch.cat([powers, -powers, grid, wide, ends.double()]).to(dtype)
@@ -74,14 +76,27 @@ def test_sums_over_many_rows_are_as_right_as_torchs(name, steps, batch):
         assert max(error, lean_error) <= 3 * torchs, f"{parameter}: {error:.2g}, {lean_error:.2g}, torch {torchs:.2g}"
 
 
-@pytest.mark.parametrize(("steps", "batch"), [(1, 2**25), (2**12, 2**10)])
-def test_a_sum_of_many_ones_goes_on_beyond_2_to_the_24(steps, batch):
-    """Each row adds exactly 1 to the bias gradient, and x in [0, 1) to that of the input weight."""
+def _counting_layer():
+    """An RNN of one unit, h = 1 · x + 0.1, whose bias gradient adds up the gradients of its outputs."""
     layer = bptt.RNN(1, 1, nonlinearity="relu", backend="cpu")
     with torch.no_grad():
         for parameter, value in zip(layer.parameters(), (1.0, 0.0, 0.1, 0.0), strict=True):
             parameter.fill_(value)
-    x = torch.rand(steps, batch, 1)
+    return layer
+
+
+@pytest.mark.parametrize(("steps", "batch"), [(1, 2**20), (2**10, 2**10)])
+def test_a_sum_of_very_many_small_numbers(steps, batch):
+    """Each row adds 1 to the bias gradient, which is exact, and x in [0, 1) to that of the input weight."""
+    layer, x = _counting_layer(), torch.rand(steps, batch, 1)
     d_w_ih, _, d_b_ih, d_b_hh = torch.autograd.grad(layer(x)[0].sum(), list(layer.parameters()))
     assert d_b_ih.item() == d_b_hh.item() == steps * batch
     assert abs(d_w_ih.item() / x.double().sum().item() - 1) <= 2e-7
+
+
+def test_a_sum_of_ones_goes_on_beyond_2_to_the_24():
+    """One running sum in float32 stays there: 2^24 + 1 is 2^24."""
+    layer, d_outputs = _counting_layer(), torch.ones(1, 2**18, 1)
+    d_outputs[0, 0] = 2**24
+    (d_b_ih,) = torch.autograd.grad(layer(torch.rand(1, 2**18, 1))[0], [layer.bias_ih_l0], d_outputs)
+    assert abs(d_b_ih.item() / (2**24 + 2**18 - 1) - 1) <= 2**-16  # what the first 256 rows may lose

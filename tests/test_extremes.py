@@ -16,7 +16,15 @@ from bptt.kernels.reference import Reference
 from bptt.kernels.walk import Walk
 from tests.cases import BY_HAND
 
-EXTREMES = {"inf": math.inf, "-inf": -math.inf, "max": "max", "-max": "-max", "nan": math.nan, "tiny": 1e-42, "-0": -0.0}
+EXTREMES = {
+    "inf": math.inf,
+    "-inf": -math.inf,
+    "max": "max",
+    "-max": "-max",
+    "nan": math.nan,
+    "tiny": 1e-42,
+    "-0": -0.0,
+}
 KERNELS = {"cpu": Cpu(), "reference": Reference()}
 
 
@@ -57,7 +65,9 @@ def test_every_extreme_of_the_input_gives_autograds_numbers(name, form, dtype, k
             layer = bptt.Recurrent(BY_HAND[name], 3, hidden, proj_size=projected, dtype=dtype)
             x, sizes = _extreme_rows(form, dtype, extreme)
             walk = Walk.over(Sequences(x, sizes), reverse=False)
-            state = tuple(torch.zeros(5, n, dtype=dtype) for n in [projected or hidden, hidden][: len(layer.cell.states)])
+            state = tuple(
+                torch.zeros(5, n, dtype=dtype) for n in [projected or hidden, hidden][: len(layer.cell.states)]
+            )
             weights = layer.layer_weights(0, 0)
 
             def run(way, x=x, state=state, walk=walk, layer=layer, weights=weights):
@@ -119,7 +129,7 @@ def test_a_nan_stays_in_its_row(name):
     found = []
     for x in (clean, spoilt):
         x.requires_grad_()
-        y, state = made(x)
+        y, _ = made(x)
         found.append((y.detach(), torch.autograd.grad(y.square().sum(), x)[0]))
     others = [0, 1, 2, 3, 5]
     for before, after in zip(*found, strict=True):

@@ -10,13 +10,16 @@ import hatch_build
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CHECKS = "reference or known or special or strides or python_threads or fork or twice or more_threads or bfloat16"
+FILES = [str(ROOT / "tests" / name) for name in ("test_cpu_kernel.py", "test_extremes.py")]
+CHECKS = (
+    "reference or known or special or strides or python_threads or fork or twice or more_threads or bfloat16 or extreme"
+)
 SETS = {"baseline": [], "avx2": hatch_build.AVX2, "avx512": hatch_build.AVX512}
 _RUN = """
 import pytest, sys
 from bptt.kernels.cpu import library
 assert library().instructions == sys.argv[1], library().instructions
-sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "--timeout", "900", sys.argv[2], "-k", sys.argv[3]]))
+sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "--timeout", "900", "-k", *sys.argv[2:]]))
 """
 
 
@@ -51,6 +54,6 @@ def test_no_sanitizer_complains(name, checked_core):
         "ASAN_OPTIONS": "detect_leaks=0:halt_on_error=1",  # Python itself never frees some of its memory
         "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
     }
-    command = [sys.executable, "-c", _RUN, name, str(ROOT / "tests/test_cpu_kernel.py"), CHECKS]
+    command = [sys.executable, "-c", _RUN, name, CHECKS, *FILES]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=ROOT)
     assert result.returncode == 0, (result.stdout + result.stderr)[-5000:]
