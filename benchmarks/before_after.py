@@ -3,8 +3,8 @@
     git worktree add OTHER REVISION    # and build its core there
     .venv/bin/python benchmarks/before_after.py OTHER/src [--cells RNN GRU LSTM] [--seconds 0.4] [--rounds 8]
 
-The points of speed.py's grid (a training step, T 256), and calls of a single step, B 1, H 64, without gradient. A ratio is the
-time after over the time before; below 1 the change is faster. The gradients are compared first, and how far they differ is said.
+The points of speed.py's grid (a training step, T 256), and calls of a single step, B 1, H 64, without gradient. A ratio
+is the time after over the time before: below 1 the change is faster. The gradients are compared first.
 """
 
 import argparse
@@ -52,7 +52,8 @@ def ratio(versions, case, options):
     result = median(after / before for before, after in rounds)
     before, after = (1e3 * median(column) for column in zip(*rounds, strict=True))
     print(
-        f"{describe(case)}  before {before:8.3f}  after {after:8.3f} ms  {result:5.3f}  gradients differ by {error or 0:.0e}",
+        f"{describe(case)}  before {before:8.3f}  after {after:8.3f} ms  {result:5.3f}"
+        f"  gradients differ by {error or 0:.0e}",
         flush=True,
     )
     return result

@@ -1,7 +1,8 @@
 """The frameworks that speed.py compares, each served from a process of its own: torch.nn, bptt, JAX's lax.scan under jit.
 
 A case is a dictionary: cell, batch, hidden, steps, and optionally dtype ("float32"), layers (1), bidirectional, autocast,
-lengths (steps of each sequence: the batch is packed), threads (2), inference (outputs alone). Every framework draws the same inputs and weights.
+lengths (steps of each sequence: the batch is packed), threads (2), inference (outputs alone). Every framework draws
+the same inputs and weights.
 """
 
 import resource

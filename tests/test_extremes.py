@@ -1,4 +1,4 @@
-"""Numbers at the ends of their range, against autograd of the plain equations and torch.nn: what saturates is finite and exact.
+"""Numbers at the ends of their range, against autograd of the plain equations and torch.nn.
 
 Run once more in the smaller instruction sets and under the sanitizers, by test_cpu_kernel.py and test_sanitizers.py.
 """
@@ -85,7 +85,7 @@ def test_every_extreme_of_the_input_gives_autograds_numbers(name, form, dtype, k
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
 @pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
 def test_extremes_give_torchs_numbers(name, dtype):
-    """±inf, ±max and "no data" values of tables: gates saturate, and all gradients but those that the input itself multiplies stay finite."""
+    """Also the "no data" values of tables. Gates saturate: only what the input itself multiplies is not finite."""
     theirs, ours = (getattr(library, name)(3, 5, dtype=dtype) for library in (torch.nn, bptt))
     ours.load_state_dict(theirs.state_dict())
     for extreme in (math.inf, -math.inf, "max", "-max", -3.4e38, -1e37, 1e30):
