@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bptt.cells import GRU, Cell, PointwiseCell, State, Weights
+from bptt.cells.contract import check_unchanged, checked_step, state_names, versions
 from bptt.kernels.base import Kernel, Sequences, Stack
 from bptt.kernels.tape import Saved, note
 from bptt.kernels.walk import Walk, loop
@@ -114,7 +115,9 @@ def plain_layer(cell: Cell, walk: Walk, x: Tensor, state: State, weights: Weight
         zx = cell.net_input(rows, weights["weight_ih"], weights.get("bias_ih"))  # N,G,H: one product over all rows
         outputs, final = loop(walk, start, lambda t, at, before: cell.advance(zx[at], before, weights))
     else:
-        outputs, final = loop(walk, start, lambda t, at, before: cell.step(rows[at], before, weights))
+        written = versions((rows, *start))
+        outputs, final = loop(walk, start, lambda t, at, before: checked_step(cell, rows[at], before, weights))
+        check_unchanged(cell, "step", ("x", *state_names(cell)), written, versions((rows, *start)))
     return as_given(outputs, x), tuple(map(as_given, final, state))
 
 
