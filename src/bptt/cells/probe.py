@@ -236,8 +236,8 @@ class _Trial:
                 self._partials(inputs)
             with torch.no_grad(), warnings.catch_warnings(), _generators_kept(self.like.device):
                 warnings.simplefilter("ignore")  # of NumPy, about NaN
+                self._rows_apart(inputs)  # first, as the other changes rows differently
                 self._units_apart(inputs.by_rows())
-                self._rows_apart(inputs)
         return used
 
     def _inputs(self) -> _Inputs:
@@ -497,16 +497,25 @@ def _described(tensor: Tensor) -> str:
 
 
 def _reachable(cell: Cell) -> Iterator[tuple[str, Tensor]]:
-    """The tensors among the cell's attributes, and among what its class's functions close over."""
+    """The tensors among the cell's attributes, and among what its class's functions, and those they call, close over."""
     yield from _tensors_in("self", getattr(cell, "__dict__", {}))
+    functions: list[Any] = []
     for base in type(cell).__mro__[:-1]:
         yield from _tensors_in("self", vars(base))
-        for function in vars(base).values():
-            try:
-                closed = inspect.getclosurevars(inspect.unwrap(function))
-            except (TypeError, ValueError):  # no function, or one whose variables are not filled yet
-                continue
-            yield from _tensors_in("", {**closed.globals, **closed.nonlocals})
+        functions += vars(base).values()
+    met: set[int] = set()
+    while functions:
+        function = functions.pop()
+        if id(function) in met:
+            continue
+        met.add(id(function))
+        try:
+            closed = inspect.getclosurevars(inspect.unwrap(function))
+        except (TypeError, ValueError):  # no function, or one whose variables are not filled yet
+            continue
+        variables = {**closed.globals, **closed.nonlocals}
+        yield from _tensors_in("", variables)
+        functions += [value for value in variables.values() if inspect.isfunction(value)]
 
 
 def _tensors_in(owner: str, values: Any) -> Iterator[tuple[str, Tensor]]:
