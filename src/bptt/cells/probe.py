@@ -46,6 +46,7 @@ from bptt.cells.contract import check_unchanged, checked_state, name_of, state_n
 from bptt.cells.elman import Elman
 from bptt.cells.gru import GRU
 from bptt.cells.lstm import LSTM
+from bptt.cells.origins import SEVERAL, UNKNOWN, Origins
 
 _PROVED = (Elman, GRU, LSTM)  # by the tests; a class derived from one of them is the user's own
 _SIZES = (1.0, 0.1, 10.0, 100.0)  # of the numbers that stay
@@ -234,6 +235,7 @@ class _Trial:
             self._rowwise(inputs, after)
             if type(self.cell).partials is not PointwiseCell.partials:
                 self._partials(inputs)
+            self._followed(inputs)
             with torch.no_grad(), warnings.catch_warnings(), _generators_kept(self.like.device):
                 warnings.simplefilter("ignore")  # of NumPy, about NaN
                 self._rows_apart(inputs)  # first, as the other changes rows differently
@@ -337,6 +339,35 @@ class _Trial:
                     "differ (a surrogate) belongs into `pointwise`, as a torch.autograd.Function"
                 )
 
+    def _followed(self, inputs: _Inputs) -> None:
+        """No unit or row has a part in another's result, whatever branch the numbers take."""
+        for what, axis in (("hidden units", -1), ("rows of the batch", 0)):
+            given, maps = inputs.copies(), [self._origins(t, axis) for t in inputs.tensors]
+            if axis == -1 and self.width != self.units:
+                maps[2].fill_(SEVERAL)  # a projected h is made of all units
+            if axis == 0:
+                maps[2 + len(inputs.state) :] = [torch.zeros_like(m) for m in maps[2 + len(inputs.state) :]]
+            with _generators_kept(self.like.device), Origins(list(zip(given.tensors, maps, strict=True))) as followed:
+                after = self._call(given)
+            for name, component in zip(self.cell.states, after, strict=True):
+                origin = followed.of(component)
+                other = (origin != self._origins(component, axis)) & (origin != 0) & (origin != UNKNOWN)
+                if other.any():
+                    row, unit = other.nonzero()[0].tolist()
+                    self._refuse_mixing(what, f"{name} of unit {unit} in row {row} is computed from those of others")
+
+    def _origins(self, tensor: Tensor, axis: int) -> Tensor:
+        """k + 1 for each place k along the axis."""
+        places = torch.arange(1, tensor.shape[axis] + 1, dtype=torch.int32, device="cpu")
+        places = places if axis == -1 else places.view(-1, *[1] * (tensor.dim() - 1))
+        return places.expand(tensor.shape).contiguous()
+
+    def _refuse_mixing(self, what: str, how: str) -> None:
+        self._refuse(
+            f"mixes {what}: {how}. It must act on each unit of each row alone, since the gradient is taken as a diagonal: "
+            "derive from bptt.Cell and write `shapes` and `step` instead"
+        )
+
     def _units_apart(self, inputs: _Inputs) -> None:
         """Changing some units leaves the others as they are; a projected h none may read, so that all of it changes."""
         projected = self.width != self.units
@@ -386,10 +417,7 @@ class _Trial:
             return
         moved = self._moved(before, after, ~where)
         if moved is not None:
-            self._refuse(
-                f"mixes {what}: {moved} when only those of others were changed. It must act on each unit of each row alone, "
-                "since the gradient is taken as a diagonal: derive from bptt.Cell and write `shapes` and `step` instead"
-            )
+            self._refuse_mixing(what, f"{moved} when only those of others were changed")
 
     def _moved(self, before: State, after: State, stay: Tensor) -> str | None:
         """What did not stay the same (up to rounding) where it should have, in words."""
