@@ -1,4 +1,4 @@
-"""From which unit, and which row, each number of a computation comes: followed operator by operator, whatever the values are.
+"""From which unit, and which row, each number of a computation comes: followed by operators, whatever the values are.
 
 Beside each tensor goes a map of its shape: 0 where no argument has a part in the number, k + 1 where only those of unit k
 have, SEVERAL where those of more than one have, UNKNOWN behind an operator that is not followed. Thus
@@ -6,8 +6,9 @@ have, SEVERAL where those of more than one have, UNKNOWN behind an operator that
     elementwise operators       merge the maps of their tensors (torch's tag `pointwise`), and so does writing in place
     views, copies, indexing     do to the map what they do to the tensor
     functions along an axis     (anything with an argument `dim`: sums, norms, softmax, sort, cumulative sums) merge along it
+    matrix products             merge a row of one factor with a column of the other
     whatever has no origin      stays without
-    everything else             (matrix products, operators of others) is UNKNOWN
+    everything else             (convolutions, operators of others) is UNKNOWN
 
 SEVERAL is certain, so a sum over units is seen in a branch that `torch.where` leaves out. UNKNOWN says nothing.
 """
@@ -22,11 +23,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 SEVERAL, UNKNOWN = -1, -2
 
 # Operators that move numbers about, and compute none.
-_MOVES = frozenset(
-    "alias as_strided cat clone constant_pad_nd contiguous detach diagonal expand flip index index_select lift_fresh narrow "
-    "permute repeat reshape roll select slice split split_with_sizes squeeze stack t transpose unbind unfold unsafe_split "
-    "unsqueeze view _reshape_alias _unsafe_view gather take_along_dim movedim chunk".split()
-)
+_MOVES = (
+    "alias", "as_strided", "cat", "clone", "constant_pad_nd", "detach", "diagonal", "expand", "flip", "gather", "index",
+    "index_select", "lift_fresh", "permute", "repeat", "roll", "select", "slice", "split", "split_with_sizes", "squeeze",
+    "stack", "t", "transpose", "unbind", "unfold", "unsafe_split", "unsqueeze", "view", "_reshape_alias", "_unsafe_view",
+)  # fmt: skip
+_PRODUCTS = ("mm", "bmm", "addmm", "baddbmm")
 _NEW = ("empty", "zeros", "ones", "full", "rand", "randn", "new_", "scalar_tensor", "arange", "linspace", "eye")
 
 
@@ -97,6 +99,10 @@ class Origins(TorchDispatchMode):
             return [torch.zeros(shape, dtype=torch.int32, device="cpu") for shape in shapes]
         if torch.Tag.pointwise in operator.tags or name == "_to_copy":
             return [_merged(maps)] * len(shapes)
+        if name in _PRODUCTS:
+            *added, left, right = maps
+            product = merge(merge_along(left, (-1,), keep=True), merge_along(right, (-2,), keep=True))
+            return [_merged([product, *added])]
         (origin,) = maps
         return [_along(operator, args, kwargs, origin, shape) for shape in shapes]
 
@@ -134,7 +140,7 @@ def _along(operator: Any, args: Any, kwargs: Any, origin: Tensor, shape: torch.S
     """Of a function along `dim`, or over all if it has none."""
     given = dict(zip((argument.name for argument in operator._schema.arguments), args, strict=False)) | kwargs
     if "dim" not in given and torch.Tag.reduction not in operator.tags:
-        return torch.full(shape, UNKNOWN, dtype=torch.int32)
+        return torch.full(shape, UNKNOWN, dtype=torch.int32, device="cpu")
     dim = given.get("dim")
     axes = tuple(range(origin.dim())) if dim is None or dim == [] else (dim,) if isinstance(dim, int) else tuple(dim)
     kept = merge_along(origin, axes, keep=True)

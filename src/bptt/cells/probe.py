@@ -8,7 +8,7 @@ not so, nothing would fail: the gradient would be wrong, or missing. So, when a 
                         numbers must give the same bits: generators, counters and memories of the cell's own.
     gradients           no input asks for a gradient, so an output that does has used a tensor of elsewhere that does.
     units, rows mixed   the units are split in two in such ways that each pair of them is parted (by each binary digit of
-                        their index); one part is changed to NaN, ±∞, ±huge and other random numbers, of four sizes: the
+                        their index); one part is changed to NaN, ±∞, ±huge and other random numbers: the
                         other part of the result must stay. Likewise the rows. NaN goes through every sum, mean, product,
                         norm, softmax and shift even where the derivative is 0.
     changed in place    the arguments' versions and values are compared.
@@ -49,7 +49,8 @@ from bptt.cells.lstm import LSTM
 from bptt.cells.origins import SEVERAL, UNKNOWN, Origins
 
 _PROVED = (Elman, GRU, LSTM)  # by the tests; a class derived from one of them is the user's own
-_SIZES = (1.0, 0.1, 10.0, 100.0)  # of the numbers that stay
+# Of the numbers that stay: of the net inputs, and of the state, which at the first step is often 0.
+_SIZES = ((1.0, 1.0), (1.0, 0.0), (0.1, 0.1), (10.0, 10.0), (100.0, 100.0))
 
 
 class Watched(TorchDispatchMode):
@@ -158,8 +159,8 @@ def refuse_random(cell: Cell, x: Tensor, state: State, weights: Weights) -> None
         drawn = [*watched.drawn, *moved()]
     if drawn:
         raise ValueError(
-            f"{name_of(cell)}.step draws random numbers ({drawn[0]}), so what is shown would belong to another draw than the "
-            "training step's: give the noise to the layer as part of its input, or switch it off while looking"
+            f"{name_of(cell)}.step draws random numbers ({drawn[0]}), so what is shown would belong to another draw than "
+            "the training step's: give the noise to the layer as part of its input, or switch it off while looking"
         )
 
 
@@ -243,10 +244,11 @@ class _Trial:
         return used
 
     def _inputs(self) -> _Inputs:
-        sizes = torch.tensor(_SIZES).repeat_interleave(-(-self.rows // len(_SIZES)))[: self.rows].to(self.like)
-        zx, zh = (self._random(self.rows, self.cell.gates, self.units) * sizes[:, None, None] for _ in range(2))
+        many = -(-self.rows // len(_SIZES))
+        net, old = torch.tensor(_SIZES, device="cpu").repeat_interleave(many, 0)[: self.rows].to(self.like).unbind(1)
+        zx, zh = (self._random(self.rows, self.cell.gates, self.units) * net[:, None, None] for _ in range(2))
         widths = [self.width, *[self.units] * (len(self.cell.states) - 1)]
-        state = tuple(self._random(self.rows, width) * sizes[:, None] for width in widths)
+        state = tuple(self._random(self.rows, width) * old[:, None] for width in widths)
         vectors = tuple(self.weights[name].detach().clone() for name in self.cell.vectors)
         return _Inputs(zx, zh, state, vectors)
 
@@ -373,7 +375,7 @@ class _Trial:
         projected = self.width != self.units
         if not len(self.parts):
             return
-        units = self.parts[torch.arange(self.rows) % len(self.parts)].to(self.like.device)  # R,H
+        units = self.parts[torch.arange(self.rows, device="cpu") % len(self.parts)].to(self.like.device)  # R,H
         before = self._call(inputs.copies())
         for value in self._values():
             self._change(inputs, before, units, torch.ones_like(units) if projected else units, value, "hidden units")
@@ -456,12 +458,14 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
 @contextmanager
 def _as_the_kernels_run(device: torch.device) -> Iterator[None]:
     """With a graph where one is asked for, without autocast, and unseen by whoever looks at operators outside."""
-    seen = torch._C._len_torch_dispatch_stack() > 0  # asked first: it imports much
+    seen = torch._C._len_torch_dispatch_stack() > 0  # asked first: leaving the modes imports much
+    compiles = "torch._dynamo" in sys.modules  # a function that the user has compiled: its operators, one by one
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
         torch.autocast(device.type, enabled=False),
         _disable_current_modes() if seen else nullcontext(),
+        torch.compiler.set_stance("force_eager") if compiles else nullcontext(),
     ):
         yield
 
