@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
@@ -406,7 +407,7 @@ OTHER = {
     "counter": (Counting, "another result when it is called again"),
     "own-numpy": (with_own_numpy, "another result when it is called again"),
     "parameter": (lambda: own(lambda z, h: gain * z), r"uses gain, a Parameter of shape \(\).*no argument.*`vectors`"),
-    "made-of-one": (lambda: own(lambda z, h: scale * z), "Parameter of shape .* asks for a gradient"),
+    "made-of-one": (lambda: own(lambda z, h: scale * z), r"uses scale, computed from a Parameter of shape \(\)"),
     "module": (Holding, r"uses self.inner.weight, a Parameter of shape \(1, 1\)"),
     "zx-written": (lambda: written(0), "changes zx in place, which is still used .*zx \\* a"),
     "zh-written": (lambda: written(1), "changes zh in place"),
@@ -607,6 +608,17 @@ def test_while_operators_are_recorded_it_is_tried_beside_the_record():
         make_fx(lambda given: bptt.Recurrent(own(UNITS["mean"]), D, H, dtype=torch.float64)(given)[0])(x)
 
 
+def test_without_memory_it_is_tried_as_soon_as_there_is_some():
+    layer, x = bptt.Recurrent(own(UNITS["mean"]), D, H), torch.randn(T, B, D)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, pytest.raises(ValueError, match="mixes hidden units"):
+        layer(mode.from_tensor(x))
+    with FakeTensorMode():
+        nothing = bptt.Recurrent(own(UNITS["mean"]), D, H)
+        assert nothing(torch.randn(T, B, D))[0].shape == (T, B, H)
+    exported = torch.export.export(bptt.Recurrent(Minimal(), D, H), (x,)).module()
+    assert exported(x)[0].shape == (T, B, H)
+
+
 def test_where_autograd_goes_through_the_plain_loop_all_is_right_and_nothing_is_tried():
     """torch.func and torch.compile: a cell that mixes has its right gradient there, and is refused when it runs eagerly."""
     layer = bptt.Recurrent(own(UNITS["mean"]), D, H, dtype=torch.float64)
@@ -703,14 +715,19 @@ def test_a_general_cell_takes_x_state_and_weights():
 outside = nn.Parameter(torch.tensor(0.8, dtype=torch.float64))
 
 
+ran = []
+
+
 def noisy(h, state):
+    ran.append(1)
     return (outside * h + 0.3 * torch.randn_like(h),)
 
 
 def test_a_general_cell_may_draw_random_numbers_and_close_over_parameters():
+    """Also where `Checkpointed` runs the steps again."""
     torch.manual_seed(0)
     layer = bptt.Recurrent(Step(noisy), D, H, dtype=torch.float64)
-    x = torch.randn(T, B, D, dtype=torch.float64)
+    x = torch.randn(100, B, D, dtype=torch.float64)
     leaves = {**dict(layer.named_parameters()), "outside": outside}
     torch.manual_seed(3)
     got = torch.autograd.grad(layer(x)[0].square().sum(), list(leaves.values()))
@@ -718,10 +735,12 @@ def test_a_general_cell_may_draw_random_numbers_and_close_over_parameters():
     outputs, _ = plain(layer.cell, layer.layer_weights(0, 0), x, (torch.zeros(B, H, dtype=torch.float64),))
     want = dict(zip(leaves, torch.autograd.grad(outputs.square().sum(), list(leaves.values())), strict=True))
     assert_same(dict(zip(leaves, got, strict=True)), want)
-    for strategy in (bptt.Exact(), bptt.Checkpointed(memory="64KB"), bptt.RTRL()):
+    for strategy in (bptt.Exact(), bptt.Checkpointed(memory="100KB"), bptt.RTRL()):
+        ran.clear()
         torch.manual_seed(3)
         bptt.backward(layer, x, x, lambda outputs, _: outputs.square().sum(), strategy=strategy)
         assert_same({n: p.grad for n, p in layer.named_parameters()}, {n: want[n] for n, _ in layer.named_parameters()})
+        assert (len(ran) > 200) == isinstance(strategy, bptt.Checkpointed)
         layer.zero_grad()
     outside.grad = None
 

@@ -89,12 +89,13 @@ class Watched(TorchDispatchMode):
 
     def _explain(self, foreign: list[Tensor], error: RuntimeError) -> None:
         """Say it, if it is a tensor of the cell's own that does not fit."""
-        if not foreign or not self.given:
+        tensors = [t for t in foreign if t.dim()]
+        if not tensors or not self.given:
             return
-        like, one = self.given[0], foreign[0]
+        like, one = self.given[0], tensors[0]
         raise RuntimeError(
-            f"{name_of(self.cell)}.pointwise uses {_called(self.cell, one)}, {_described(one)} on {one.device}, which does "
-            f"not fit the layer's, {like.dtype} of shape {tuple(like.shape)} (rows, gates, units) on {like.device}: "
+            f"{name_of(self.cell)}.pointwise uses {_introduced(self.cell, one)} on {one.device}, which does not fit "
+            f"the layer's, {like.dtype} of shape {tuple(like.shape)} (rows, gates, units) on {like.device}: "
             f"make it one value or one for each unit, and bring it there with .to(zx) ({error})"
         ) from error
 
@@ -295,10 +296,9 @@ class _Trial:
 
     def _refuse_closed_over(self, component: Tensor) -> None:
         leaf = next(leaves_of(component), component)
-        name = _called(self.cell, leaf)
         self._refuse(
-            f"uses {name}, {_described(leaf)}, which asks for a gradient but is no argument, so that it would get none: one "
-            f"value per unit is named in `vectors`, which the layer owns and passes on; a constant is detached "
+            f"uses {_introduced(self.cell, leaf)}, which asks for a gradient but is no argument, so that it would get none: "
+            "one value per unit is named in `vectors`, which the layer owns and passes on; a constant is detached "
             "(requires_grad=False); for anything else derive from bptt.Cell and write `step`"
         )
 
@@ -515,17 +515,16 @@ def leaves_of(tensor: Tensor) -> Iterator[Tensor]:
         nodes += following
 
 
-def _called(cell: Cell, tensor: Tensor) -> str:
-    """Under which name the cell's code knows the tensor, or something computed from it."""
+def _introduced(cell: Cell, tensor: Tensor) -> str:
+    """What tensor it is, with the name under which the cell's code knows it, or something computed from it."""
+    kind = "Parameter" if isinstance(tensor, nn.Parameter) else "tensor"
+    described = f"a {kind} of shape {tuple(tensor.shape)} and {tensor.dtype}"
     for name, value in _reachable(cell):
-        if value is tensor or any(leaf is tensor for leaf in leaves_of(value)):
-            return name
-    return "a tensor"
-
-
-def _described(tensor: Tensor) -> str:
-    kind = "a Parameter" if isinstance(tensor, nn.Parameter) else "a tensor"
-    return f"{kind} of shape {tuple(tensor.shape)} and {tensor.dtype}"
+        if value is tensor:
+            return f"{name}, {described}"
+        if any(leaf is tensor for leaf in leaves_of(value)):
+            return f"{name}, computed from {described}"
+    return described
 
 
 def _reachable(cell: Cell) -> Iterator[tuple[str, Tensor]]:
