@@ -619,6 +619,17 @@ def test_without_memory_it_is_tried_as_soon_as_there_is_some():
     assert exported(x)[0].shape == (T, B, H)
 
 
+@pytest.mark.parametrize("cell", [Minimal(), Normed()], ids=["pointwise", "general"])
+def test_an_own_cell_can_be_traced(cell):
+    layer, x = bptt.Recurrent(cell, D, H), torch.randn(T, B, D)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit.trace is on its way out
+        traced = torch.jit.trace(layer, (x,))
+    got = torch.autograd.grad(traced(2 * x)[0].square().sum(), list(layer.parameters()))
+    want = torch.autograd.grad(layer(2 * x)[0].square().sum(), list(layer.parameters()))
+    torch.testing.assert_close(got, want)
+
+
 def test_where_autograd_goes_through_the_plain_loop_all_is_right_and_nothing_is_tried():
     """torch.func and torch.compile: a cell that mixes has its right gradient there, and is refused when it runs eagerly."""
     layer = bptt.Recurrent(own(UNITS["mean"]), D, H, dtype=torch.float64)
