@@ -49,7 +49,16 @@ def merge_along(origin: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
     return torch.where(several, SEVERAL, torch.where(unknown, UNKNOWN, highest.clamp_min(0)))
 
 
-class Origins(TorchDispatchMode):
+class Mode(TorchDispatchMode):
+    """One of torch's dispatch modes, without its compiler."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """False: torch would import its compiler, in seconds, to keep it away from here, where it is never at work."""
+        return False
+
+
+class Origins(Mode):
     """Inside, the origins of each tensor are followed, from those given in the beginning.
 
     Args:
@@ -59,11 +68,6 @@ class Origins(TorchDispatchMode):
     def __init__(self, given: list[tuple[Tensor, Tensor]]) -> None:
         super().__init__()
         self._maps = {id(t): (t, origin.contiguous()) for t, origin in given}  # with the tensor, to keep its number
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """False: torch would import its compiler, in seconds, to keep it away from here, where it is never at work."""
-        return False
 
     def of(self, tensor: Tensor) -> Tensor:
         """The tensor's origins; none, if it came from elsewhere."""

@@ -7,16 +7,19 @@ not so, nothing would fail: the gradient would be wrong, or missing. So, when a 
                         torch's, Python's or NumPy's generator moved. Values cannot hide that. A second call with the same
                         numbers must give the same bits: generators, counters and memories of the cell's own.
     gradients           no input asks for a gradient, so an output that does has used a tensor of elsewhere that does.
-    units, rows mixed   the units are split in two in such ways that each pair of them is parted (by each binary digit of
-                        their index); one part is changed to NaN, ±∞, ±huge and other random numbers: the
-                        other part of the result must stay. Likewise the rows. NaN goes through every sum, mean, product,
-                        norm, softmax and shift even where the derivative is 0.
+    units, rows mixed   from which unit and row each number comes is followed operator by operator (`bptt.cells.origins`),
+                        whatever branch the numbers take. Then, for what is not followed, by values: the units are split
+                        in two in such ways that each pair of them is parted (by each binary digit of their index); one
+                        part is changed to NaN, ±∞, ±huge and other random numbers: the other part of the result must
+                        stay. Likewise the rows. NaN goes through every sum, mean, product, norm, softmax and shift, even
+                        where the derivative is 0.
     changed in place    the arguments' versions and values are compared.
     partials            if stated by hand, they must be those that autograd finds.
 
-What that proves. Of the code that ran: no operator drew random numbers, and no tensor of elsewhere got a gradient. That
-units and rows are not mixed is shown by values: what takes a branch that none of these numbers leads to is not seen. A
-function that itself raises an error for NaN or huge numbers is tried with the others.
+What that proves. Of the code that ran: no operator drew random numbers, no tensor of elsewhere got a gradient, and no sum,
+product or shift mixed units or rows. Behind an operator that is not followed (a convolution, NumPy) the proof is by values:
+what such an operator mixes in a branch that none of these numbers leads to is not seen, nor is Python code that none of them
+leads to. A function that itself raises an error for NaN or huge numbers is tried with the others.
 
 It costs some thirty calls of `pointwise`, some milliseconds, once for each layer, dtype and device, and again when an
 attribute of the cell is replaced, the layer goes from training to evaluation, or a tensor that the cell uses now asks for a
@@ -38,7 +41,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from bptt.cells.base import Cell, Partials, PointwiseCell, State, Weights
@@ -46,14 +49,14 @@ from bptt.cells.contract import check_unchanged, checked_state, name_of, state_n
 from bptt.cells.elman import Elman
 from bptt.cells.gru import GRU
 from bptt.cells.lstm import LSTM
-from bptt.cells.origins import SEVERAL, UNKNOWN, Origins
+from bptt.cells.origins import SEVERAL, UNKNOWN, Mode, Origins
 
 _PROVED = (Elman, GRU, LSTM)  # by the tests; a class derived from one of them is the user's own
 # Of the numbers that stay: of the net inputs, and of the state, which at the first step is often 0.
 _SIZES = ((1.0, 1.0), (1.0, 0.0), (0.1, 0.1), (10.0, 10.0), (100.0, 100.0))
 
 
-class Watched(TorchDispatchMode):
+class Watched(Mode):
     """Inside, every operator is looked at.
 
     Attributes:
@@ -67,11 +70,6 @@ class Watched(TorchDispatchMode):
         self.drawn: list[str] = []
         self.foreign: list[Tensor] = []
         self._known = {id(t): t for t in given}  # which keeps them, so that no other gets the number
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """False: torch would import its compiler, in seconds, to keep it away from here, where it is never at work."""
-        return False
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Note what the operator does, and call it."""
@@ -155,7 +153,12 @@ def refuse_random(cell: Cell, x: Tensor, state: State, weights: Weights) -> None
 
     Raises ValueError. The generators are left as they were.
     """
-    with _generators_kept(x.device) as moved, Watched(cell) as watched, torch.no_grad():
+    with (
+        _as_the_kernels_run(x.device),
+        torch.no_grad(),
+        _generators_kept(x.device) as moved,
+        Watched(cell) as watched,
+    ):
         cell.step(x.clone(), tuple(s.clone() for s in state), weights)
         drawn = [*watched.drawn, *moved()]
     if drawn:
