@@ -14,7 +14,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 from bptt.cells import GRU as GRUCell
 from bptt.cells import LSTM as LSTMCell
-from bptt.cells import Cell, Elman, PointwiseCell, State, Weights
+from bptt.cells import Cell, Elman, PointwiseCell, State, Weights, draw_uniform
+from bptt.cells.contract import check_declaration
+from bptt.cells.probe import uphold
 from bptt.kernels import BACKENDS, Sequences, Stack, choose
 
 Input = Tensor | PackedSequence
@@ -58,6 +60,7 @@ class _Layer(nn.Module):
         stack = self._stack()
         self._check_input(sequences, next(iter(stack.weights[0][0].values())))
         state = self._initial_state(sequences, hx, form)
+        uphold(self, self.cell, stack.weights[0][0])
         outputs, final = choose(self.backend, stack, sequences).run(stack, sequences, state)
         final = tuple(form.state_out(s) for s in final)
         return form.out(outputs), final if len(final) > 1 else final[0]
@@ -288,6 +291,7 @@ class Recurrent(_Layer):
     ) -> None:
         super().__init__()
         _check_sizes(cell, input_size, hidden_size, num_layers, dropout, proj_size)
+        check_declaration(cell, input_size, hidden_size, bias, proj_size)
         self.cell, self.backend = cell, _known_backend(backend)
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.dropout = bias, batch_first, float(dropout)
@@ -301,10 +305,15 @@ class Recurrent(_Layer):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the parameters anew, as the cell says."""
+        """Draw the parameters anew, as the cell says; by default from U(-1/√H, 1/√H)."""
+        by_default = type(self.cell).reset_parameters is Cell.reset_parameters
         for layer in range(self.num_layers):
             for direction in range(2 if self.bidirectional else 1):
-                self.cell.reset_parameters(self.layer_weights(layer, direction))
+                weights = self.layer_weights(layer, direction)
+                if by_default:
+                    draw_uniform(weights, self.hidden_size)
+                else:
+                    self.cell.reset_parameters(weights)
 
     def extra_repr(self) -> str:
         """The cell, the sizes, and what differs from the defaults."""
@@ -413,8 +422,6 @@ def _refuse(unknown: dict[str, Any], layer: str) -> None:
 def _check_sizes(
     cell: Cell, input_size: int, hidden_size: int, num_layers: int, dropout: float, proj_size: int
 ) -> None:
-    if not isinstance(cell, Cell):
-        raise TypeError(f"cell is a {type(cell).__name__}, wanted a bptt.Cell object, such as bptt.cells.LSTM()")
     for name, size in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
         if not isinstance(size, int):
             raise TypeError(f"{name} is a {type(size).__name__}, wanted an int")

@@ -15,7 +15,7 @@ Symbols, the same in every file: T steps, B batch rows, D inputs, H hidden units
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +30,11 @@ class Cell(ABC):
 
     A cell holds no parameters: it says which shapes it needs, and the layer owns them. So one cell object serves any
     number of layers, and a cell is as good as a value (two equal cells compute the same).
+
+    The contract. `step` returns a tuple of one tensor for each of `states`, of the shape, dtype and device of the state that
+    it was given, and changes none of its arguments in place. Autograd goes through each step as it is written, so norms and
+    other functions across the units, parameters that the cell closes over, and random numbers all get their right gradient;
+    what is computed from a second run (`gradient_map`, `products`, `lyapunov`) refuses a step that draws random numbers.
 
     Attributes:
         states: names of the state's components, the output first: `("h",)`, or `("h", "c")` for the LSTM.
@@ -46,10 +51,24 @@ class Cell(ABC):
         """One step from x [B, D] and the state before it (each [B, H]) to the state after it."""
 
     def reset_parameters(self, weights: Weights) -> None:
-        """Draw every parameter from U(-1/√H, 1/√H), as torch.nn does; H is the last size of `weight_hh`."""
-        bound = weights["weight_hh"].shape[-1] ** -0.5
-        for weight in weights.values():
-            torch.nn.init.uniform_(weight, -bound, bound)
+        """Draw every parameter from U(-1/√H, 1/√H), as torch.nn does.
+
+        A layer, which knows H, draws so by itself where this is not overridden. Called directly, H is the last size of
+        `weight_hh`; raises KeyError if there is none.
+        """
+        if "weight_hh" not in weights:
+            raise KeyError(
+                f"{type(self).__name__} has no weight_hh (only {', '.join(weights)}), whose last size is the number of "
+                "units: draw the parameters with bptt.cells.draw_uniform(weights, hidden_size)"
+            )
+        draw_uniform(weights, weights["weight_hh"].shape[-1])
+
+
+def draw_uniform(weights: Weights, hidden_size: int) -> None:
+    """Draw every parameter from U(-1/√H, 1/√H), with H = hidden_size."""
+    bound = hidden_size**-0.5
+    for weight in weights.values():
+        torch.nn.init.uniform_(weight, -bound, bound)
 
 
 class Partials(NamedTuple):
@@ -67,8 +86,25 @@ class Partials(NamedTuple):
     vectors: tuple[tuple[Tensor, ...], ...] = ()
 
 
+_PAIR = ("pointwise", "partials")
+
+
 class PointwiseCell(Cell):
     """A cell of the form above. To make one, set `gates` and write `pointwise`; the rest is inherited.
+
+    The contract. `pointwise` is run again on the way back, over the rows of all steps at once, and its derivatives are taken
+    as diagonals. So it must
+      - act on each hidden unit and each row alone (no mean, norm, softmax, product or shift across them; across the gates
+        of a unit is fine), for any number of rows, one included, with each of `vectors` as [H] or as [B, H];
+      - give the same result each time: no random numbers, no state of its own;
+      - change none of its arguments in place;
+      - use no tensor that asks for a gradient but its arguments. A constant tensor (a mask) is fine.
+    It returns a tuple, one tensor [B, H] for each of `states`, in the layer's dtype and on its device. A function with
+    another derivative than its own (a spike with a surrogate gradient) is a `torch.autograd.Function` that it calls. All
+    this is tried out on made-up numbers when a layer of the cell first runs, and what is found is refused in a sentence
+    (`bptt.cells.probe` says how, and what that proves); what cannot keep to it is written as a `bptt.Cell`.
+
+    A class that overrides `pointwise` gets autograd's `partials`, unless it states its own.
 
     Attributes:
         gates: G, the number of rows of H that zx and zh have.
@@ -79,6 +115,13 @@ class PointwiseCell(Cell):
     gates: ClassVar[int]
     vectors: ClassVar[tuple[str, ...]] = ()
     projectable: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """Partials that were stated for another `pointwise`, further up, are not this one's: let autograd find them."""
+        super().__init_subclass__(**keywords)
+        first = {name: next(i for i, base in enumerate(cls.__mro__) if name in vars(base)) for name in _PAIR}
+        if first["pointwise"] < first["partials"]:
+            cls.partials = PointwiseCell.partials  # type: ignore[method-assign]
 
     @abstractmethod
     def pointwise(self, zx: Tensor, zh: Tensor, state: State, *vectors: Tensor) -> State:
@@ -94,7 +137,7 @@ class PointwiseCell(Cell):
         leaves = [leaf.detach().requires_grad_() for leaf in (zx, zh, *state, *per_unit)]
         with torch.enable_grad():
             after = self.pointwise(leaves[0], leaves[1], tuple(leaves[2 : 2 + n_states]), *leaves[2 + n_states :])
-            rows = [torch.autograd.grad(s.sum(), leaves, retain_graph=True, allow_unused=True) for s in after]
+            rows = [_of_sum(s, leaves) for s in after]
 
         def filled(start: int, stop: int) -> tuple[tuple[Tensor, ...], ...]:
             pairs = (zip(row[start:stop], leaves[start:stop], strict=True) for row in rows)
@@ -172,3 +215,10 @@ class PointwiseCell(Cell):
                 row = weights["weight_hr"] @ row
             rows.append(row)
         return torch.cat(rows, dim=-2)
+
+
+def _of_sum(after: Tensor, leaves: list[Tensor]) -> tuple[Tensor | None, ...]:
+    """∂(Σ after)/∂leaf for each leaf; None where it is zero, as of a component that depends on none of them."""
+    if not after.requires_grad:
+        return (None,) * len(leaves)
+    return torch.autograd.grad(after.sum(), leaves, retain_graph=True, allow_unused=True)

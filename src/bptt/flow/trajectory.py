@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from bptt.cells import Cell, PointwiseCell, State, Weights
+from bptt.cells.contract import checked_step
+from bptt.cells.probe import refuse_random, uphold
 from bptt.kernels import cpu
 from bptt.kernels.walk import Walk
 from bptt.layers import cell_of as known_cell
@@ -249,6 +251,7 @@ def trace(layer: RecurrentLayer, inputs: Inputs) -> tuple[tuple[tuple[Trajectory
     Raises ValueError if the input or an output is not finite.
     """
     cell, x = cell_of(layer), inputs.x
+    uphold(layer, cell, _weights(layer, cell, "_l0"))
     refuse_nonfinite("x", x, inputs.samples)
     for name, component in zip(cell.states, inputs.state, strict=True):
         refuse_nonfinite(f"the initial state {name}", component, inputs.samples)
@@ -306,7 +309,8 @@ def _states_by_the_loop(
         zx = cell.net_input(x, weights["weight_ih"], weights.get("bias_ih"))  # T,S,G,H
         advance: Callable[[int, State], State] = lambda step, before: cell.advance(zx[step], before, weights)  # noqa: E731
     else:
-        advance = lambda step, before: cell.step(x[step], before, weights)  # noqa: E731
+        refuse_random(cell, x[0], state, weights)
+        advance = lambda step, before: checked_step(cell, x[step], before, weights)  # noqa: E731
     for step in range(len(x)):
         if cut is not None:
             state = tuple(torch.where(cut[step][:, None], torch.zeros_like(s), s) for s in state)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
-from bptt.cells import GRU, Elman
+from bptt.cells import GRU, Elman, PointwiseCell
 from bptt.gradient.base import NO_GRAPH, Chunk, cut
 from bptt.gradient.packed import PackedSteps
 from bptt.gradient.replay import Generators, Replay, buffers_kept, evaluating, is_number, owned, same, wants_gradient
@@ -55,6 +55,7 @@ class NativeWork:
         work = NativeWork()
         modules = model.modules() if isinstance(model, torch.nn.Module) else ()
         layers: list[Any] = [module for module in modules if hasattr(module, "layer_weights")]
+        layers = [layer for layer in layers if isinstance(layer.cell, PointwiseCell)]  # others it never runs
         for layer in layers:
             weights = layer.layer_weights(0, 0)
             gates = weights["weight_hh"].shape[0]

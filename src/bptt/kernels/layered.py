@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bptt.cells import GRU, Cell, PointwiseCell, State, Weights
+from bptt.cells.contract import check_unchanged, checked_step, state_names, versions
 from bptt.kernels.base import Kernel, Sequences, Stack
 from bptt.kernels.tape import Saved, note
 from bptt.kernels.walk import Walk, loop
@@ -96,8 +97,12 @@ class LayerKernel(Kernel):
         A pointwise cell gets the kernel's own gradient; any other cell, and any other kind of derivative, goes through
         autograd over the plain loop.
         """
-        # torch.func and torch.compile cannot see through the Function below.
-        opaque = torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling()
+        # torch.func, torch.compile and torch.jit.trace cannot see through the Function below.
+        opaque = (
+            torch._C._are_functorch_transforms_active()
+            or torch.compiler.is_compiling()
+            or torch._C._get_tracing_state()
+        )
         if opaque or not isinstance(cell, PointwiseCell):
             return plain_layer(cell, walk, x, state, weights)
         tensors = (x, *state, *weights.values())
@@ -114,7 +119,9 @@ def plain_layer(cell: Cell, walk: Walk, x: Tensor, state: State, weights: Weight
         zx = cell.net_input(rows, weights["weight_ih"], weights.get("bias_ih"))  # N,G,H: one product over all rows
         outputs, final = loop(walk, start, lambda t, at, before: cell.advance(zx[at], before, weights))
     else:
-        outputs, final = loop(walk, start, lambda t, at, before: cell.step(rows[at], before, weights))
+        written = versions((rows, *start))
+        outputs, final = loop(walk, start, lambda t, at, before: checked_step(cell, rows[at], before, weights))
+        check_unchanged(cell, "step", ("x", *state_names(cell)), written, versions((rows, *start)))
     return as_given(outputs, x), tuple(map(as_given, final, state))
 
 
