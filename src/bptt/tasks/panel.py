@@ -5,7 +5,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bptt.errors import InputError
 from bptt.tasks.base import Json
 from bptt.tasks.table import Table, split_names
-from bptt.tasks.times import Spacing, read_times
+from bptt.tasks.times import Moment, Notation, Spacing, read_times
 
 Values = NDArray[np.float64]
 
@@ -67,19 +67,21 @@ class Member:
         targets: [L, K], in the data's units.
         inputs: [L, Z], in the data's units.
         last: the moment of its last row (without a time column: L).
+        spacing: the step from row to row; None where time is known of a single row.
     """
 
     name: str
     targets: Values
     inputs: Values
-    last: float
+    last: Moment
+    spacing: Spacing | None
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def head(self, steps: int) -> "Member":
         """Its first steps; `last` stays that of the whole series."""
-        return Member(self.name, self.targets[:steps], self.inputs[:steps], self.last)
+        return replace(self, targets=self.targets[:steps], inputs=self.inputs[:steps])
 
 
 @dataclass(frozen=True)
@@ -89,14 +91,13 @@ class Panel:
     Attributes:
         series: in the order in which their ids appear.
         spacing: the step, None without a time column.
-        dates, zone: whether the times are dates, and dates with an offset from UTC.
+        notation: how the times are written.
         sha256: of all that was read.
     """
 
     series: tuple[Member, ...]
     spacing: Spacing | None
-    dates: bool
-    zone: bool
+    notation: Notation
     sha256: str
 
 
@@ -117,34 +118,30 @@ def read_panel(table: Table, columns: Columns, wanted_by: str = "") -> Panel:
     groups = table.groups(columns.id)
     digest = hashlib.sha256(repr((columns.json(), [(g, len(rows)) for g, rows in groups.items()])).encode())
     times = None if columns.time is None else read_times(table, columns.time)
-    spacings: dict[str, Spacing] = {}
     series = []
     for name, rows in groups.items():
-        last = float(len(rows))
+        spacing: Spacing | None = Spacing("number", 1)
+        last: Moment = len(rows)
         if times is not None:
-            if len(rows) > 1:
-                spacings[name] = times.spacing(rows, name)
-            last = float(times.moments[rows[-1]])
+            spacing, last = times.course(rows, name) if len(rows) > 1 else (None, 0)
             digest.update(times.moments[rows].tobytes())
-        series.append(Member(name, targets[rows], inputs[rows], last))
+        series.append(Member(name, targets[rows], inputs[rows], last, spacing))
         digest.update(targets[rows].tobytes() + inputs[rows].tobytes())
-    spacing = _one_spacing(table, spacings)
-    dates, zone = (times.dates, times.zone) if times is not None else (False, False)
-    return Panel(tuple(series), spacing, dates, zone, digest.hexdigest())
+    shared = None if times is None else _one_spacing(table, series)
+    notation = Notation() if times is None else times.notation
+    return Panel(tuple(series), shared, notation, digest.hexdigest())
 
 
-def _one_spacing(table: Table, spacings: dict[str, Spacing]) -> Spacing | None:
+def _one_spacing(table: Table, series: Sequence[Member]) -> Spacing | None:
     """The step that all series share."""
-    first = next(iter(spacings), None)
-    if first is None:
-        return None
-    for name, spacing in spacings.items():
-        if not same_spacing(spacing, spacings[first]):
+    spaced = [(s.name, s.spacing) for s in series if s.spacing is not None]
+    for name, spacing in spaced:
+        if not same_spacing(spacing, spaced[0][1]):
             raise InputError(
-                f"{table.path}: series {name!r} has a step of {spacing.words()}, series {first!r} one of "
-                f"{spacings[first].words()}: all need the same, put them into files of their own"
+                f"{table.path}: series {name!r} has a step of {spacing.words()}, series {spaced[0][0]!r} one of "
+                f"{spaced[0][1].words()}: all need the same, put them into files of their own"
             )
-    return spacings[first]
+    return spaced[0][1] if spaced else None
 
 
 def same_spacing(one: Spacing, other: Spacing) -> bool:

@@ -6,7 +6,7 @@ each series for `bptt predict`.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from bptt.tasks.base import Batch, Json, Shard, Sizes, Stream, Task
 from bptt.tasks.encoding import Encoding, Tape
 from bptt.tasks.panel import Columns, Panel, check_vary, divide, read_panel, same_spacing
 from bptt.tasks.table import csv_line, read_table
-from bptt.tasks.times import Spacing, write_moment
+from bptt.tasks.times import Spacing, is_month_end, write_moment
 from bptt.tasks.yardsticks import find_season
 
 WARM_UP = 256
@@ -108,7 +108,7 @@ class Series(Task):
     def spec(self) -> Json:
         """Columns, spacing, and the encoding."""
         p = self.panel
-        times = {"spacing": None if p.spacing is None else p.spacing.json(), "dates": p.dates}
+        times = {"spacing": None if p.spacing is None else p.spacing.json(), "dates": p.notation.dates}
         return {"columns": self.columns.json(), "times": times, "encoding": self.encoding.json()}
 
     def encode_as(self, spec: Json) -> None:
@@ -131,8 +131,8 @@ class Series(Task):
         columns, encoding = Columns.from_json(spec["columns"]), Encoding.from_json(spec["encoding"])
         panel = read_panel(read_table(options.data), columns, wanted_by="the run was trained with it")
         _check_like_training(panel, spec, encoding, str(options.data))
-        spacing = Spacing(**spec["times"]["spacing"]) if columns.time is not None else None
-        return _forecast_lines(model, columns, encoding, panel, spacing)
+        times = _times_ahead(panel, spec, encoding.horizon)
+        return _forecast_lines(model, columns, encoding, panel, times)
 
 
 class SeriesStream(Stream):
@@ -314,7 +314,7 @@ def _check_like_training(panel: Panel, spec: Json, encoding: Encoding, path: str
     """Refuse data of another spacing than the run was trained on, or too short to go on from."""
     if panel.spacing is not None:
         trained = Spacing(**spec["times"]["spacing"])
-        if panel.dates != spec["times"]["dates"] or not same_spacing(panel.spacing, trained):
+        if panel.notation.dates != spec["times"]["dates"] or not same_spacing(panel.spacing, trained):
             raise InputError(
                 f"{path}: the step of the times is {panel.spacing.words()}, the run was trained on {trained.words()}: "
                 "give data of that step"
@@ -327,8 +327,20 @@ def _check_like_training(panel: Panel, spec: Json, encoding: Encoding, path: str
             )
 
 
+def _times_ahead(panel: Panel, spec: Json, steps: int) -> list[list[str]]:
+    """The times of the next steps of each series, as they are written; without a time column, the numbers of the rows."""
+    month_ends = bool((spec["times"]["spacing"] or {}).get("month_end"))  # of three rows on the 30th the run may know better
+    out = []
+    for s in panel.series:
+        assert s.spacing is not None  # every series has two rows
+        month_end = s.spacing.month_end or (month_ends and is_month_end(s.last))
+        spacing = replace(s.spacing, month_end=month_end)
+        out.append([write_moment(moment, *panel.notation) for moment in spacing.after(s.last, steps)])
+    return out
+
+
 def _forecast_lines(
-    model: nn.Module, columns: Columns, encoding: Encoding, panel: Panel, spacing: Spacing | None
+    model: nn.Module, columns: Columns, encoding: Encoding, panel: Panel, times: list[list[str]]
 ) -> Iterator[str]:
     head = [columns.id] if columns.id is not None else []
     yield csv_line([*head, columns.time or "step", *columns.targets])
@@ -341,7 +353,5 @@ def _forecast_lines(
         for place, values in zip(at, encoding.forecasts(tape, at, z[piece.judged]), strict=True):
             forecasts[ends[int(place)]] = values
     for i, series in enumerate(panel.series):
-        ahead = (spacing or Spacing("number", 1)).after(series.last, encoding.horizon)
-        for moment, row in zip(ahead, forecasts[i], strict=True):
-            when = write_moment(moment, panel.dates, panel.zone)
+        for when, row in zip(times[i], forecasts[i], strict=True):
             yield csv_line([*([series.name] if head else []), when, *(f"{v:.8g}" for v in row)])
