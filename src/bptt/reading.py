@@ -46,7 +46,7 @@ def open_regular(path: Path) -> BinaryIO:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{str(path)!r} is no path ({error}): give the path of a file") from None
-    file = open(path, "rb", buffering=0, opener=_at_once)
+    file = open(path, "rb", buffering=0, opener=_at_once)  # noqa: SIM115  # the caller closes it
     try:
         check_regular(path, os.fstat(file.fileno()).st_mode)  # it may have been replaced since
     except InputError:
@@ -73,7 +73,9 @@ def encoding_name(codec: str) -> str:
 def kind_of_binary(data: bytes) -> str:
     """What a file without a byte order mark seems to be whose first bytes, `data`, hold a NUL."""
     even, odd = data[0:512:2], data[1:512:2]
-    one_sided = (odd.count(0) > len(odd) / 2 and not even.count(0)) or (even.count(0) > len(even) / 2 and not odd.count(0))
+    one_sided = (odd.count(0) > len(odd) / 2 and not even.count(0)) or (
+        even.count(0) > len(even) / 2 and not odd.count(0)
+    )
     return "UTF-16 without a byte order mark" if one_sided else "binary"
 
 

@@ -80,6 +80,8 @@ def line_chart(
     shown, note = _shown(curves, log)
     if not shown:
         return _figure(title, "", "<p>Nothing to draw: every value is zero or not finite.</p>")
+    marks, without = _drawable(marks, shown, log)
+    note = " ".join(filter(None, (note, without)))
     across, up = _axes(shown, marks, log)
     parts = [_grid(across, up, x, y + (", log scale" if log else ""))]
     points = [(across(float(p)), up(float(v))) for c in shown for p, v in zip(c.places(), c.y, strict=True) if v == v]
@@ -144,6 +146,16 @@ def _shown(curves: Sequence[Curve], log: bool) -> tuple[list[Curve], str]:
     return shown, f"Not drawn ({why}): {told}." if told else ""
 
 
+def _drawable(marks: Sequence[Mark], curves: Sequence[Curve], log: bool) -> tuple[list[Mark], str]:
+    """The marks that the axes can show, and what must be said about the rest."""
+    top = max(float(np.nanmax(c.y)) for c in curves)
+    low, high = (top * 10.0**-_DECADES, top * 10.0**_DECADES) if log else (-math.inf, math.inf)
+    drawn = [m for m in marks if math.isfinite(m.at) and (m.upright or (low <= m.at <= high and (m.at > 0 or not log)))]
+    missing = [m.text or f"{m.at:g}" for m in marks if m not in drawn and not m.upright]
+    why = f"0 or less, not finite, or more than {_DECADES} decades from the curves" if log else "not finite"
+    return drawn, f"No line at ({why}): {'; '.join(missing)}." if missing else ""
+
+
 def _kept(arrays: Sequence[Array]) -> NDArray[np.bool_]:
     """Which places of curves over the same x are drawn: all, but for an end of more than half where there is nothing."""
     longest = max(len(a) for a in arrays)
@@ -165,7 +177,7 @@ def _axes(curves: Sequence[Curve], marks: Sequence[Mark], log: bool) -> tuple[_A
     if left == right:
         left, right = left - 0.5, right + 0.5
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
-    inside = [m.at for m in marks if not m.upright and math.isfinite(m.at) and (m.at > 0 or not log)]
+    inside = [m.at for m in marks if not m.upright]
     low, high = min([low, *inside]), max([high, *inside])
     if log:
         low, high = low / 1.6, high * 1.6

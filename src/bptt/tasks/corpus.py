@@ -46,7 +46,7 @@ class Document:
         return 1 if self.codec == "utf-8" else 2
 
     def find(self, character: str, data: bytes, begin: int = 0, end: int | None = None) -> int:
-        """The first place of an ASCII character in data[begin:end], which starts at a whole code unit; -1 if it is not there."""
+        """The first place of an ASCII character in data[begin:end], -1 if there is none; `data` begins at a code unit."""
         code, end = character.encode(self.codec), len(data) if end is None else end
         at = data.find(code, begin, end)
         while at % self.unit and at >= 0:  # the halves of two units
@@ -106,7 +106,9 @@ def _whole(path: Path, name: str) -> Document:
         codec, mark = encoding_of(file.read(LONGEST_MARK))
         size = os.fstat(file.fileno()).st_size
     if encoding_name(codec) == "UTF-32":
-        raise InputError(f"{path} is UTF-32: a text in UTF-8 or UTF-16 is wanted, leave the file out (--glob) or convert it")
+        raise InputError(
+            f"{path} is UTF-32: a text in UTF-8 or UTF-16 is wanted, leave the file out (--glob) or convert it"
+        )
     return Document(path, name, mark, size, codec)
 
 

@@ -18,7 +18,8 @@ from bptt.errors import InputError
 from bptt.options import PredictOptions, SeriesOptions
 from bptt.tasks.base import Batch, Json, Shard, Sizes, Stream, Task
 from bptt.tasks.encoding import Encoding, Tape
-from bptt.tasks.panel import Columns, Panel, check_vary, divide, read_panel, same_spacing
+from bptt.tasks.panel import Columns, Member, Panel, check_vary, check_width, divide, read_panel, same_spacing
+from bptt.tasks.scaling import FAR
 from bptt.tasks.table import csv_line, read_table
 from bptt.tasks.times import Spacing, is_month_end, write_moment
 from bptt.tasks.yardsticks import find_season
@@ -64,6 +65,7 @@ class Series(Task):
         if options.season is None:
             season = find_season([p.targets for p in parts], horizon)
         self.encoding = Encoding.of(parts, horizon, season)
+        _check_near(series, self.columns, self.encoding, path)
         self.training = self.encoding.tape(parts)
 
     def sizes(self) -> Sizes:
@@ -114,7 +116,7 @@ class Series(Task):
     def encode_as(self, spec: Json) -> None:
         """With the run's scaling and season."""
         self.encoding = Encoding.from_json(spec["encoding"])
-        _check_like_training(self.panel, spec, self.encoding, str(self.options.data))
+        _check_like_training(self.panel, spec, self.columns, self.encoding, str(self.options.data))
         parts = [s.head(d.validation) for s, d in zip(self.panel.series, self.divisions, strict=True)]
         self.training = self.encoding.tape(parts)
 
@@ -130,7 +132,7 @@ class Series(Task):
             raise InputError("no data to go on from: give --data with a table like the one that the run was trained on")
         columns, encoding = Columns.from_json(spec["columns"]), Encoding.from_json(spec["encoding"])
         panel = read_panel(read_table(options.data), columns, wanted_by="the run was trained with it")
-        _check_like_training(panel, spec, encoding, str(options.data))
+        _check_like_training(panel, spec, columns, encoding, str(options.data))
         times = _times_ahead(panel, spec, encoding.horizon)
         return _forecast_lines(model, columns, encoding, panel, times)
 
@@ -310,8 +312,19 @@ def _check_options(options: SeriesOptions) -> None:
         raise InputError(f"--test {options.test:g}: wanted a share between 0 and 1, e.g. 0.2")
 
 
-def _check_like_training(panel: Panel, spec: Json, encoding: Encoding, path: str) -> None:
-    """Refuse data of another spacing than the run was trained on, or too short to go on from."""
+def _check_near(series: Sequence[Member], columns: Columns, encoding: Encoding, path: str) -> None:
+    """Refuse a cell so far from the training rows that the network's arithmetic cannot hold it."""
+    for s in series:
+        far = encoding.farthest(s)
+        if far is not None:
+            step, place = far
+            cell = np.concatenate([s.targets[step], s.inputs[step]])[place]
+            column = (*columns.targets, *columns.inputs)[place]
+            raise InputError(f"{path} row {s.rows[step]}: column {column!r} is {cell:g}, {FAR}")
+
+
+def _check_like_training(panel: Panel, spec: Json, columns: Columns, encoding: Encoding, path: str) -> None:
+    """Refuse data of another spacing or size than the run was trained on, or too short to go on from."""
     if panel.spacing is not None:
         trained = Spacing(**spec["times"]["spacing"])
         if panel.notation.dates != spec["times"]["dates"] or not same_spacing(panel.spacing, trained):
@@ -325,11 +338,15 @@ def _check_like_training(panel: Panel, spec: Json, encoding: Encoding, path: str
             raise InputError(
                 f"{path}: {whose} {len(s)} rows, wanted {encoding.season + 1} or more, one season and a step: give more"
             )
+    check_width(panel.series, columns, path)
+    _check_near(panel.series, columns, encoding, path)
 
 
 def _times_ahead(panel: Panel, spec: Json, steps: int) -> list[list[str]]:
     """The times of the next steps of each series, as they are written; without a time column, the numbers of the rows."""
-    month_ends = bool((spec["times"]["spacing"] or {}).get("month_end"))  # of three rows on the 30th the run may know better
+    month_ends = bool(
+        (spec["times"]["spacing"] or {}).get("month_end")
+    )  # of three rows on the 30th the run may know better
     out = []
     for s in panel.series:
         assert s.spacing is not None  # every series has two rows

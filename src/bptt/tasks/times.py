@@ -346,7 +346,7 @@ def _months(ticks: Ticks) -> tuple[Ticks, bool] | None:
 
 
 def _add_months(moment: int, months: int, month_end: bool) -> int:
-    """So many months later, on the same day of the month (in a shorter one on its last) or, with `month_end`, on the last."""
+    """So many months later, on the same day (in a shorter month on its last) or, with `month_end`, on the month's last."""
     date = np.int64(moment).astype("datetime64[us]")
     month = date.astype("datetime64[M]")
     days, clock = divmod(int((date - month.astype("datetime64[us]")).astype(np.int64)), _DAY)
