@@ -22,6 +22,7 @@ _DASHES = ("", "7 4", "2 4", "9 3 2 3")  # with the colours: told apart in print
 _COLUMNS = 180  # a longer curve is drawn as the lowest and highest value of so many stretches
 _MARKED = 40  # up to so many points each has a dot
 _DECADES = 12  # below the highest value, that a logarithmic axis shows
+_LARGEST = 1e290  # above it a value counts as infinite, below 1 / it as 0: an axis reaches a little further than its values
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -130,7 +131,8 @@ def thinned(x: Array, y: Array) -> tuple[Array, Array]:
 
 def _shown(curves: Sequence[Curve], log: bool) -> tuple[list[Curve], str]:
     """The curves that have something to draw, what cannot be drawn as NaN; and what must be said about the rest."""
-    arrays = [np.where(np.isfinite(c.y) & ((c.y > 0) | (not log)), c.y.astype(np.float64), np.nan) for c in curves]
+    arrays = [np.where(np.abs(c.y) < 1 / _LARGEST, 0.0, c.y.astype(np.float64)) for c in curves]
+    arrays = [np.where((np.abs(a) <= _LARGEST) & ((a > 0) | (not log)), a, np.nan) for a in arrays]
     top = max((float(np.nanmax(a)) for a in arrays if np.isfinite(a).any()), default=math.nan)
     if log:
         arrays = [np.where(a >= top * 10.0**-_DECADES, a, np.nan) for a in arrays]
@@ -149,8 +151,8 @@ def _shown(curves: Sequence[Curve], log: bool) -> tuple[list[Curve], str]:
 def _drawable(marks: Sequence[Mark], curves: Sequence[Curve], log: bool) -> tuple[list[Mark], str]:
     """The marks that the axes can show, and what must be said about the rest."""
     top = max(float(np.nanmax(c.y)) for c in curves)
-    low, high = (top * 10.0**-_DECADES, top * 10.0**_DECADES) if log else (-math.inf, math.inf)
-    drawn = [m for m in marks if math.isfinite(m.at) and (m.upright or (low <= m.at <= high and (m.at > 0 or not log)))]
+    low, high = (top * 10.0**-_DECADES, top * 10.0**_DECADES) if log else (-_LARGEST, _LARGEST)
+    drawn = [m for m in marks if math.isfinite(m.at) and (m.upright or low <= m.at <= high)]
     missing = [m.text or f"{m.at:g}" for m in marks if m not in drawn and not m.upright]
     why = f"0 or less, not finite, or more than {_DECADES} decades from the curves" if log else "not finite"
     return drawn, f"No line at ({why}): {'; '.join(missing)}." if missing else ""

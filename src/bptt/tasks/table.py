@@ -282,7 +282,7 @@ def _with_header(path: Path, text: str) -> _Csv:
     line = re.sub(r'"[^"]*"', "", text.partition("\n")[0])
     separator = named[1] if named else max(",;\t", key=line.count)
     try:
-        header = next(csv.reader(io.StringIO(text, newline=""), delimiter=separator), [])
+        header = next(csv.reader(io.StringIO(text, newline="\n"), delimiter=separator), [])
     except csv.Error as e:
         raise InputError(f"{path}: the header line is damaged ({e}): mend it, often an open quotation mark") from None
     return _Csv(path, text, separator, tuple(name.strip() for name in header), first)
@@ -307,8 +307,9 @@ def _filled_rows(frame: pl.DataFrame) -> int:
     for cells in frame:
         if rows == frame.height:
             break
-        filled = cells.slice(rows).is_not_null().arg_true()
-        rows += int(filled[-1]) + 1 if len(filled) else 0
+        below = cells.slice(rows)
+        if _is_filled(below):
+            rows += int(below.is_not_null().arg_true()[-1]) + 1
     return rows
 
 
@@ -323,7 +324,7 @@ def _check_header(path: Path, header: tuple[str, ...]) -> None:
 
 def _damage(given: _Csv, cause: str) -> str:
     """The message for rows that do not fit the header: says which row, by reading again slowly."""
-    reader = csv.reader(io.StringIO(given.text, newline=""), delimiter=given.separator, strict=True)
+    reader = csv.reader(io.StringIO(given.text, newline="\n"), delimiter=given.separator, strict=True)
     width = len(given.header)
     try:
         for number, row in enumerate(reader, start=given.first - 1):
