@@ -14,7 +14,7 @@ from bptt.errors import InputError
 from bptt.reading import encoding_name, kind_of_binary
 from bptt.tasks.corpus import Document, changed, read_bytes
 
-BLOCK = 1 << 14  # bytes read at once; each lane holds one block, so 1,000 lanes need some 100 MB
+BLOCK = 1 << 14  # bytes read at once, an even number; each lane holds one block, so 1,000 lanes need some 100 MB
 CODE_POINTS = 0x110000
 UNICODE_CHARACTERS = CODE_POINTS - 2048  # without the surrogates, which are not characters
 START, UNKNOWN = 0, 1
