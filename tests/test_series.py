@@ -666,7 +666,7 @@ def test_a_column_that_hardly_varies_is_named(tmp_path):
 
 
 def test_the_rounding_of_numbers_is_not_learned_from(tmp_path):
-    """A straight line has one change, but for its last bits, which must not become what the network sees and is asked for."""
+    """A straight line has one change, but for its last bits, which the network must neither see nor be asked for."""
     path = timed(tmp_path, [str(k) for k in range(80)], values={k: repr(0.1 * k) for k in range(80)})
     task = Series(options(path, **TIMED))
     assert abs(task.training.x).max() < 1e-6

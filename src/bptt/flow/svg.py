@@ -22,7 +22,9 @@ _DASHES = ("", "7 4", "2 4", "9 3 2 3")  # with the colours: told apart in print
 _COLUMNS = 180  # a longer curve is drawn as the lowest and highest value of so many stretches
 _MARKED = 40  # up to so many points each has a dot
 _DECADES = 12  # below the highest value, that a logarithmic axis shows
-_LARGEST = 1e290  # above it a value counts as infinite, below 1 / it as 0: an axis reaches a little further than its values
+_LARGEST = (
+    1e290  # above it a value counts as infinite, below 1 / it as 0: an axis reaches a little further than its values
+)
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
