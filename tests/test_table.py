@@ -203,6 +203,7 @@ UNREADABLE = {
     "a mark and nothing": (b"\xef\xbb\xbf", "is empty"),
     "another mark and nothing": (b"\xff\xfe", "is empty"),
     "sep= and nothing": (b"sep=;\n", "no rows below the header"),
+    "open quote in the header": (b'"a,b\n1,2\n', "no rows below the header (it has a,b 1,2)"),
     "carriage return in the header": (b"a,b\rc\n1,2\n", "the header line is damaged"),
     "filled last column without a name": (b"a,b,\n1,2,\n3,4,5\n", "column 3 has no name"),
     "a field too many behind empty ones": (b"a,b\n1,2,\n3,4,5\n", "row 3: 3 fields, the header has 2"),

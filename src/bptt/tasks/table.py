@@ -96,7 +96,7 @@ class Table:
 
     def listing(self, most: int = 12) -> str:
         """The words for what columns there are."""
-        names = ", ".join(self.columns[:most]) + (", …" if len(self.columns) > most else "")
+        names = ", ".join(map(_one_line, self.columns[:most])) + (", …" if len(self.columns) > most else "")
         return f"it has {names}"
 
     def require(self, column: str, option: str) -> None:
