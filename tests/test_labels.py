@@ -420,3 +420,98 @@ def test_japanese_vowels_at_95_percent(tmp_path, seed):
     assert time.monotonic() - started < 120
     lines = bptt("predict", run).stdout.splitlines()
     assert len(lines) == 371
+
+
+# Hostile and odd files --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["@dimensions", "@seriesLength"])
+@pytest.mark.parametrize("value", ["9" * 5000, "10000000000", "-3", "0.5", "1e3", "٣", "³", "1_0", "+4"])
+def test_a_header_number_is_a_plain_one(tmp_path, key, value):
+    with pytest.raises(InputError) as error:
+        read_ts(write(tmp_path, f"{key} {value}\n{SMALL_TS}"))
+    assert f"line 1: '{key} {value[:5]}" in message(error)
+    assert "wanted a whole number from 1, with nine digits at most" in message(error)
+    assert len(message(error)) < 400
+
+
+def test_a_large_but_plain_header_number_is_compared_with_the_data(tmp_path):
+    with pytest.raises(InputError, match="line 4: 1 dimensions, wanted 999999999"):
+        read_ts(write(tmp_path, "@dimensions 999999999\n@classLabel false\n@data\n1,2\n"))
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\x85", "\x0c", "\x1e"])
+def test_a_line_of_a_ts_file_ends_at_a_line_feed_alone(tmp_path, mark):
+    text = f"# a comment{mark}@data\r\n@classLabel true a{mark}b c\r\n@data\r\n1,2:c\r\n# no{mark}1,2:c\r\n3,4:c\r\n"
+    s = read_ts(write(tmp_path, text))
+    assert [v.tolist() for v in s.values] == [[[1], [2]], [[3], [4]]]
+    with pytest.raises(InputError, match="line 4: dimension 1, step 2 is .* not a finite number"):
+        read_ts(write(tmp_path, f"# {mark}\n@classLabel false\n@data\n1,2{mark}3,4\n"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
+def test_a_ts_file_of_any_encoding_and_an_old_mac(tmp_path, encoding):
+    text = SMALL_TS.replace("no", "nö").replace("\n", "\r")
+    path = tmp_path / "d.ts"
+    path.write_bytes((("\ufeff" if encoding == "utf-16-be" else "") + text).encode(encoding))
+    s = read_ts(path)
+    assert s.labels == ("yes", "nö")
+    assert [v.tolist() for v in s.values] == [v.tolist() for v in read_ts(write(tmp_path, SMALL_TS, "e.ts")).values]
+
+
+@pytest.mark.parametrize("cell", ["1e308", "-1e-320", "1e101"])
+def test_extreme_numbers_of_a_ts_file_are_named(tmp_path, cell):
+    with pytest.raises(InputError) as error:
+        read_ts(write(tmp_path, SMALL_TS.replace("-2", cell)))
+    assert f"line 10: dimension 2, step 2 is '{cell}', too extreme to compute with" in message(error)
+
+
+def with_cell(path: Path, row: int, value: str) -> Path:
+    """The table with another value of `a` on a row, as the user counts them."""
+    lines = path.read_text().split("\n")
+    cells = lines[row - 1].split(",")
+    lines[row - 1] = ",".join([*cells[:2], value, *cells[3:]])
+    return write(path.parent, "\n".join(lines), "e.csv")
+
+
+def test_a_cell_far_from_the_training_data_is_named(tmp_path):
+    """1e39 is a number of float64, and infinite in float32, in which the network computes."""
+    path = table(tmp_path)
+    task = Labels(options(path))
+    name = task.test.ids[0]
+    row = next(n for n, line in enumerate(path.read_text().split("\n"), 1) if line.startswith(f"{name},1,"))
+    far = with_cell(path, row, "1e39")
+    with pytest.raises(InputError) as error:
+        Labels(options(far))
+    assert f"sequence {name!r}, step 2: 'a' is 1e+39, more than 1e+12 standard deviations from the training" in message(
+        error
+    )
+    with pytest.raises(InputError, match=r"step 2: 'a' is 1e\+39, more than"):
+        Labels.predict(network(task), task.spec(), PredictOptions(data=far))
+    other = Labels(options(with_cell(path, row, "1e9")))
+    other.test.values[0][1, 0] = 1e39
+    with pytest.raises(InputError, match=r"step 2: 'a' is 1e\+39, more than"):
+        other.encode_as(task.spec())
+    for p in Labels.predict(network(task), task.spec(), PredictOptions(data=with_cell(path, row, "1e9"))):
+        assert "nan" not in p
+
+
+def test_a_column_that_hardly_varies_is_named(tmp_path):
+    text = "".join(f"{k % 5}e-200,{k},{k + 1}:{'no' if k % 2 else 'yes'}\n" for k in range(20))
+    with pytest.raises(InputError, match="'dimension 1' varies by less than 1e-100"):
+        Labels(options(write(tmp_path, "@classLabel true no yes\n@data\n" + text.replace(",", ":").replace("::", ":"))))
+
+
+def test_many_classes_are_read_in_linear_time(tmp_path):
+    """20,000 of them: what looks through all classes for each sequence takes 800 million comparisons."""
+    names = [f"class-number-{i}" for i in range(20_000)]
+    lines = [f"{i % 7},{i % 5}:{name}\n" for i, name in enumerate(names)]
+    path = write(tmp_path, f"@classLabel true {' '.join(names)}\n@data\n{''.join(3 * lines)}")
+    began = time.process_time()
+    task = Labels(options(path))
+    assert len(task.classes) == 20_000
+    places = np.arange(2000)
+    assert task.train.labels is not None
+    wanted = [task.classes.index(label) for label in task.train.labels[:20]]
+    assert task.batch(task.train, places, Shard()).y[-1, :20].tolist() == wanted
+    assert time.process_time() - began < 15

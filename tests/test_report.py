@@ -6,11 +6,15 @@ import warnings
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 import bptt
 from bptt.flow.plot import call_marks
 from bptt.flow.svg import Curve, Mark, bar_chart, line_chart, thinned
+from bptt.train.curve import draw_curve
+from bptt.train.metrics import read_metrics
 from tests.browser import DESKTOP, PHONE, opened
 from tests.cases import Leaky
 
@@ -260,3 +264,51 @@ def test_the_calls_of_a_loop_do_not_paint_the_chart_over(calls):
     assert marks == ([0.5, 1.5] if calls == 3 else [])
     assert flow._repr_html_().count("next call") == bool(marks)
     assert len(flow.plot().axes[0].lines) < 20
+
+
+# Marks and logarithms ----------------------------------------------------------------------------------------------
+
+VALUES = st.one_of(st.floats(), st.sampled_from([0.0, -0.0, 1e-12, 1.0, -1.0, 5e-324, 1.7e308, -1.7e308]))
+
+
+@given(st.lists(VALUES, min_size=1, max_size=6), st.lists(st.tuples(VALUES, st.booleans()), max_size=4), st.booleans())
+def test_every_chart_is_drawn(values, marks, log):
+    curve = Curve("a", torch.tensor(values, dtype=torch.float64).numpy())
+    chart = line_chart("t", "x", "y", [curve], [Mark(at, "m", upright) for at, upright in marks], log)
+    picture = chart.partition("</svg>")[0]
+    assert not re.search(r"nan|inf", picture.replace("not finite", ""))
+    assert all(0 <= float(y) <= 240 for y in re.findall(r'class="k" d="M[\d.]+ ([-\d.e]+)', picture))
+
+
+@pytest.mark.parametrize("at", [0.0, -0.0, -2.0, math.nan, math.inf, 1e-30, 1e30])
+def test_a_mark_that_a_logarithmic_axis_cannot_show_is_named(at):
+    curve = Curve("loss", torch.tensor([1.0, 0.01], dtype=torch.float64).numpy())
+    marks = [Mark(0.1, "chance", upright=False), Mark(at, "perfect", upright=False)]
+    chart = line_chart("curve", "updates", "bits", [curve], marks)
+    assert chart.count('class="k"') == 1
+    assert ">chance</text>" in chart
+    assert "<p>No line at (0 or less, not finite, or more than 12 decades from the curves): perfect.</p>" in chart
+    assert (
+        chart.split("<p>No line")[0] == line_chart("curve", "updates", "bits", [curve], marks[:1]).split("</figure>")[0]
+    )
+    if math.isfinite(at):
+        assert line_chart("curve", "updates", "bits", [curve], marks, log=False).count('class="k"') == 2
+
+
+@pytest.mark.parametrize("report", [{"loss": 0.1, "loss, naive": 0.0, "loss, other": -1.0, "loss, broken": math.nan}])
+def test_the_picture_of_a_curve_has_yardsticks_of_any_size(tmp_path, report, monkeypatch):
+    (tmp_path / "metrics.jsonl").write_text("".join(f'{{"step": {k}, "loss": {100 / k**2}}}\n' for k in range(1, 40)))
+    labels = []
+    monkeypatch.setattr(
+        "matplotlib.axes.Axes.legend", lambda axes, **_: labels.extend(axes.get_legend_handles_labels()[1])
+    )
+    draw_curve(tmp_path, "text", "loss", float, report)
+    absent = " (not on this axis)"
+    assert labels[-3:] == [f"naive: 0{absent}", f"other: -1{absent}", f"broken: nan{absent}"]
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_metrics_are_cut_at_line_feeds_alone(tmp_path):
+    line = '{"step": 1, "name": "a\u2028b\x85c"}'
+    (tmp_path / "metrics.jsonl").write_bytes((line + "\n" + line + "\r\n" + line[:9]).encode())
+    assert read_metrics(tmp_path) == 2 * [{"step": 1, "name": "a\u2028b\x85c"}]

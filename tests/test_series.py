@@ -552,3 +552,132 @@ def test_electricity_beats_seasonal_naive(tmp_path, seed):
     assert len(lines) == 49
     assert lines[1].startswith("2015-01-01,")
     assert lines[-1].startswith("2015-01-01 23:30,")
+
+
+# Times and extreme numbers ------------------------------------------------------------------------------------------------
+
+
+def timed(folder: Path, times: list[str], name: str = "t.csv", values: dict[int, str] | None = None) -> Path:
+    """A series of one target with these times, and other values on some rows (from 0)."""
+    u = {k: f"{np.sin(k / 2) + 5:.4f}" for k in range(len(times))} | (values or {})
+    return write(folder, "t,u\n" + "".join(f"{t},{u[k]}\n" for k, t in enumerate(times)), name)
+
+
+TIMED = {"target": "u", "inputs": "", "id": None, "season": 1}
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        lambda k: str(1577836800123 + 40 * k),
+        lambda k: str(1577836800000000007 + 10**9 * k),
+        lambda k: f"{1577836800.5 + 0.5 * k:.1f}",
+        lambda k: f"{k / 10 - 3:.1f}",
+        lambda k: str(12345678901 + k),
+        lambda k: (np.datetime64("2020-01-30") + k).item().isoformat(),
+    ],
+)
+def test_predict_writes_times_as_the_data_do(tmp_path, written):
+    path = timed(tmp_path, [written(k) for k in range(80)])
+    task = Series(options(path, **TIMED))
+    spec = json.loads(json.dumps(task.spec()))
+    lines = list(Series.predict(network(task), spec, PredictOptions(data=path)))
+    assert [line.split(",")[0] for line in lines[1:]] == [written(k) for k in range(80, 84)]
+    more = timed(tmp_path, [written(k) for k in range(5000, 5060)], "m.csv")
+    lines = list(Series.predict(network(task), spec, PredictOptions(data=more)))
+    assert [line.split(",")[0] for line in lines[1:]] == [written(k) for k in range(5060, 5064)]
+
+
+def test_each_series_goes_on_from_its_own_time(tmp_path):
+    cells = [
+        (name, begin + 1000 * k, k * k % 11) for name, begin in (("a", 1577836800123), ("b", 7)) for k in range(60)
+    ]
+    path = write(tmp_path, "id,t,u\n" + "".join(f"{i},{t},{u}\n" for i, t, u in cells))
+    task = Series(options(path, target="u", inputs="", season=1))
+    lines = list(Series.predict(network(task), task.spec(), PredictOptions(data=path)))[1:]
+    wanted = [str(begin + 1000 * k) for begin in (1577836800123, 7) for k in range(60, 64)]
+    assert [line.split(",")[1] for line in lines] == wanted
+
+
+def test_month_ends_are_known_from_the_training(tmp_path):
+    """June, September, December … 2019 do not say that the 30th is a month's end, the run's data do."""
+    months = np.datetime64("2000-01") + 3 * np.arange(80)
+    ends = [str((m + 1).astype("datetime64[D]") - 1) for m in months]
+    task = Series(options(timed(tmp_path, ends), **TIMED))
+    model, spec = network(task), json.loads(json.dumps(task.spec()))
+    for last, following in (("2019-06-30,1\n2019-09-30,2", "2019-12-31"), ("2019-06-15,1\n2019-09-15,2", "2019-12-15")):
+        path = write(tmp_path, f"t,u\n{last}\n", "m.csv")
+        assert list(Series.predict(model, spec, PredictOptions(data=path)))[1].startswith(following)
+
+
+def test_a_forecast_beyond_the_year_9999_is_refused_before_anything_is_written(tmp_path):
+    path = timed(tmp_path, [str(np.datetime64("9999-12-31") - 79 + k) for k in range(80)])
+    task = Series(options(path, **TIMED))
+    with pytest.raises(InputError, match="a forecast would go beyond the year 9999") as error:
+        Series.predict(network(task), task.spec(), PredictOptions(data=path))
+    message(error)
+
+
+def test_times_that_differ_beyond_float64_are_not_the_same(tmp_path):
+    """One nanosecond apart, and one twice: 2^53 of them are 104 days."""
+    begin = 1577836800000000000
+    Series(options(timed(tmp_path, [str(begin + k) for k in range(80)]), **TIMED))
+    with pytest.raises(InputError, match=f"is '{begin + 78}', which comes a second time"):
+        Series(options(timed(tmp_path, [str(begin + min(k, 78)) for k in range(80)]), **TIMED))
+
+
+@pytest.mark.parametrize("row", [3, 59, 75])
+def test_a_cell_that_cannot_be_computed_with_is_named(tmp_path, row):
+    """In the training, validation and test part. 1e39 is infinite in float32."""
+    times = [str(k) for k in range(80)]
+    for cell, wanted in (("1e308", "is '1e308', too extreme to"), ("1e-320", "is '1e-320', too extreme to")):
+        with pytest.raises(InputError, match=f"row {row + 2}: column 'u' {wanted}") as error:
+            Series(options(timed(tmp_path, times, values={row: cell}), **TIMED))
+        message(error)
+    far = timed(tmp_path, times, "f.csv", values={row: "1e39"})
+    if row == 3:  # training decides what is usual
+        batch = next(Series(options(far, **TIMED)).stream(Shard()))
+        assert batch.x.float().isfinite().all()
+        assert batch.y.float().square().isfinite().all()
+        return
+    with pytest.raises(InputError, match=rf"row {row + 2}: column 'u' is 1e\+39, more than 1e\+12 standard deviations"):
+        Series(options(far, **TIMED))
+    task = Series(options(timed(tmp_path, times), **TIMED))
+    with pytest.raises(InputError, match=rf"f.csv row {row + 2}: column 'u' is 1e\+39, more than"):
+        Series.predict(network(task), task.spec(), PredictOptions(data=far))
+
+
+def test_a_far_input_is_named_among_the_inputs(tmp_path):
+    path = table(tmp_path)
+    lines = path.read_text().split("\n")
+    lines[110] = lines[110].rpartition(",")[0] + ",-3.4e38"
+    with pytest.raises(InputError, match=r"row 111: column 'w' is -3.4e\+38, more than"):
+        Series(options(write(tmp_path, "\n".join(lines))))
+    lines = table(tmp_path).read_text().split("\n")
+    lines[205] = ",".join([*lines[205].split(",")[:3], "1e60", "0"])
+    with pytest.raises(InputError, match=r"row 206: column 'v' is 1e\+60, more than"):
+        Series(options(write(tmp_path, "\n".join(lines))))
+
+
+def test_a_column_that_hardly_varies_is_named(tmp_path):
+    path = timed(tmp_path, [str(k) for k in range(80)], values={k: f"{k % 7}e-200" for k in range(80)})
+    with pytest.raises(InputError, match="column 'u' varies by less than 1e-100, too little to compute with"):
+        Series(options(path, **TIMED))
+
+
+def test_the_rounding_of_numbers_is_not_learned_from(tmp_path):
+    """A straight line has one change, but for its last bits, which the network must neither see nor be asked for."""
+    path = timed(tmp_path, [str(k) for k in range(80)], values={k: repr(0.1 * k) for k in range(80)})
+    task = Series(options(path, **TIMED))
+    assert abs(task.training.x).max() < 1e-6
+    assert task.report(network(task))["u: mean absolute error, naive (last value)"] == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("form", ["sep=;\nt;u\n{rows}", "\ufefft;u;\n{rows}"])
+def test_tables_of_excel_are_learned(tmp_path, form):
+    rows = "".join(f"{k};{k * k % 17};\n" for k in range(60))
+    path = tmp_path / "d.csv"
+    for encoding in ("utf-8", "utf-16"):
+        path.write_bytes(form.format(rows=rows).removeprefix("\ufeff" if encoding == "utf-16" else "").encode(encoding))
+        task = Series(options(path, **TIMED))
+        assert task.panel.series[0].targets[:, 0].tolist() == [k * k % 17 for k in range(60)]

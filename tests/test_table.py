@@ -1,6 +1,11 @@
 """Tables from CSV and Parquet, and their time column: what is read, and how each mistake is named."""
 
 import datetime
+import itertools
+import os
+import socket
+import time
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bptt.errors import InputError
+from bptt.reading import lines
 from bptt.tasks.table import read_table, split_names
-from bptt.tasks.times import Spacing, read_times, write_moment
+from bptt.tasks.times import Spacing, is_month_end, read_times, write_moment
+from bptt.tasks.ts_format import read_ts
 
 
 def table_of(folder: Path, text: str | bytes, name: str = "t.csv"):
@@ -38,6 +45,20 @@ def message(error: pytest.ExceptionInfo[InputError]) -> str:
         "a,b\r1,2\r3,4\r",
         "\n\na,b\n1,2\n3,4\n",
         "a, b\n1.0,2e0\n+3,4.\n",
+        '\ufeff"a","b"\n1,2\n3,4\n',
+        "a,b\n1,2\n3,4\n".encode("utf-16"),
+        "\ufeffa;b\r\n1;2\r\n3;4\r\n".encode("utf-16-be"),
+        "a\tb\r1\t2\r3\t4\r".encode("utf-16"),
+        "sep=;\na;b\n1;2\n3;4\n",
+        '\ufeff"sep=;"\r\na;b\r\n1;2\r\n3;4\r\n',
+        "SEP=|\n\na|b\n1|2\n3|4\n",
+        "sep=\t\na\tb\n1\t2\n3\t4\n".encode("utf-16"),
+        "sep=,\na,b,\n1,2,\n3,4,\n",
+        "a,b,\n1,2,\n3,4,\n",
+        "a;b;;;\n1;2;;;\n3;4;;;\n;;;;\n;;;;\n",
+        "a,b,\n1,2\n3,4\n",
+        "a,b\n1,2,\n3,4,\n",
+        "a,b,\n1,2,\n3,4\n",
     ],
 )
 def test_csv_in_many_hands(tmp_path, text):
@@ -45,6 +66,110 @@ def test_csv_in_many_hands(tmp_path, text):
     assert table.columns == ("a", "b")
     assert table.numbers("a").tolist() == [1, 3]
     assert table.numbers("b").tolist() == [2, 4]
+
+
+def test_the_header_is_no_guess_from_what_stands_in_quotes(tmp_path):
+    table = table_of(tmp_path, '"x,y,z";"two\nlines";c\n1;2;3\n')
+    assert table.columns == ("x,y,z", "two\nlines", "c")
+    assert table.numbers("c").tolist() == [3]
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1e"])
+def test_a_line_ends_at_a_line_feed_alone(tmp_path, mark):
+    table = table_of(tmp_path, f"id,a{mark}b\nx{mark}y,1\nz,2\n")
+    assert table.columns == ("id", f"a{mark}b")
+    assert table.texts("id") == [f"x{mark}y", "z"]
+    assert lines(f"a{mark}b\r\nc\n\nd") == [f"a{mark}b", "c", "", "d"]
+    assert lines(f"a{mark}b\rc\r") == [f"a{mark}b", "c"]  # an old Mac's
+    assert lines("a\rb\nc") == ["a\rb", "c"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "wanted"),
+    [
+        ("1e308", "is '1e308', too extreme to compute with"),
+        ("-1.7e+308", "is '-1.7e+308', too extreme to compute with"),
+        ("1e400", "is '1e400', too extreme to compute with"),
+        ("1e-320", "is '1e-320', too extreme to compute with"),
+        ("-5e-324", "is '-5e-324', too extreme to compute with"),
+        ("1.234.567", "without separators between the thousands"),
+        ("1.234,5", "wanted a number"),
+        ("1 234", "without separators between the thousands"),
+        ("1'234.5", "without separators between the thousands"),
+        ("1\u202f234", "without separators between the thousands"),
+        ("1,5", "with a decimal point, not a comma"),
+    ],
+)
+def test_numbers_that_would_be_misread_are_named(tmp_path, cell, wanted):
+    table = table_of(tmp_path, f"sep=;\na;b\n1;2\n{cell};3\n")
+    for read in (lambda: table.numbers("a"), lambda: table.matrix(("b", "a"))):
+        with pytest.raises(InputError) as error:
+            read()
+        assert "row 3: column 'a' is " in message(error)
+        assert wanted in message(error)
+
+
+def test_the_extremes_that_are_read(tmp_path):
+    table = table_of(tmp_path, "a,b\n1e100,0\n-1e100,-0\n2.3e-308,1e-400\n1e39,-3.4e38\n")
+    assert table.matrix(("a", "b")).tolist() == [[1e100, 0], [-1e100, 0], [2.3e-308, 0], [1e39, -3.4e38]]
+    assert table.matrix(()).shape == (4, 0)
+    assert table.matrix(("b",)).tolist() == table.numbers("b")[:, None].tolist()
+
+
+@pytest.mark.parametrize("name", ["d.csv", "d.parquet", "d.ts"])
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device", "folder"])
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path, monkeypatch, kind, name):
+    monkeypatch.chdir(tmp_path)
+    path = Path(name)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        socket.socket(socket.AF_UNIX).bind(name)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    with pytest.raises(InputError) as error:
+        (read_ts if name == "d.ts" else read_table)(path)
+    said = {"pipe": "a named pipe", "socket": "a socket", "device": "a device", "folder": "a folder, wanted a file"}[
+        kind
+    ]
+    assert f"{name}" in message(error)
+    assert said in message(error)
+    assert kind == "folder" or "not a regular file" in message(error)
+
+
+def test_a_pipe_that_takes_the_place_of_a_file_is_not_waited_for(tmp_path, monkeypatch):
+    """Between the look at the file and its opening it may become another."""
+    (tmp_path / "d.csv").write_text("a\n1\n")
+    regular = os.stat(tmp_path / "d.csv")
+    os.mkfifo(tmp_path / "p.csv")
+    with monkeypatch.context() as patch:
+        patch.setattr("os.stat", lambda *_, **__: regular)
+        with pytest.raises(InputError, match="not a regular file, but a named pipe"):
+            read_table(tmp_path / "p.csv")
+
+
+def test_many_columns_are_read_in_linear_time(tmp_path):
+    """10⁵ columns: what looks through all names for each of them takes minutes."""
+    names = [f"c{i}" for i in range(100_000)]
+    began = time.process_time()
+    table = table_of(tmp_path, ",".join(names) + ",\n" + 2 * ("1," * len(names) + "\n") + "," * len(names) + "\n")
+    for name in names:
+        table.require(name, "--inputs")
+    assert split_names(",".join(names), "--inputs") == tuple(names)
+    assert table.matrix(names).shape == (2, len(names))
+    with pytest.raises(InputError, match="two columns are named 'c0'"):
+        table_of(tmp_path, ",".join([*names, "c0"]) + "\n1\n")
+    assert time.process_time() - began < 40
+
+
+def test_ids_are_told_apart_to_their_last_character(tmp_path):
+    long = "x" * 100_000
+    text = f"id,a\ny,1\n{long},2\n{long}\0,3\ny,4\n" + "".join(f"i{k},5\n" for k in range(10_000))
+    groups = table_of(tmp_path, text).groups("id")  # as an array of equally long texts they would take 4 GB
+    assert list(groups)[:3] == ["y", long, long + "\0"]
+    assert [groups[name].tolist() for name in ("y", long, long + "\0", "i9")] == [[0, 3], [1], [2], [13]]
 
 
 def test_names_with_commas_and_line_ends_in_quotes(tmp_path):
@@ -70,7 +195,18 @@ UNREADABLE = {
     "header without line end": (b"a,b", "no rows below the header"),
     "binary": (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "binary data, wanted UTF-8"),
     "latin-1": ("a,b\n1,2\né,3\n".encode("latin-1"), "not UTF-8 (byte 0xe9 in line 3)"),
-    "utf-16": ("a,b\n1,2\n".encode("utf-16"), "UTF-16 text, wanted UTF-8"),
+    "utf-16 without a mark": ("a,b\n1,2\n".encode("utf-16-le"), "UTF-16 without a byte order mark, wanted UTF-8"),
+    "the other order": ("a,b\n1,2\n".encode("utf-16-be"), "UTF-16 without a byte order mark, wanted UTF-8"),
+    "half a character": ("a,b\n1,2\n".encode("utf-16")[:-1], "not UTF-16 (byte 0x0a in line 2)"),
+    "half a pair": ("a,b\n1,".encode("utf-16") + b"\x3d\xd8\n\0", "not UTF-16 (byte 0x3d in line 2)"),
+    "utf-32": ("a,b\n1,2\n".encode("utf-32"), "UTF-32 text, wanted UTF-8 or UTF-16"),
+    "a mark and nothing": (b"\xef\xbb\xbf", "is empty"),
+    "another mark and nothing": (b"\xff\xfe", "is empty"),
+    "sep= and nothing": (b"sep=;\n", "no rows below the header"),
+    "open quote in the header": (b'"a,b\n1,2\n', "no rows below the header (it has a,b 1,2)"),
+    "carriage return in the header": (b"a,b\rc\n1,2\n", "the header line is damaged"),
+    "filled last column without a name": (b"a,b,\n1,2,\n3,4,5\n", "column 3 has no name"),
+    "a field too many behind empty ones": (b"a,b\n1,2,\n3,4,5\n", "row 3: 3 fields, the header has 2"),
     "twice the same column": (b"a,b,a\n1,2,3\n", "two columns are named 'a'"),
     "nameless column": (b"a,,b\n1,2,3\n", "column 2 has no name"),
     "too many fields": (b"a,b\n1,2\n3,4,5\n", "row 3: 3 fields, the header has 2"),
@@ -255,3 +391,131 @@ def test_dates_go_on_as_python_counts_them(start, step, rows):
     assert [write_moment(m, dates=True) for m in ahead] == [
         (first + datetime.timedelta(days=step * k)).date().isoformat() for k in range(1, rows + 1)
     ]
+
+
+def ahead(times, steps: int = 3) -> list[str]:
+    """The times that follow, as they are written."""
+    spacing, last = times.course(np.arange(len(times.ticks)), "")
+    return [write_moment(m, *times.notation) for m in spacing.after(last, steps)]
+
+
+def tenths_added_up(n: int) -> list[float]:
+    return list(itertools.accumulate([0.1] * (n - 1), initial=0.0))
+
+
+HOURS = [43831 + k / 24 for k in range(100)]  # days since 1900, as Excel counts them
+WRITTEN = {  # cells, the three that follow
+    "row numbers": ([str(k) for k in range(5)], ["5", "6", "7"]),
+    "large row numbers": ([str(12345678901 + k) for k in range(9)], ["12345678910", "12345678911", "12345678912"]),
+    "milliseconds": ([str(1577836800123 + 40 * k) for k in range(9)], [str(1577836800123 + 40 * k) for k in (9, 10, 11)]),
+    "nanoseconds": (
+        [str(1577836800000000007 + 10**9 * k) for k in range(9)],
+        [str(1577836800000000007 + 10**9 * k) for k in (9, 10, 11)],
+    ),
+    "one nanosecond": ([str(1577836800000000007 + k) for k in range(3)], [str(1577836800000000010 + k) for k in range(3)]),
+    "seconds with nanoseconds": (
+        ["1577836800.123456798", "1577836800.123456799"],
+        ["1577836800.123456800", "1577836800.123456801", "1577836800.123456802"],
+    ),
+    "half seconds": (["1577836800.0", "1577836800.5"], ["1577836801.0", "1577836801.5", "1577836802.0"]),
+    "hundredths": (["0.98", "0.99"], ["1.00", "1.01", "1.02"]),
+    "negative": (["-0.3", "-0.2", "-0.1"], ["0.0", "0.1", "0.2"]),
+    "negative whole": (["-30", "-20"], ["-10", "0", "10"]),
+    "tenths of a program": ([repr(0.1 * k) for k in range(9)], ["0.9", "1", "1.1"]),
+    "tenths added up": ([repr(x) for x in tenths_added_up(1001)], ["100.1", "100.2", "100.3"]),
+    "powers": (["1e3", "2E+3", "3000.0"], ["4000", "5000", "6000"]),
+    "Excel's ten digits": ([f"{x:.10f}".rstrip("0").rstrip(".") for x in HOURS], ["43835.1666666667", "43835.2083333333", "43835.25"]),  # noqa: E501
+    "Excel's hours to a day": ([f"{x:.10f}" for x in HOURS[:22]], ["43831.9166666667", "43831.9583333333", "43832.0000000000"]),  # noqa: E501
+    "hours of a program": ([repr(x) for x in HOURS[:22]], ["43831.916666666667", "43831.958333333333", "43832"]),
+    "months of a year": ([repr(1991.5 + k / 12) for k in range(28)], ["1993.8333333333333", "1993.9166666666667", "1994"]),
+    "sixtieths in microseconds": ([str(round(1e6 * k / 60)) for k in range(200)], ["3333333", "3350000", "3366667"]),
+    "microseconds": (
+        ["2020-01-01 23:59:59.999998", "2020-01-01 23:59:59.999999"],
+        ["2020-01-02", "2020-01-02 00:00:00.000001", "2020-01-02 00:00:00.000002"],
+    ),
+    "the first year": (["0001-01-01", "0001-01-02"], ["0001-01-03", "0001-01-04", "0001-01-05"]),
+    "the last year": (["9999-12-27", "9999-12-28"], ["9999-12-29", "9999-12-30", "9999-12-31"]),
+    "over a change to summer time": (
+        ["2020-03-29T01:00+01:00", "2020-03-29T03:00+02:00"],
+        ["2020-03-29 02:00Z", "2020-03-29 03:00Z", "2020-03-29 04:00Z"],
+    ),
+    "the 30th": (["2019-10-30", "2019-11-30", "2019-12-30"], ["2020-01-30", "2020-02-29", "2020-03-30"]),
+    "month ends": (["2019-10-31", "2019-11-30"], ["2019-12-31", "2020-01-31", "2020-02-29"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRITTEN)
+def test_times_go_on_as_they_are_written(tmp_path, case):
+    cells, following = WRITTEN[case]
+    assert ahead(times_of(tmp_path, cells)) == following
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(-(10**17), 10**17), st.integers(1, 10**14), st.integers(0, 9), st.integers(2, 30))
+def test_every_even_time_goes_on_to_the_last_place(tmp_path_factory, start, step, decimals, rows):
+    def written(k):
+        return f"{Decimal(start + step * k).scaleb(-decimals):.{decimals}f}"
+
+    times = times_of(tmp_path_factory.mktemp("t"), [written(k) for k in range(rows)])
+    assert ahead(times) == [written(rows + k) for k in range(3)]
+
+
+@pytest.mark.parametrize("kind", [pl.Int64, pl.UInt32, pl.Float64, pl.Float32, pl.Decimal(20, 1)])
+def test_times_of_parquet_go_on_exactly(tmp_path, kind):
+    step = 1 if kind.is_integer() else 0.1
+    pl.DataFrame({"t": pl.Series([k * step for k in range(5)]).cast(kind)}).write_parquet(tmp_path / "t.parquet")
+    following = ["5", "6", "7"] if kind.is_integer() else ["0.5", "0.6", "0.7"]
+    assert ahead(read_times(read_table(tmp_path / "t.parquet"), "t")) == following
+
+
+def test_a_zone_and_summer_time_of_parquet(tmp_path):
+    start = datetime.datetime(2020, 3, 28, 23, tzinfo=datetime.UTC)
+    hours = pl.Series([start + k * datetime.timedelta(hours=1) for k in range(4)]).dt.convert_time_zone("Europe/Berlin")
+    pl.DataFrame({"t": hours}).write_parquet(tmp_path / "t.parquet")
+    times = read_times(read_table(tmp_path / "t.parquet"), "t")
+    assert ahead(times, 2) == ["2020-03-29 03:00Z", "2020-03-29 04:00Z"]
+
+
+UNREADABLE_TIMES = {
+    "too large": (["1", "1e19"], "row 3: column 'time' is '1e19', too large for a time: wanted one of up to 18 digits"),
+    "far too large": (
+        ["1", "9" * 90],
+        "row 3: column 'time' is '9999999999999999999999999999999999999999…', too large",
+    ),
+    "a huge exponent": (["1", "1e999999999"], "row 3: column 'time' is '1e999999999', too extreme"),
+    "finer than a microsecond": (
+        ["2020-01-01 00:00:00.1234560", "2020-01-01 00:00:00.1234561"],
+        "row 3: column 'time' is '2020-01-01 00:00:00.1234561', finer than a microsecond",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE_TIMES)
+def test_times_that_cannot_be_exact_are_refused(tmp_path, case):
+    cells, wanted = UNREADABLE_TIMES[case]
+    with pytest.raises(InputError) as error:
+        times_of(tmp_path, cells)
+    assert wanted in message(error)
+
+
+def test_odd_zeros_are_zero(tmp_path):
+    assert ahead(times_of(tmp_path, ["0E+999999999", "1"])) == ["2", "3", "4"]
+    assert ahead(times_of(tmp_path, ["1e-999999999", "1"])) == ["2", "3", "4"]
+
+
+def test_nanoseconds_of_parquet_are_not_rounded(tmp_path):
+    pl.DataFrame({"t": pl.Series([1, 2]).cast(pl.Datetime("ns"))}).write_parquet(tmp_path / "t.parquet")
+    with pytest.raises(InputError, match=r"row 1: column 't' is .* finer than a microsecond"):
+        read_times(read_table(tmp_path / "t.parquet"), "t")
+
+
+def test_there_is_no_date_after_9999(tmp_path):
+    for cells in (["9999-12-30", "9999-12-31"], ["9999-11", "9999-12"], ["9999-12-31 23:00", "9999-12-31 23:30"]):
+        with pytest.raises(InputError, match="beyond the year 9999") as error:
+            ahead(times_of(tmp_path, cells))
+        message(error)
+
+
+def test_last_days_of_months():
+    day = 86400 * 10**6
+    assert [is_month_end(k * day) for k in (30, 31, 58, 59)] == [True, False, True, False]

@@ -1,5 +1,6 @@
 """The text task: which characters are read, in which order, what is held out, and what the numbers of the report mean."""
 
+import codecs
 import itertools
 import json
 import lzma
@@ -27,6 +28,7 @@ from bptt.tasks.characters import START, UNKNOWN, Characters, Vocabulary
 from bptt.tasks.corpus import Document, find_documents, split
 from bptt.tasks.lanes import TextStream, held_out_batches
 from bptt.tasks.text import Text, unigram_entropy, xz_bits
+from tests.runs import bptt
 
 # One to four bytes each in UTF-8, and what is awkward in JSON or at the end of a line.
 CHARACTERS = st.sampled_from("ab \n\r\x01\x7fé߿ࠀ中￿𐀀🙂\u2028\ufeff")
@@ -492,3 +494,140 @@ def test_what_cannot_be_continued_is_refused_before_the_first_piece(tmp_path):
     assert "is not UTF-8 at byte 10000 " in refused(data=path)
     path.write_bytes(b"x" * 10_000 + b"\0" + b"x" * 100)
     assert "has a NUL byte at byte 10000: " in refused(data=path)
+
+
+# Byte order marks and UTF-16
+
+MARKS = {"utf-8": codecs.BOM_UTF8, "utf-16-le": codecs.BOM_UTF16_LE, "utf-16-be": codecs.BOM_UTF16_BE}
+
+
+def saved(folder, texts, codec=None):
+    """The documents of files with these texts; with a codec, each begins with its byte order mark."""
+    documents = []
+    for i, text in enumerate(texts):
+        path = Path(folder, f"{i:02}.txt")
+        path.write_bytes(text.encode() if codec is None else MARKS[codec] + text.encode(codec))
+        documents.append(find(path)[0])
+    return documents
+
+
+@pytest.mark.parametrize("codec", MARKS)
+@given(DOCUMENTS, st.integers(1, 4), st.integers(1, 9), st.sampled_from([4, 6, 8, 14]))
+def test_a_byte_order_mark_is_no_character_and_utf16_reads_as_utf8_does(codec, texts, count, chunk, block):
+    texts = ["a" + text for text in texts]  # a mark within the text is a character
+    count = min(count, sum(map(len, texts)))
+    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other, blocks_of(block):
+        plain, marked = Characters(saved(one, texts)), Characters(saved(other, texts, codec))
+        assert marked.total == plain.total == sum(map(len, texts))
+        assert marked.known == plain.known == "".join(sorted(set("".join(texts))))
+        assert b"".join(marked.read()) == b"".join(plain.read()) == "".join(texts).encode()
+        vocabulary = Vocabulary(plain.known)
+        streams = [TextStream(text, vocabulary, count, chunk, Shard()) for text in (plain, marked)]
+        for _ in range(-(-2 * plain.total // chunk)):
+            same(*map(next, streams))
+
+
+@pytest.mark.parametrize("codec", MARKS)
+@given(st.lists(st.text(CHARACTERS, min_size=1, max_size=300), min_size=1, max_size=5), st.integers(1, 400))
+def test_a_split_cuts_no_character_of_any_encoding(codec, texts, most):
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(corpus, "HELD_OUT_BYTES", most):
+        documents = saved(folder, texts, codec)
+        training, held_out = split(documents)
+        parts = {d.name: "" for d in documents}
+        for d in sorted(training + held_out, key=lambda d: d.begin):
+            parts[d.name] += d.path.read_bytes()[d.begin : d.end].decode(codec)
+    assert list(parts.values()) == texts
+    assert held_out
+
+
+def test_utf16_is_cut_at_a_line_as_utf8_is(tmp_path):
+    text = "".join(f"line {i} \u0a0d\u0d0a 𐀀\n" for i in range(1000))  # other characters hold the bytes of a line feed
+    (tmp_path / "a.txt").write_bytes(text.encode("utf-16"))
+    training, held_out = split(find(tmp_path / "a.txt"))
+    parts = [d.path.read_bytes()[d.begin : d.end].decode("utf-16-le") for d in training + held_out]
+    assert "".join(parts) == text
+    assert parts[1].startswith("line 95")
+
+
+def test_a_text_in_utf16_is_learned_continued_and_called_by_its_name(tmp_path):
+    text = "aé𐀀\n" * 500
+    reports, ends = [], []
+    for name, data in (("a", text.encode()), ("b", b"\xef\xbb\xbf" + text.encode()), ("c", text.encode("utf-16"))):
+        (tmp_path / name).write_bytes(data)
+        task = Text(TextOptions(data=tmp_path / name, batch=2, chunk=5))
+        model = network(task)
+        reports.append(task.report(model))
+        assert task.spec() == {"vocabulary": "\naé𐀀"}
+        ends.append("".join(Text.predict(model, task.spec(), PredictOptions(data=tmp_path / name, length=20))))
+    assert ends[0] == ends[1] == ends[2]
+    assert [report.pop("files in UTF-16", 0) for report in reports] == [0, 0, 1]
+    assert reports[1] == reports[0]
+
+
+def network(task):
+    torch.manual_seed(0)
+
+    class Small(nn.Module):
+        def __init__(self, symbols):
+            super().__init__()
+            self.embedding, self.layer = nn.Embedding(symbols, 4), nn.GRU(4, 8)
+            self.output = nn.Linear(8, symbols)
+
+        def forward(self, x, state=None, reset=None):
+            outputs, state = self.layer(self.embedding(x), state)
+            return self.output(outputs), state
+
+    return Small(task.sizes().outputs)
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ("ab".encode("utf-16-le") * 50, "is UTF-16 without a byte order mark, it has a NUL byte at byte 1: "),
+        ("ab".encode("utf-16-be") * 50, "is UTF-16 without a byte order mark, it has a NUL byte at byte 0: "),
+        ("ab".encode("utf-16") + b"x", "is not UTF-16 at byte 6 (truncated data): "),
+        ("ab".encode("utf-16") + b"\x3d\xd8a\0", "is not UTF-16 at byte 6 (illegal UTF-16 surrogate): "),
+        ("a\0b".encode("utf-16"), "is binary, it has a NUL byte at byte 4: "),
+        ("ab".encode("utf-32"), "is UTF-32: a text in UTF-8 or UTF-16 is wanted"),
+        (b"\xef\xbb\xbf", "is empty: "),
+        (b"\xff\xfe", "is empty: "),
+    ],
+)
+def test_other_encodings_are_called_by_their_names(tmp_path, data, says):
+    path = tmp_path / "a.txt"
+    path.write_bytes(data)
+    assert says in message(lambda: Characters(find(path)))
+    assert says in message(lambda: Text.predict(nn.Linear(1, 1), {"vocabulary": "ab"}, PredictOptions(data=path)))
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\x85", "\x0c", "\r"])
+def test_a_text_is_cut_at_line_feeds_alone(tmp_path, separator):
+    text = "".join(f"line {i}{separator}goes on\n" for i in range(1000))
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    training, held_out = map(read, split(find(tmp_path / "a.txt")))
+    assert "".join(training + held_out) == text
+    assert held_out[0].startswith("line 95")
+
+
+def test_a_device_is_no_text(tmp_path):
+    (tmp_path / "zero.txt").symlink_to("/dev/zero")
+    assert "not a regular file, but a device" in message(lambda: find(tmp_path / "zero.txt"))
+    (tmp_path / "text.txt").write_text("text")
+    os.mkfifo(tmp_path / "pipe.txt")
+    assert [d.name for d in find_documents(tmp_path, "*.txt")] == ["text.txt"]  # the others are passed over
+
+
+def test_a_text_of_one_character_has_its_report(tmp_path):
+    """Its unigram entropy is 0, which has no place on a logarithmic axis."""
+    (tmp_path / "a.txt").write_text("a" * 3000)
+    sizes = ["--hidden", 8, "--batch", 4, "--chunk", 20, "--steps", 60, "--validate-every", 30, "--watch", 30]
+    done = bptt("train", "text", "--data", tmp_path / "a.txt", *sizes, "--lr", 0.05, "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "could not" not in done.stderr
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert str(report["bits per character, unigram entropy of the same text"]) == "0.0"
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "log scale" in page
+    assert "unigram entropy of the same text: 0." in page
+    assert "Not yet" not in page
+    assert (tmp_path / "run" / "curve.png").read_bytes().startswith(b"\x89PNG")

@@ -73,7 +73,7 @@ class TextOptions(TrainOptions):
     task: ClassVar[str] = "text"
 
     data: Path | None = None
-    """A UTF-8 text file, or a folder of them. Default: the source text of Python's standard library."""
+    """A text file in UTF-8 or UTF-16, or a folder of them. Default: the source text of Python's standard library."""
     glob: str = "**/*"
     """Which files of a folder."""
     lr: float = 4e-3

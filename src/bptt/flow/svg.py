@@ -22,6 +22,9 @@ _DASHES = ("", "7 4", "2 4", "9 3 2 3")  # with the colours: told apart in print
 _COLUMNS = 180  # a longer curve is drawn as the lowest and highest value of so many stretches
 _MARKED = 40  # up to so many points each has a dot
 _DECADES = 12  # below the highest value, that a logarithmic axis shows
+_LARGEST = (
+    1e290  # above it a value counts as infinite, below 1 / it as 0: an axis reaches a little further than its values
+)
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -80,6 +83,8 @@ def line_chart(
     shown, note = _shown(curves, log)
     if not shown:
         return _figure(title, "", "<p>Nothing to draw: every value is zero or not finite.</p>")
+    marks, without = _drawable(marks, shown, log)
+    note = " ".join(filter(None, (note, without)))
     across, up = _axes(shown, marks, log)
     parts = [_grid(across, up, x, y + (", log scale" if log else ""))]
     points = [(across(float(p)), up(float(v))) for c in shown for p, v in zip(c.places(), c.y, strict=True) if v == v]
@@ -128,7 +133,8 @@ def thinned(x: Array, y: Array) -> tuple[Array, Array]:
 
 def _shown(curves: Sequence[Curve], log: bool) -> tuple[list[Curve], str]:
     """The curves that have something to draw, what cannot be drawn as NaN; and what must be said about the rest."""
-    arrays = [np.where(np.isfinite(c.y) & ((c.y > 0) | (not log)), c.y.astype(np.float64), np.nan) for c in curves]
+    arrays = [np.where(np.abs(c.y) < 1 / _LARGEST, 0.0, c.y.astype(np.float64)) for c in curves]
+    arrays = [np.where((np.abs(a) <= _LARGEST) & ((a > 0) | (not log)), a, np.nan) for a in arrays]
     top = max((float(np.nanmax(a)) for a in arrays if np.isfinite(a).any()), default=math.nan)
     if log:
         arrays = [np.where(a >= top * 10.0**-_DECADES, a, np.nan) for a in arrays]
@@ -142,6 +148,16 @@ def _shown(curves: Sequence[Curve], log: bool) -> tuple[list[Curve], str]:
         if np.isfinite(a).any()
     ]
     return shown, f"Not drawn ({why}): {told}." if told else ""
+
+
+def _drawable(marks: Sequence[Mark], curves: Sequence[Curve], log: bool) -> tuple[list[Mark], str]:
+    """The marks that the axes can show, and what must be said about the rest."""
+    top = max(float(np.nanmax(c.y)) for c in curves)
+    low, high = (top * 10.0**-_DECADES, top * 10.0**_DECADES) if log else (-_LARGEST, _LARGEST)
+    drawn = [m for m in marks if math.isfinite(m.at) and (m.upright or low <= m.at <= high)]
+    missing = [m.text or f"{m.at:g}" for m in marks if m not in drawn and not m.upright]
+    why = f"0 or less, not finite, or more than {_DECADES} decades from the curves" if log else "not finite"
+    return drawn, f"No line at ({why}): {'; '.join(missing)}." if missing else ""
 
 
 def _kept(arrays: Sequence[Array]) -> NDArray[np.bool_]:
@@ -165,7 +181,7 @@ def _axes(curves: Sequence[Curve], marks: Sequence[Mark], log: bool) -> tuple[_A
     if left == right:
         left, right = left - 0.5, right + 0.5
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
-    inside = [m.at for m in marks if not m.upright and math.isfinite(m.at) and (m.at > 0 or not log)]
+    inside = [m.at for m in marks if not m.upright]
     low, high = min([low, *inside]), max([high, *inside])
     if log:
         low, high = low / 1.6, high * 1.6

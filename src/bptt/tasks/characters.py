@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bptt.errors import InputError
+from bptt.reading import encoding_name, kind_of_binary
 from bptt.tasks.corpus import Document, changed, read_bytes
 
-BLOCK = 1 << 14  # bytes read at once; each lane holds one block, so 1,000 lanes need some 100 MB
+BLOCK = 1 << 14  # bytes read at once, an even number; each lane holds one block, so 1,000 lanes need some 100 MB
 CODE_POINTS = 0x110000
 UNICODE_CHARACTERS = CODE_POINTS - 2048  # without the surrogates, which are not characters
 START, UNKNOWN = 0, 1
@@ -64,7 +65,7 @@ def code_points(text: str) -> npt.NDArray[np.uint32]:
 class Characters:
     """The characters of some documents in their order, numbered from 0. Only an index of the blocks is kept in memory.
 
-    Reads every document once, which checks that it is UTF-8 text. Raises InputError.
+    Reads every document once, which checks that it is text in its encoding. Raises InputError.
 
     Attributes:
         documents: as given.
@@ -84,7 +85,7 @@ class Characters:
 
     def _scan(self, number: int, document: Document) -> Iterator[tuple[int, int, int, int, int]]:
         """One row a block: document, bytes [begin, end), code point before it (-1 at the start), characters in it."""
-        decoder = codecs.getincrementaldecoder("utf-8")()
+        decoder = codecs.getincrementaldecoder(document.codec)()
         begin, before = document.begin, -1
         for at in range(document.begin, document.end, BLOCK):
             end = min(at + BLOCK, document.end)
@@ -130,11 +131,7 @@ class Characters:
 
     def symbols(self, block: int, vocabulary: Vocabulary) -> Symbols:
         """[n + 1]: the symbol before the block's first character (START in front of a document), then its n characters."""
-        data = self._bytes(block)
-        try:
-            codes = code_points(data.decode())
-        except UnicodeDecodeError as e:
-            raise changed(self._path(block)) from e
+        codes = code_points(self._text(block))
         if len(codes) != self._first[block + 1] - self._first[block]:
             raise changed(self._path(block))
         before = int(self._before[block])
@@ -144,14 +141,18 @@ class Characters:
         return out
 
     def read(self) -> Iterator[bytes]:
-        """All bytes, block by block."""
-        return map(self._bytes, range(len(self._begin)))
+        """The whole text in UTF-8, block by block."""
+        return (self._text(block).encode() for block in range(len(self._begin)))
 
     def _path(self, block: int) -> Any:
         return self.documents[self._document[block]].path
 
-    def _bytes(self, block: int) -> bytes:
-        return read_bytes(self._path(block), int(self._begin[block]), int(self._end[block]))
+    def _text(self, block: int) -> str:
+        data = read_bytes(self._path(block), int(self._begin[block]), int(self._end[block]))
+        try:
+            return data.decode(self.documents[self._document[block]].codec)
+        except UnicodeDecodeError as e:
+            raise changed(self._path(block)) from e
 
 
 def _decode(
@@ -159,10 +160,12 @@ def _decode(
 ) -> npt.NDArray[np.uint32]:
     """The code points of `data`, which stands at byte `at`, behind undecoded bytes from `begin` on."""
     wanted = "a UTF-8 text is wanted, leave the file out (--glob) or convert it"
-    zero = data.find(b"\0")
+    zero = document.find("\0", data)
     if zero >= 0:
-        raise InputError(f"{document.path} is binary, it has a NUL byte at byte {at + zero}: {wanted}")
+        kind = kind_of_binary(data) if document.codec == "utf-8" else "binary"
+        raise InputError(f"{document.path} is {kind}, it has a NUL byte at byte {at + zero}: {wanted}")
     try:
         return code_points(decoder.decode(data, at + len(data) == document.end))
     except UnicodeDecodeError as e:
-        raise InputError(f"{document.path} is not UTF-8 at byte {begin + e.start} ({e.reason}): {wanted}") from e
+        name = encoding_name(document.codec)
+        raise InputError(f"{document.path} is not {name} at byte {begin + e.start} ({e.reason}): {wanted}") from e

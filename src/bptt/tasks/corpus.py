@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bptt.errors import InputError
+from bptt.reading import LONGEST_MARK, encoding_name, encoding_of, open_regular
 
 HELD_OUT_SHARE = 0.05
 HELD_OUT_BYTES = 300_000  # at most: the final validation is to take a few seconds only, however large the text
@@ -23,17 +24,40 @@ _NOT_CODE = {
 
 @dataclass(frozen=True)
 class Document:
-    """Bytes [begin, end) of a UTF-8 file, both at the border of a character; `name` is its path below the folder."""
+    """Bytes [begin, end) of a file, both at the border of a character, after its byte order mark.
+
+    `name` is its path below the folder, `codec` Python's name of its encoding: UTF-8, or UTF-16 of one of the two orders.
+    """
 
     path: Path
     name: str
     begin: int
     end: int
+    codec: str = "utf-8"
 
     @property
     def size(self) -> int:
         """In bytes."""
         return self.end - self.begin
+
+    @property
+    def unit(self) -> int:
+        """Bytes of a code unit: a character has 1 to 4 units in UTF-8, 1 or 2 in UTF-16."""
+        return 1 if self.codec == "utf-8" else 2
+
+    def find(self, character: str, data: bytes, begin: int = 0, end: int | None = None) -> int:
+        """The first place of an ASCII character in data[begin:end], -1 if there is none; `data` begins at a code unit."""
+        code, end = character.encode(self.codec), len(data) if end is None else end
+        at = data.find(code, begin, end)
+        while at % self.unit and at >= 0:  # the halves of two units
+            at = data.find(code, at + 1, end)
+        return at
+
+    def splits_character(self, data: bytes, at: int) -> bool:
+        """Whether place `at` of its bytes `data` lies within a character: before a later unit of it than its first."""
+        if self.codec == "utf-8":
+            return data[at] & 0xC0 == 0x80
+        return data[at + (self.codec == "utf-16-le")] & 0xFC == 0xDC
 
 
 def find_documents(data: Path | None, glob: str) -> list[Document]:
@@ -78,9 +102,14 @@ def _in_order(documents: Iterable[Document]) -> list[Document]:
 
 
 def _whole(path: Path, name: str) -> Document:
-    if not path.is_file():
-        raise InputError(f"{path} is not a regular file, and a text is read more than once: save it to a file first")
-    return Document(path, name, 0, path.stat().st_size)
+    with open_regular(path) as file:
+        codec, mark = encoding_of(file.read(LONGEST_MARK))
+        size = os.fstat(file.fileno()).st_size
+    if encoding_name(codec) == "UTF-32":
+        raise InputError(
+            f"{path} is UTF-32: a text in UTF-8 or UTF-16 is wanted, leave the file out (--glob) or convert it"
+        )
+    return Document(path, name, mark, size, codec)
 
 
 def _in_folder(folder: Path, glob: str) -> list[Document]:
@@ -152,21 +181,23 @@ def _hash_of_name(document: Document) -> str:
 def _border_near(document: Document, at: int) -> int:
     """A byte offset near `at` to cut at: the first start of a line in half of the way to the end, or else of a character.
 
-    A character's first byte is at most 3 bytes back in UTF-8.
+    A character's first unit is at most 3 bytes back in UTF-8, 2 in UTF-16.
     """
-    begin, half = max(document.begin, at - 3), at + (document.end - at) // 2
-    window = read_bytes(document.path, begin, half + 1)
-    line_end = window.find(b"\n", at - begin, half - begin)
+    unit = document.unit
+    at -= (at - document.begin) % unit
+    begin, half = max(document.begin, at - 4 + unit), at + (document.end - at) // 2
+    window = read_bytes(document.path, begin, min(half + unit, document.end))
+    line_end = document.find("\n", window, at - begin, half - begin)
     if line_end >= 0:
-        return begin + line_end + 1
-    while at > begin and window[at - begin] & 0xC0 == 0x80:
-        at -= 1
+        return begin + line_end + unit
+    while at > begin and document.splits_character(window, at - begin):
+        at -= unit
     return at
 
 
 def read_bytes(path: Path, begin: int, end: int) -> bytes:
     """Bytes [begin, end) of a file. Raises InputError if it cannot be read or is too short by now."""
-    with _readable(path), open(path, "rb", buffering=0) as file:
+    with _readable(path), open_regular(path) as file:
         file.seek(begin)
         data = file.read(end - begin)
     if len(data) != end - begin:

@@ -22,8 +22,11 @@ from numpy.typing import NDArray
 
 from bptt.tasks.base import Json
 from bptt.tasks.panel import Member
-from bptt.tasks.scaling import Scaling
+from bptt.tasks.scaling import Scaling, first_far
 from bptt.tasks.yardsticks import lags
+
+NOISE = 1e-9
+"""What varies by less, in standard deviations of the target, is the rounding of numbers and not learned from."""
 
 Values = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -79,14 +82,17 @@ class Encoding:
         """The encoding that the training parts of the series define."""
         scales = {s.name: _scale(s) for s in parts}
         raw = [_changes(s.targets / scales[s.name], s.inputs, season) for s in parts]
+        targets = parts[0].targets.shape[1]
         features = Scaling.of(np.concatenate([r[season:] for r in raw]))  # before, the seasonal change is unknown
-        unit = np.ones((horizon, parts[0].targets.shape[1]))
+        changes = np.arange(len(features.std)) < (targets if season == 1 else 2 * targets)
+        features = Scaling(features.mean, np.where(changes & (features.std < NOISE), 1.0, features.std))
+        unit = np.ones((horizon, targets))
         plain = cls(horizon, season, scales, features, unit)
         tape = plain.tape(parts)
         wrong, known = plain.targets(tape, np.arange(len(tape)))
         total = (np.where(known, wrong, 0) ** 2).sum(axis=0)
         errors = np.sqrt(total / known.sum(axis=0))
-        return cls(horizon, season, scales, features, np.where(errors > 0, errors, 1.0))
+        return cls(horizon, season, scales, features, np.where(errors > NOISE, errors, 1.0))
 
     @property
     def outputs(self) -> int:
@@ -120,6 +126,18 @@ class Encoding:
         if self.season > 1:
             seen[: self.season, k : 2 * k] = 0
         return seen
+
+    def farthest(self, series: Member) -> tuple[int, int] | None:
+        """The first step at which a series is too far from the training data to compute with, None if it never is.
+
+        With it the place of the column among the targets and inputs.
+        """
+        far = first_far(self._see(series, self.scales.get(series.name, _scale(series))))
+        if far is None:
+            return None
+        step, seen = far
+        k = series.targets.shape[1]
+        return step, seen - k if self.season > 1 and seen >= k else seen
 
     def base(self, tape: Tape, at: Indices) -> tuple[Values, Flags]:
         """The seasonal-naive forecasts at places [..]: [.., N, K] in scaled units, and where they are known, [.., N]."""

@@ -19,7 +19,7 @@ from bptt.errors import InputError
 from bptt.options import LabelsOptions, PredictOptions
 from bptt.tasks.base import Batch, Json, Shard, Sizes, Stream, Task
 from bptt.tasks.scaling import Scaling
-from bptt.tasks.sequences import Sequences, check_varies, from_table, input_columns
+from bptt.tasks.sequences import Sequences, check_near, check_varies, from_table, input_columns, scaling_of
 from bptt.tasks.table import csv_line, read_table
 from bptt.tasks.ts_format import read_ts
 
@@ -65,8 +65,17 @@ class Labels(Task):
             raise InputError(f"{options.data}: no class has two sequences to spare for validation: add sequences")
         if not _is_ts(options):
             check_varies(self.train, options.data)
-        self.scaling = Scaling.of(np.concatenate(self.train.values))
+        self.scaling = scaling_of(self.train)
+        self._check_near()
         self._data = data
+
+    def _numbers(self) -> dict[str, int]:
+        """The number of each class."""
+        return {name: number for number, name in enumerate(self.classes)}
+
+    def _check_near(self) -> None:
+        for part in (self.train, self.held_out, self.test):
+            check_near(part, self.scaling)
 
     def sizes(self) -> Sizes:
         """One output with a sigmoid for two classes, else one output a class with a softmax."""
@@ -94,8 +103,9 @@ class Labels(Task):
         y = torch.zeros(x.shape[:2], dtype=torch.int64)
         mask = torch.zeros(x.shape[:2], dtype=torch.bool)
         assert part.labels is not None
+        number = self._numbers()
         for row, i in enumerate(mine):
-            y[:, row] = self.classes.index(part.labels[i])
+            y[:, row] = number[part.labels[i]]
             end = int(lengths[i])
             mask[end - 1 if self.options.loss_at == "last" else 0 : end, row] = True
         count = len(places) if self.options.loss_at == "last" else int(lengths[places].sum())
@@ -111,14 +121,15 @@ class Labels(Task):
         assert self.train.labels is not None
         p = np.concatenate(list(probabilities(model, self.test, self.scaling)))  # sequences, classes
         predicted = p.argmax(axis=1)
-        truth = np.array([self.classes.index(label) for label in self.test.labels])
+        number = self._numbers()
+        truth = np.array([number[label] for label in self.test.labels])
         counts = Counter(self.train.labels)
         usual = counts.most_common(1)[0][0]
         frequencies = np.array([counts[c] for c in self.classes]) / len(self.train)
         out: Json = {
             "test accuracy (%)": 100 * float((predicted == truth).mean()),
             f"accuracy of always saying {usual!r}, the most frequent in training (%)": 100
-            * float((truth == self.classes.index(usual)).mean()),
+            * float((truth == number[usual]).mean()),
             f"{self.metric}, test": float(-np.log(p[np.arange(len(p)), truth].clip(1e-300)).mean()),
             f"{self.metric}, frequencies in training": float(-np.log(frequencies[truth]).mean()),
             "test sequences": len(truth),
@@ -160,6 +171,7 @@ class Labels(Task):
                 "take such sequences out"
             )
         self.classes, self.scaling = tuple(spec["classes"]), Scaling.from_json(spec["scaling"])
+        self._check_near()
 
     def fingerprint(self) -> Json:
         """Sequences, steps and a hash of the data, and of the test data if that is another file."""
@@ -178,6 +190,7 @@ class Labels(Task):
         if options.data is None:
             raise InputError("no data to label: give --data with a file of the form that the run was trained on")
         sequences = _read_new(spec, options)
+        check_near(sequences, Scaling.from_json(spec["scaling"]))
         return _prediction_lines(model, spec, sequences)
 
 
@@ -323,8 +336,9 @@ def _read_test(options: LabelsOptions, columns: tuple[str, ...], classes: tuple[
     else:
         raise InputError(f"--test-data {path} is of another form than --data {options.data}: give both in the same")
     assert test.labels is not None
+    known = frozenset(classes)
     for i, label in enumerate(test.labels):
-        if label not in classes:
+        if label not in known:
             raise InputError(
                 f"{path}: sequence {test.ids[i]!r} has the label {label!r}, which {options.data} does not have "
                 f"({', '.join(classes[:12])}): take it out, or add such sequences there"
@@ -388,10 +402,12 @@ def _split(data: Sequences, share: float, seed: int) -> tuple[Places, Places]:
     A class with a single sequence stays whole in the large part.
     """
     assert data.labels is not None
-    labels = np.array(data.labels)
+    members_of: dict[str, list[int]] = {}
+    for place, label in enumerate(data.labels):
+        members_of.setdefault(label, []).append(place)
     rng = np.random.default_rng([seed, 0x5EED])
     small: list[int] = []
-    for name in sorted(set(data.labels)):
-        members = rng.permutation(np.flatnonzero(labels == name))
+    for name in sorted(members_of):
+        members = rng.permutation(np.array(members_of[name]))
         small += members[: min(max(1, round(share * len(members))), len(members) - 1)].tolist()
     return np.setdiff1d(np.arange(len(data)), small), np.sort(np.array(small, dtype=np.int64))

@@ -5,15 +5,16 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bptt.errors import InputError
 from bptt.tasks.base import Json
+from bptt.tasks.scaling import NARROW, narrow_column
 from bptt.tasks.table import Table, split_names
-from bptt.tasks.times import Spacing, read_times
+from bptt.tasks.times import Moment, Notation, Spacing, Times, read_times
 
 Values = NDArray[np.float64]
 
@@ -64,22 +65,26 @@ class Member:
 
     Attributes:
         name: its id, "" if the file holds one series.
+        rows: the numbers of its rows in the table, [L], as the user counts them.
         targets: [L, K], in the data's units.
         inputs: [L, Z], in the data's units.
         last: the moment of its last row (without a time column: L).
+        spacing: the step from row to row; None where time is known of a single row.
     """
 
     name: str
+    rows: NDArray[np.int64]
     targets: Values
     inputs: Values
-    last: float
+    last: Moment
+    spacing: Spacing | None
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def head(self, steps: int) -> "Member":
         """Its first steps; `last` stays that of the whole series."""
-        return Member(self.name, self.targets[:steps], self.inputs[:steps], self.last)
+        return replace(self, rows=self.rows[:steps], targets=self.targets[:steps], inputs=self.inputs[:steps])
 
 
 @dataclass(frozen=True)
@@ -89,14 +94,13 @@ class Panel:
     Attributes:
         series: in the order in which their ids appear.
         spacing: the step, None without a time column.
-        dates, zone: whether the times are dates, and dates with an offset from UTC.
+        notation: how the times are written.
         sha256: of all that was read.
     """
 
     series: tuple[Member, ...]
     spacing: Spacing | None
-    dates: bool
-    zone: bool
+    notation: Notation
     sha256: str
 
 
@@ -110,46 +114,44 @@ def read_panel(table: Table, columns: Columns, wanted_by: str = "") -> Panel:
     """
     for option, column in columns.roles():
         table.require(column, wanted_by or option)
-    targets = np.stack([table.numbers(c) for c in columns.targets], axis=1)
-    inputs = (
-        np.stack([table.numbers(c) for c in columns.inputs], axis=1) if columns.inputs else np.empty((len(table), 0))
-    )
+    targets, inputs = table.matrix(columns.targets), table.matrix(columns.inputs)
     groups = table.groups(columns.id)
     digest = hashlib.sha256(repr((columns.json(), [(g, len(rows)) for g, rows in groups.items()])).encode())
     times = None if columns.time is None else read_times(table, columns.time)
-    spacings: dict[str, Spacing] = {}
     series = []
     for name, rows in groups.items():
-        last = float(len(rows))
+        spacing, last = _course(times, rows, name)
         if times is not None:
-            if len(rows) > 1:
-                spacings[name] = times.spacing(rows, name)
-            last = float(times.moments[rows[-1]])
             digest.update(times.moments[rows].tobytes())
-        series.append(Member(name, targets[rows], inputs[rows], last))
+        series.append(Member(name, rows + table.first, targets[rows], inputs[rows], last, spacing))
         digest.update(targets[rows].tobytes() + inputs[rows].tobytes())
-    spacing = _one_spacing(table, spacings)
-    dates, zone = (times.dates, times.zone) if times is not None else (False, False)
-    return Panel(tuple(series), spacing, dates, zone, digest.hexdigest())
+    shared = None if times is None else _one_spacing(table, series)
+    notation = Notation() if times is None else times.notation
+    return Panel(tuple(series), shared, notation, digest.hexdigest())
 
 
-def _one_spacing(table: Table, spacings: dict[str, Spacing]) -> Spacing | None:
+def _course(times: Times | None, rows: NDArray[np.int64], name: str) -> tuple[Spacing | None, Moment]:
+    """The step of a series and the moment of its last row; without a time column its rows are counted."""
+    if times is None:
+        return Spacing("number", 1), len(rows)
+    return times.course(rows, name) if len(rows) > 1 else (None, 0)
+
+
+def _one_spacing(table: Table, series: Sequence[Member]) -> Spacing | None:
     """The step that all series share."""
-    first = next(iter(spacings), None)
-    if first is None:
-        return None
-    for name, spacing in spacings.items():
-        if not same_spacing(spacing, spacings[first]):
+    spaced = [(s.name, s.spacing) for s in series if s.spacing is not None]
+    for name, spacing in spaced:
+        if not same_spacing(spacing, spaced[0][1]):
             raise InputError(
-                f"{table.path}: series {name!r} has a step of {spacing.words()}, series {first!r} one of "
-                f"{spacings[first].words()}: all need the same, put them into files of their own"
+                f"{table.path}: series {name!r} has a step of {spacing.words()}, series {spaced[0][0]!r} one of "
+                f"{spaced[0][1].words()}: all need the same, put them into files of their own"
             )
-    return spacings[first]
+    return spaced[0][1] if spaced else None
 
 
 def same_spacing(one: Spacing, other: Spacing) -> bool:
     """True if the steps are the same but for rounding."""
-    return one.kind == other.kind and abs(one.size - other.size) <= 1e-4 * other.size
+    return one.kind == other.kind and abs(float(one.size) - float(other.size)) <= 1e-4 * float(other.size)
 
 
 @dataclass(frozen=True)
@@ -196,9 +198,22 @@ def check_vary(parts: Sequence[Member], columns: Columns, path: str) -> None:
                     "cannot be learned, forecast another column" + (" or take the series out" if s.name else "")
                 )
     everything = np.concatenate([s.inputs for s in parts])
+    check_width(parts, columns, path)
+    narrow = narrow_column(everything)
+    if narrow is not None:
+        raise InputError(f"{path}: input column {columns.inputs[narrow]!r} {NARROW}")
     for z, name in enumerate(columns.inputs):
         if np.ptp(everything[:, z]) == 0:
             raise InputError(
                 f"{path}: input column {name!r} is {everything[0, z]:g} on every training row, which teaches nothing: "
                 "drop it from --inputs"
             )
+
+
+def check_width(series: Sequence[Member], columns: Columns, path: str) -> None:
+    """Refuse a target that varies, but by less than can be computed with."""
+    for s in series:
+        narrow = narrow_column(s.targets)
+        if narrow is not None:
+            of = f" of series {s.name!r}" if s.name else ""
+            raise InputError(f"{path}: column {columns.targets[narrow]!r}{of} {NARROW}")

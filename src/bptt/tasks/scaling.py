@@ -9,6 +9,12 @@ from bptt.tasks.base import Json
 
 Values = NDArray[np.float64]
 
+FARTHEST = 1e12
+"""A score beyond this is no measurement; float32 cannot hold the square of one that is some more."""
+
+NARROWEST = 1e-100
+"""A range that is smaller, and not 0, has squares that may vanish."""
+
 
 @dataclass(frozen=True)
 class Scaling:
@@ -31,6 +37,10 @@ class Scaling:
         """From the data's units to standard scores, [.., D]."""
         return (values - self.mean) / self.std
 
+    def farthest(self, values: Values) -> tuple[int, int] | None:
+        """The first row and column of values [N, D] whose score is beyond FARTHEST, None if none is."""
+        return first_far(self.scale(values))
+
     def unscale(self, scores: Values) -> Values:
         """From standard scores to the data's units, [.., D]."""
         return scores * self.std + self.mean
@@ -43,3 +53,21 @@ class Scaling:
     def from_json(cls, json: Json) -> "Scaling":
         """Read what `json` wrote."""
         return cls(np.array(json["mean"], dtype=np.float64), np.array(json["std"], dtype=np.float64))
+
+
+def first_far(scores: Values) -> tuple[int, int] | None:
+    """The first row and column of scores [N, D] that is beyond FARTHEST, None if none is."""
+    far = np.argwhere(~(np.abs(scores) <= FARTHEST))
+    return (int(far[0, 0]), int(far[0, 1])) if len(far) else None
+
+
+def narrow_column(values: Values) -> int | None:
+    """The first column of [N, D] that varies by less than can be computed with, None if none does."""
+    widths = np.ptp(values, axis=0)
+    narrow = np.flatnonzero((widths > 0) & (widths < NARROWEST))
+    return int(narrow[0]) if len(narrow) else None
+
+
+NARROW = f"varies by less than {NARROWEST:g}, too little to compute with: write it in another unit"
+FAR = f"more than {FARTHEST:g} standard deviations from the training data: mend the cell, or take it out"
+"""The ends of sentences about a column and a cell."""

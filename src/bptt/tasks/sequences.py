@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bptt.errors import InputError
+from bptt.tasks.scaling import FAR, NARROW, Scaling, narrow_column
 from bptt.tasks.table import Table, split_names
 from bptt.tasks.times import read_times
 
@@ -68,7 +69,7 @@ def from_table(
         columns: the input columns.
     """
     groups = table.groups(id)
-    values = np.stack([table.numbers(c) for c in columns], axis=1)  # rows, D
+    values = table.matrix(columns)  # rows, D
     if time is not None:
         times = read_times(table, time)
         for name, rows in groups.items():
@@ -115,4 +116,24 @@ def check_varies(sequences: Sequences, path: Path) -> None:
             raise InputError(
                 f"{path}: column {column!r} is {everything[0, c]:g} everywhere, which teaches nothing: "
                 "leave it out (name the others with --inputs)"
+            )
+
+
+def scaling_of(sequences: Sequences) -> Scaling:
+    """The scaling of all steps. Raises InputError for a column that varies by less than can be computed with."""
+    everything = np.concatenate(sequences.values)
+    narrow = narrow_column(everything)
+    if narrow is not None:
+        raise InputError(f"{sequences.source}: {sequences.columns[narrow]!r} {NARROW}")
+    return Scaling.of(everything)
+
+
+def check_near(sequences: Sequences, scaling: Scaling) -> None:
+    """Refuse a cell so far from the training data that the network's arithmetic cannot hold it."""
+    for name, values in zip(sequences.ids, sequences.values, strict=True):
+        far = scaling.farthest(values)
+        if far is not None:
+            raise InputError(
+                f"{sequences.source}: sequence {name!r}, step {far[0] + 1}: {sequences.columns[far[1]]!r} is "
+                f"{values[far]:g}, {FAR}"
             )

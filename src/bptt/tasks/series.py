@@ -6,7 +6,7 @@ each series for `bptt predict`.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,10 @@ from bptt.errors import InputError
 from bptt.options import PredictOptions, SeriesOptions
 from bptt.tasks.base import Batch, Json, Shard, Sizes, Stream, Task
 from bptt.tasks.encoding import Encoding, Tape
-from bptt.tasks.panel import Columns, Panel, check_vary, divide, read_panel, same_spacing
+from bptt.tasks.panel import Columns, Member, Panel, check_vary, check_width, divide, read_panel, same_spacing
+from bptt.tasks.scaling import FAR
 from bptt.tasks.table import csv_line, read_table
-from bptt.tasks.times import Spacing, write_moment
+from bptt.tasks.times import Spacing, is_month_end, write_moment
 from bptt.tasks.yardsticks import find_season
 
 WARM_UP = 256
@@ -64,6 +65,7 @@ class Series(Task):
         if options.season is None:
             season = find_season([p.targets for p in parts], horizon)
         self.encoding = Encoding.of(parts, horizon, season)
+        _check_near(series, self.columns, self.encoding, path)
         self.training = self.encoding.tape(parts)
 
     def sizes(self) -> Sizes:
@@ -108,13 +110,13 @@ class Series(Task):
     def spec(self) -> Json:
         """Columns, spacing, and the encoding."""
         p = self.panel
-        times = {"spacing": None if p.spacing is None else p.spacing.json(), "dates": p.dates}
+        times = {"spacing": None if p.spacing is None else p.spacing.json(), "dates": p.notation.dates}
         return {"columns": self.columns.json(), "times": times, "encoding": self.encoding.json()}
 
     def encode_as(self, spec: Json) -> None:
         """With the run's scaling and season."""
         self.encoding = Encoding.from_json(spec["encoding"])
-        _check_like_training(self.panel, spec, self.encoding, str(self.options.data))
+        _check_like_training(self.panel, spec, self.columns, self.encoding, str(self.options.data))
         parts = [s.head(d.validation) for s, d in zip(self.panel.series, self.divisions, strict=True)]
         self.training = self.encoding.tape(parts)
 
@@ -130,9 +132,9 @@ class Series(Task):
             raise InputError("no data to go on from: give --data with a table like the one that the run was trained on")
         columns, encoding = Columns.from_json(spec["columns"]), Encoding.from_json(spec["encoding"])
         panel = read_panel(read_table(options.data), columns, wanted_by="the run was trained with it")
-        _check_like_training(panel, spec, encoding, str(options.data))
-        spacing = Spacing(**spec["times"]["spacing"]) if columns.time is not None else None
-        return _forecast_lines(model, columns, encoding, panel, spacing)
+        _check_like_training(panel, spec, columns, encoding, str(options.data))
+        times = _times_ahead(panel, spec, encoding.horizon)
+        return _forecast_lines(model, columns, encoding, panel, times)
 
 
 class SeriesStream(Stream):
@@ -310,11 +312,22 @@ def _check_options(options: SeriesOptions) -> None:
         raise InputError(f"--test {options.test:g}: wanted a share between 0 and 1, e.g. 0.2")
 
 
-def _check_like_training(panel: Panel, spec: Json, encoding: Encoding, path: str) -> None:
-    """Refuse data of another spacing than the run was trained on, or too short to go on from."""
+def _check_near(series: Sequence[Member], columns: Columns, encoding: Encoding, path: str) -> None:
+    """Refuse a cell so far from the training rows that the network's arithmetic cannot hold it."""
+    for s in series:
+        far = encoding.farthest(s)
+        if far is not None:
+            step, place = far
+            cell = np.concatenate([s.targets[step], s.inputs[step]])[place]
+            column = (*columns.targets, *columns.inputs)[place]
+            raise InputError(f"{path} row {s.rows[step]}: column {column!r} is {cell:g}, {FAR}")
+
+
+def _check_like_training(panel: Panel, spec: Json, columns: Columns, encoding: Encoding, path: str) -> None:
+    """Refuse data of another spacing or size than the run was trained on, or too short to go on from."""
     if panel.spacing is not None:
         trained = Spacing(**spec["times"]["spacing"])
-        if panel.dates != spec["times"]["dates"] or not same_spacing(panel.spacing, trained):
+        if panel.notation.dates != spec["times"]["dates"] or not same_spacing(panel.spacing, trained):
             raise InputError(
                 f"{path}: the step of the times is {panel.spacing.words()}, the run was trained on {trained.words()}: "
                 "give data of that step"
@@ -325,10 +338,26 @@ def _check_like_training(panel: Panel, spec: Json, encoding: Encoding, path: str
             raise InputError(
                 f"{path}: {whose} {len(s)} rows, wanted {encoding.season + 1} or more, one season and a step: give more"
             )
+    check_width(panel.series, columns, path)
+    _check_near(panel.series, columns, encoding, path)
+
+
+def _times_ahead(panel: Panel, spec: Json, steps: int) -> list[list[str]]:
+    """The times of the next steps of each series, as they are written; without a time column, the numbers of the rows."""
+    month_ends = bool(
+        (spec["times"]["spacing"] or {}).get("month_end")
+    )  # of three rows on the 30th the run may know better
+    out = []
+    for s in panel.series:
+        assert s.spacing is not None  # every series has two rows
+        month_end = s.spacing.month_end or (month_ends and is_month_end(s.last))
+        spacing = replace(s.spacing, month_end=month_end)
+        out.append([write_moment(moment, *panel.notation) for moment in spacing.after(s.last, steps)])
+    return out
 
 
 def _forecast_lines(
-    model: nn.Module, columns: Columns, encoding: Encoding, panel: Panel, spacing: Spacing | None
+    model: nn.Module, columns: Columns, encoding: Encoding, panel: Panel, times: list[list[str]]
 ) -> Iterator[str]:
     head = [columns.id] if columns.id is not None else []
     yield csv_line([*head, columns.time or "step", *columns.targets])
@@ -341,7 +370,5 @@ def _forecast_lines(
         for place, values in zip(at, encoding.forecasts(tape, at, z[piece.judged]), strict=True):
             forecasts[ends[int(place)]] = values
     for i, series in enumerate(panel.series):
-        ahead = (spacing or Spacing("number", 1)).after(series.last, encoding.horizon)
-        for moment, row in zip(ahead, forecasts[i], strict=True):
-            when = write_moment(moment, panel.dates, panel.zone)
+        for when, row in zip(times[i], forecasts[i], strict=True):
             yield csv_line([*([series.name] if head else []), when, *(f"{v:.8g}" for v in row)])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bptt.errors import InputError
 from bptt.network import Softmax
 from bptt.options import PredictOptions, TextOptions
+from bptt.reading import encoding_name, kind_of_binary
 from bptt.tasks.base import Batch, Json, Shard, Sizes, Task
 from bptt.tasks.characters import START, UNKNOWN, Characters, Vocabulary, code_points
 from bptt.tasks.corpus import find_documents, one_document, read_bytes, split
@@ -85,8 +86,14 @@ class Text(Task):
             "characters held out": text.total,
             "characters to train on": self._training.total,
             "characters held out that the training part does not hold": unknown,
+            **self._encodings(),
             "sample": "".join(sample),
         }
+
+    def _encodings(self) -> Json:
+        """How many files are not in UTF-8, if any are."""
+        paths = {d.path for d in (*self._training.documents, *self._held_out.documents) if d.codec != "utf-8"}
+        return {"files in UTF-16": len(paths)} if paths else {}
 
     def _nats(self, model: nn.Module) -> float:
         """The sum of the losses over the held-out part."""
@@ -140,7 +147,7 @@ def _check_sizes(options: TextOptions) -> None:
 def unigram_entropy(text: Characters) -> float:
     """−Σ p log2 p over the text's own character frequencies p: bits per character of the best model without memory."""
     p = text.counts[text.counts > 0] / text.total
-    return float(-(p * np.log2(p)).sum())
+    return float(0.0 - (p * np.log2(p)).sum())  # 0, not -0, for a text of one character
 
 
 def xz_bits(text: Characters) -> int:
@@ -156,18 +163,24 @@ def _place(model: nn.Module) -> tuple[torch.device, torch.dtype]:
 
 
 def _end_of(path: Path) -> str:
-    """The last characters of a UTF-8 file, CONTEXT at most."""
+    """The last characters of a text file, CONTEXT at most."""
     document = one_document(path)
-    begin = max(0, document.end - 4 * CONTEXT)
+    begin = max(document.begin, document.end - 4 * CONTEXT)
+    begin -= (begin - document.begin) % document.unit
     data = read_bytes(path, begin, document.end)
-    inside = next((i for i, byte in enumerate(data[:4]) if byte & 0xC0 != 0x80), 0) if begin else 0
+    inside, unit = 0, document.unit
+    while begin > document.begin and inside < 4 and document.splits_character(data, inside):
+        inside += unit
     wanted = "a UTF-8 text to continue is wanted, or --prompt"
+    zero = document.find("\0", data)
+    if zero >= 0:
+        kind = kind_of_binary(data) if document.codec == "utf-8" else "binary"
+        raise InputError(f"{path} is {kind}, it has a NUL byte at byte {begin + zero}: {wanted}")
     try:
-        text = data[inside:].decode()
+        text = data[inside:].decode(document.codec)
     except UnicodeDecodeError as e:
-        raise InputError(f"{path} is not UTF-8 at byte {begin + inside + e.start} ({e.reason}): {wanted}") from e
-    if "\0" in text:
-        raise InputError(f"{path} is binary, it has a NUL byte at byte {begin + data.index(0)}: {wanted}")
+        place = f"byte {begin + inside + e.start} ({e.reason})"
+        raise InputError(f"{path} is not {encoding_name(document.codec)} at {place}: {wanted}") from e
     return text[-CONTEXT:]
 
 

@@ -11,14 +11,16 @@ Read here: numbers, one or several dimensions, different lengths, with or withou
 time stamps ('@timeStamps true', values in brackets) and regression files ('@targetLabel true'); each is refused by name.
 """
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from bptt.errors import InputError
+from bptt.reading import lines
 from bptt.tasks.sequences import Sequences, Values
-from bptt.tasks.table import read_text, short
+from bptt.tasks.table import EXTREME, first_extreme, read_text, short
 
 _FLAGS = {"true": True, "false": False}
 
@@ -28,6 +30,7 @@ class _Header:
     """What the lines before the data promise; None where they say nothing."""
 
     labels: tuple[str, ...] | None = None
+    known: frozenset[str] = frozenset()
     dimensions: int | None = None
     length: int | None = None
     equal: bool = False
@@ -39,7 +42,7 @@ def read_ts(path: Path) -> Sequences:
     in_data = False
     values: list[Values] = []
     labels: list[str] = []
-    for number, raw in enumerate(read_text(path).splitlines(), start=1):
+    for number, raw in enumerate(lines(read_text(path)), start=1):
         line, where = raw.strip(), f"{path} line {number}"
         if not line or line.startswith("#"):
             continue
@@ -78,7 +81,8 @@ def _header_line(line: str, header: _Header, where: str) -> _Header:
         case "targetlabel" if _flag(rest, where, key):
             raise InputError(f"{where}: '@targetLabel true' is a regression file: labels needs classes ('@classLabel')")
         case "classlabel":
-            return replace(header, labels=_classes(rest, where) if _flag(rest, where, key) else None)
+            labels = _classes(rest, where) if _flag(rest, where, key) else None
+            return replace(header, labels=labels, known=frozenset(labels or ()))
         case "dimensions" | "dimension":
             return replace(header, dimensions=_count(rest, where, key))
         case "equallength":
@@ -96,9 +100,13 @@ def _flag(rest: list[str], where: str, key: str) -> bool:
 
 
 def _count(rest: list[str], where: str, key: str) -> int:
-    if not rest or not rest[0].isdecimal() or int(rest[0]) < 1:
-        raise InputError(f"{where}: '@{key} {' '.join(rest)}': wanted a whole number from 1; mend the line")
-    return int(rest[0])
+    text = rest[0] if rest else ""
+    if not re.fullmatch(r"0*[1-9][0-9]{0,8}", text):
+        raise InputError(
+            f"{where}: {short(' '.join(('@' + key, *rest)))}: wanted a whole number from 1, with nine digits at most; "
+            "mend the line"
+        )
+    return int(text)
 
 
 def _classes(rest: list[str], where: str) -> tuple[str, ...]:
@@ -115,7 +123,7 @@ def _case(line: str, header: _Header, where: str) -> tuple[Values, str]:
     label = ""
     if header.labels is not None:
         label = parts.pop().strip()
-        if label not in header.labels:
+        if label not in header.known:
             raise InputError(
                 f"{where}: label {short(label)} is none of '@classLabel' ({_list(header.labels)}): mend the line, "
                 "or name the class there"
@@ -150,6 +158,9 @@ def _dimension(part: str, d: int, where: str) -> Values:
         raise InputError(
             f"{where}: dimension {d}, step {bad[0] + 1} is {short(cell)}, {what}: fill it in, or take the line out"
         )
+    extreme = first_extreme(row)
+    if extreme is not None:
+        raise InputError(f"{where}: dimension {d}, step {extreme + 1} is {short(cells[extreme].strip())}, {EXTREME}")
     return row
 
 

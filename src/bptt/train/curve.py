@@ -1,6 +1,7 @@
 """The training curve as a picture."""
 
 import io
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,12 +30,14 @@ def draw_curve(folder: Path, task: str, metric: str, score: Callable[[float], fl
     axes.plot(
         *zip(*checked, strict=True), color="#1f5f99", marker="o", markersize=3.5, linewidth=1.6, label="validation"
     )
-    for (name, value), style in zip(
-        yardsticks(metric, report), ("--", ":", "-.", (0, (5, 1)), (0, (1, 1))), strict=False
-    ):
-        axes.axhline(value, color="#b5542c", linestyle=style, linewidth=1.1, label=f"{name}: {value:.3g}")
+    log = spans_decades([*map(score, losses), *(v for _, v in checked)])
+    styles = ("--", ":", "-.", (0, (5, 1)), (0, (1, 1)))
+    for (name, value), style in zip(yardsticks(metric, report), styles, strict=False):
+        there = math.isfinite(value) and (value > 0 or not log)
+        label = f"{name}: {value:.3g}" + ("" if there else " (not on this axis)")
+        axes.axhline(value if there else math.nan, color="#b5542c", linestyle=style, linewidth=1.1, label=label)
     axes.set(xlabel="updates", ylabel=metric, title=f"bptt train {task}")
-    if spans_decades([*map(score, losses), *(v for _, v in checked)]):
+    if log:
         axes.set_yscale("log")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=8)

@@ -57,7 +57,7 @@ def _resident_from_now() -> int | None:
 
 
 def _status(key: str) -> int:
-    lines = (_SELF / "status").read_text().splitlines()
+    lines = (_SELF / "status").read_text().split("\n")
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
 

@@ -69,5 +69,5 @@ def write_timing(folder: Path, line: Json) -> None:
 
 def read_metrics(folder: Path) -> list[Json]:
     """The lines of metrics.jsonl; of a run that goes on, the whole ones."""
-    text = (folder / METRICS).read_text()
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    data = (folder / METRICS).read_bytes()
+    return [json.loads(line) for line in data[: data.rfind(b"\n") + 1].split(b"\n")[:-1]]
