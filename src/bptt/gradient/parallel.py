@@ -59,11 +59,25 @@ def parallel_modules(*users: Any) -> list[Any]:
 
 def forward_of(module: Any, output: Tensor) -> Tensor:
     """What DistributedDataParallel does in its forward pass, around a module that puts out `output`."""
-    wrapped, module.module = module.module, nn.Identity()
+    wrapped = module.module
+    module.module = _PutsOut(wrapped)
     try:
         return nn.parallel.DistributedDataParallel.forward(module, output)
     finally:
         module.module = wrapped
+
+
+class _PutsOut(nn.Module):
+    """Gives back what it is given; its buffers and parameters are those of the module whose place it takes."""
+
+    def __init__(self, wrapped: nn.Module) -> None:
+        super().__init__()
+        self.named_buffers = wrapped.named_buffers  # type: ignore[method-assign]
+        self.named_parameters = wrapped.named_parameters  # type: ignore[method-assign]
+
+    def forward(self, output: Tensor) -> Tensor:
+        """The same."""
+        return output
 
 
 def _of_wrapped(parallel: Any) -> Callable[..., Any]:
