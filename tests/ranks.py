@@ -94,9 +94,7 @@ def averaged(strategy, calls=3, how=None, wrapped_call=lambda parallel: parallel
     parallel = DistributedDataParallel(model, **options)
     for call in range(calls):
         parallel.zero_grad(set_to_none=not options.get("gradient_as_bucket_view"))
-        bptt.backward(
-            wrapped_call(parallel), *data(dist.get_rank(), call, how.get("packed", False)), squared, strategy
-        )
+        bptt.backward(wrapped_call(parallel), *data(dist.get_rank(), call, how.get("packed", False)), squared, strategy)
     return error(model, mean(own(strategy, calls - 1, **how)))
 
 
@@ -135,7 +133,9 @@ def within(strategy):
     wrong = error(model, mean(own(strategy, 0)))
     of_head = [torch.zeros(()), torch.zeros(())]
     dist.all_gather(of_head, head.weight.grad.norm().float())
-    return wrong if torch.equal(*of_head) and float(model.head.mark) == 0 else "the head's gradients or the buffers differ"
+    return (
+        wrong if torch.equal(*of_head) and float(model.head.mark) == 0 else "the head's gradients or the buffers differ"
+    )
 
 
 def hooked(strategy):
@@ -232,7 +232,9 @@ def main():
     results = {}
     for name, strategy in STRATEGIES.items():
         runs = dict(CASES) | {kind: partial(sharded, kind) for kind in SHARDED} | {"mixed precision": mixed}
-        skipped = ("packed", "function", "function, unused") if name in ONLINE else ("mixed precision",) * (name == "exact")
+        skipped = (
+            ("packed", "function", "function, unused") if name in ONLINE else ("mixed precision",) * (name == "exact")
+        )
         results[name] = {case: result(run, strategy) for case, run in runs.items() if case not in skipped}
     if dist.get_rank() == 0:
         print(json.dumps(results))

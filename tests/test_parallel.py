@@ -1,4 +1,4 @@
-"""Two processes that share a model: DistributedDataParallel averages, with every strategy; a sharded model is refused or right."""
+"""Two processes that share a model: DistributedDataParallel averages, whatever the strategy; sharded models."""
 
 import json
 import os

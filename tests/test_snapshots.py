@@ -37,9 +37,7 @@ def folders(tmp_path):
 
 @pytest.fixture
 def holder():
-    process = subprocess.Popen(
-        [sys.executable, "-c", _HOLDS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([sys.executable, "-c", _HOLDS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     folder = Path(process.stdout.readline().strip())
     yield process, folder
     process.kill()
@@ -141,7 +139,7 @@ def test_links_and_strangers_folders_are_left_alone(tmp_path, monkeypatch):
     fifo.mkdir()
     os.mkfifo(fifo / "lock")
     (tmp_path / "bptt-snapshots-file").write_text("a file")
-    left = tmp_path / "bptt-snapshots-left"  # without links: the folder's link is not followed, what it holds is removed alone
+    left = tmp_path / "bptt-snapshots-left"  # it is removed, not what it has a link to
     left.mkdir()
     (left / "lock").touch()
     (left / "0").symlink_to(outside)

@@ -18,7 +18,9 @@ from bptt.gradient.packed import PackedSteps
 from bptt.gradient.parallel import forward_of, parallel_modules
 
 ADDED = 1 << 14  # numbers that are added to a sum at a time: torch converts what it adds as a whole
-_TOGETHER = 8  # float32 gradients that are added up before their sum goes to the float64 one, which costs twice the time
+_TOGETHER = (
+    8  # float32 gradients that are added up before their sum goes to the float64 one, which costs twice the time
+)
 _ACCUMULATE = "torch::autograd::AccumulateGrad"
 
 
@@ -104,9 +106,10 @@ class Collected:
         self._stands_for: dict[int, tuple[Tensor, Tensor]] = {}
 
     def stand_in(self, tree: Any) -> Any:
-        """The tree with leaves of the same values in place of tensors that want a gradient, whose graph is gone through once.
+        """The tree with new leaves, of the same values, in place of tensors that want a gradient.
 
-        What is collected for a leaf belongs to the tensor that it stands for.
+        What is collected for such a leaf belongs to the tensor that it stands for: the graph behind that one is gone
+        through once, with the whole gradient.
         """
         return tree_map(self._stand_in, tree)
 

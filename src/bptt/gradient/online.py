@@ -204,11 +204,11 @@ class _Walk:
 
     def all(self, chunk: Chunk) -> tuple[Tensor, Any]:
         """All steps: the loss, and the state after them without graph."""
-        state, total, dtype = chunk.state, 0.0, torch.float32
+        state, total, dtype = chunk.state, torch.zeros((), device="cpu"), torch.float32
         for t in range(chunk.steps):
             reset = None if chunk.reset is None else cut(chunk.reset, t, t + 1)
             value, state = self.step(chunk, cut(chunk.x, t, t + 1), cut(chunk.y, t, t + 1), state, reset)
-            total, dtype = total + widened(value.detach()), value.dtype
+            total, dtype = widened(value) + total.to(value.device), value.dtype
         return total.to(dtype), state
 
     def step(self, chunk: Chunk, x: Any, y: Any, state: Any, reset: Tensor | None) -> tuple[Tensor, Any]:

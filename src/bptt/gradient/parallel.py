@@ -105,7 +105,10 @@ def _refuse_sharded(modules: list[nn.Module], strategy: Any) -> None:
     if fsdp is None:
         return
     for module in modules:
-        for kind, name in ((fsdp.FSDPModule, "fully_shard"), (fsdp.FullyShardedDataParallel, "FullyShardedDataParallel")):
+        for kind, name in (
+            (fsdp.FSDPModule, "fully_shard"),
+            (fsdp.FullyShardedDataParallel, "FullyShardedDataParallel"),
+        ):
             if isinstance(module, kind):
                 raise ValueError(_SHARDED.format(kind=name, strategy=type(strategy).__name__))
 

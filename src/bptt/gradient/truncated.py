@@ -102,14 +102,14 @@ class _Line:
 
     @staticmethod
     def _joined(chunk: Chunk, gradient: Collected) -> "_Line":
-        past = chunk.past
-        if not isinstance(past, Past) or isinstance(chunk.reset, PackedSteps):  # none, or another strategy's
+        past, reset = chunk.past, chunk.reset
+        if not isinstance(past, Past) or isinstance(reset, PackedSteps):  # none, or another strategy's
             return _Line(chunk, 0, gradient)
         chunk = replace(chunk, x=in_memory(chunk.x))
         _refuse_other_steps(past, chunk)
         x = join(past.x, chunk.x)
         offset = replace(chunk, x=past.x).steps
-        reset = _join_resets(past.reset, chunk.reset, offset, chunk.steps)
+        reset = _join_resets(past.reset, reset, offset, chunk.steps)
         return _Line(replace(chunk, x=x, state=past.state, reset=reset), offset, gradient)
 
     @property
@@ -125,7 +125,9 @@ class _Line:
         if isinstance(self.chunk.x, PackedSteps) or isinstance(reset, PackedSteps):
             return None  # sequences that have ended do not go on
         return Past(
-            detach(cut(self.chunk.x, start, self.steps)), detach(state), None if reset is None else reset[start:].clone()
+            detach(cut(self.chunk.x, start, self.steps)),
+            detach(state),
+            None if reset is None else reset[start:].clone(),
         )
 
     def without_gradient(self, start: int, stop: int, begin: int, state: Any) -> tuple[Any, Tensor | None]:
@@ -201,7 +203,7 @@ def _join_resets(past: Tensor | None, reset: Tensor | None, n_past: int, n: int)
 def _refuse_other_steps(past: Past, chunk: Chunk) -> None:
     """Raises the model's own error where the state does not fit x (a smaller last batch, say), else ValueError."""
     ours, theirs = _forms(chunk), _forms(replace(chunk, x=past.x, reset=past.reset))
-    if ours == theirs or ours[:2] == theirs[:2] and None in (ours[2], theirs[2]):
+    if ours == theirs or (ours[:2] == theirs[:2] and None in (ours[2], theirs[2])):
         return
     with torch.no_grad():
         chunk.forward(cut(chunk.x, 0, 1), chunk.state, None if chunk.reset is None else cut(chunk.reset, 0, 1))
