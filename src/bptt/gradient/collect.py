@@ -21,6 +21,7 @@ ADDED = 1 << 14  # numbers that are added to a sum at a time: torch converts wha
 _TOGETHER = (
     8  # float32 gradients that are added up before their sum goes to the float64 one, which costs twice the time
 )
+_HALF = (torch.float16, torch.bfloat16, torch.complex32)
 _ACCUMULATE = "torch::autograd::AccumulateGrad"
 
 
@@ -34,48 +35,59 @@ class Sum:
 
     def __init__(self, together: int = _TOGETHER) -> None:
         self._together = together
-        self._near: Tensor | None = None  # the sum of the last few
+        self._near: Any = None  # the sum of the last `_count`
         self._count = 0
+        self._is_own = False  # whether `_near` may be written into: it shares memory with nothing
         self._wide: Tensor | None = None
         self._dtype = torch.float32
 
     def add(self, gradient: Tensor) -> None:
         """One more. It may share memory with others, so it is not written into."""
+        if not self._is_own or gradient.is_sparse:
+            self._add_aside(gradient)
+        elif self._count:
+            self._near += gradient
+        else:
+            self._near.copy_(gradient)
+        self._count += 1
+        if self._count >= self._together and not self._near.is_sparse:
+            self._widen()
+
+    def _add_aside(self, gradient: Tensor) -> None:
+        """The first, which is kept as it is; the second; and sparse ones."""
         self._dtype = gradient.dtype
+        if gradient.dtype in _HALF:
+            self._together = 1
         if gradient.is_sparse and self._wide is not None:
             gradient = gradient.to_dense()
-        if self._near is None:
-            self._near = gradient
-        elif self._count == 1 or self._near.is_sparse:
-            # A sparse one comes second: torch adds it to a dense one, not the other way round.
+        if self._count == 0:
+            self._near, self._is_own = gradient, False
+        else:  # torch adds a sparse tensor to a dense one, not the other way round
             self._near = gradient + self._near if self._near.is_sparse else self._near + gradient
-        else:
-            self._near += gradient
-        self._count += 1
-        if self._count >= (1 if _is_half(gradient) else self._together) and not self._near.is_sparse:
-            self._widen()
+            self._is_own = not self._near.is_sparse
 
     def take(self) -> Tensor:
         """The sum, in the gradients' format; this object is empty then."""
-        if self._wide is not None and self._near is not None:
-            self._widen()
-        found, self._near, self._count = self._near, None, 0
         if self._wide is not None:
-            found, self._wide = self._wide.to(self._dtype), None
-        assert found is not None
+            if self._count:
+                self._widen()
+            self._near = None  # before there is one more
+            self._near, self._wide = self._wide.to(self._dtype), None
+        found, self._near, self._count, self._is_own = self._near, None, 0, False
         return found
 
     def _widen(self) -> None:
         gradient = self._near
-        assert gradient is not None
         wide = _wide(gradient)
         if wide == self._dtype and self._together > 1:
             return  # there is no wider format: all are added in this one
-        self._near, self._count = None, 0
         if self._wide is None:
             self._wide = torch.zeros_like(gradient, dtype=wide, memory_format=torch.contiguous_format)
         for part, more in zip(self._wide.view(-1).split(ADDED), gradient.reshape(-1).split(ADDED), strict=True):
             part.add_(more)
+        self._count = 0
+        if not self._is_own:
+            self._near = None
 
 
 def _wide(tensor: Tensor) -> torch.dtype:
@@ -87,10 +99,6 @@ def _wide(tensor: Tensor) -> torch.dtype:
 def widened(tensor: Tensor) -> Tensor:
     """In the format that sums are made in: float64 where the device has it."""
     return tensor.to(_wide(tensor))
-
-
-def _is_half(gradient: Tensor) -> bool:
-    return gradient.dtype in (torch.float16, torch.bfloat16, torch.complex32)
 
 
 class Collected:
@@ -245,9 +253,10 @@ def leaves_of(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
     seen = set(nodes)
     while nodes:
         node = nodes.pop()
-        if node.name() == _ACCUMULATE:
+        edges = node.next_functions
+        if not edges and node.name() == _ACCUMULATE:
             yield node.variable
-        for following, _ in node.next_functions:
+        for following, _ in edges:
             if following is not None and following not in seen:
                 seen.add(following)
                 nodes.append(following)

@@ -50,7 +50,8 @@ class _Online(Strategy):
 
         Raises:
             TypeError: the model is no torch.nn.Module, so that its parameters are unknown; a state that is not tensors.
-            ValueError: its layers look ahead (bidirectional), or it is refused (see the class).
+            ValueError: its layers look ahead (bidirectional), the state or x wants a gradient, or it is refused (see the
+                class).
         """
         if not isinstance(chunk.model, nn.Module):
             raise TypeError(f"the model is a {type(chunk.model).__name__}, wanted a torch.nn.Module with parameters")
