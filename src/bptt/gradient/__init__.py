@@ -42,6 +42,10 @@ def backward(
 ) -> Result:
     """Backpropagation through time: add ∂(Σ_t L(t))/∂θ to `.grad` of the model's parameters (lecture lines 8 and 10).
 
+    However many pieces a strategy runs, autograd gets the gradient once, whole: each hook of a parameter (`register_hook`,
+    `register_post_accumulate_grad_hook`) runs once a call, and DistributedDataParallel averages, as with one `.backward()`.
+    After an error, the loss's, the model's or a hook's, `.grad` is as before. A sharded model (FSDP) needs `Exact()`.
+
     Args:
         model: `(x, state) -> (outputs, state)` with time first, as nn.LSTM; it accepts state None.
         x: inputs [T, B, ...], or a tree (tuple, dict) of tensors that all have T steps along the first axis. A leaf may also
@@ -60,7 +64,7 @@ def backward(
         Result with the loss (summed over all steps), and the state after the last step.
 
     Raises:
-        ValueError: x and y differ in T, or the loss is not a scalar with a graph.
+        ValueError: x and y differ in T, the loss is not a scalar with a graph, or the model is sharded (see above).
 
     >>> import torch
     >>> model = torch.nn.RNN(2, 2)

@@ -1,6 +1,7 @@
 """The whole gradient within a budget of memory: a few states are kept, and the steps between them are run again."""
 
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,10 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves
 
 from bptt.gradient.base import NO_GRAPH, Chunk, Loss, Result, Strategy, chunk_of, cut
-from bptt.gradient.measure import ADDED, RANDOM, measure
+from bptt.gradient.collect import Collected, widened
+from bptt.gradient.measure import RANDOM, measure
 from bptt.gradient.packed import PackedSteps
+from bptt.gradient.parallel import run_in_pieces
 from bptt.gradient.plan import Plan, Planner, parse_bytes
 from bptt.gradient.replay import Generators, Replay, Went, buffers_of, owned, put_back, same
 from bptt.gradient.schedule import Advance, Restore, Reverse, Snapshot, schedule
@@ -96,19 +99,20 @@ class Checkpointed(Strategy):
         """
         if loss is None:
             y, loss = None, _sum
-        with freed_at_once():
+        with freed_at_once(), run_in_pieces(self, model, loss):
             return _prepared(chunk_of(model, x, y, loss, state, reset), self)[0]
 
     def backward(self, chunk: Chunk) -> CheckpointedResult:
         """Measure, plan, run."""
         _refuse_derivatives_of_inputs(chunk)
-        with freed_at_once():
-            plan, replay, uses_random = _prepared(chunk, self)
-        with freed_at_once(plan.frees):
-            run = _Run(replay, plan, uses_random)
-            with closing(open_snapshots(self.storage, plan.snapshots)) as snapshots:
-                run.all(snapshots)
-            return run.result()
+        with run_in_pieces(self, chunk.model, chunk.loss):
+            with freed_at_once():
+                plan, replay, uses_random = _prepared(chunk, self)
+            with freed_at_once(plan.frees):
+                run = _Run(replay, plan, uses_random)
+                with closing(open_snapshots(self.storage, plan.snapshots)) as snapshots:
+                    run.all(snapshots)
+                return run.result()
 
 
 def _sum(outputs: Any, _: Any) -> Tensor:
@@ -145,7 +149,7 @@ class _Run:
     def __init__(self, replay: Replay, plan: Plan, uses_random: bool) -> None:
         self.replay, self.plan = replay, plan
         self.generators = Generators(replay.device) if uses_random else None
-        self.sums: list[Tensor | None] = [None] * len(replay.leaves)
+        self.gradient = Collected(together=1)
         self.loss: Tensor | None = None
         self.final: Any = None  # the state after the last step, with generators and buffers as they are then
         self.before = self._generators(), buffers_of(replay.whole.model)
@@ -160,10 +164,15 @@ class _Run:
 
         After an error the random generators and the buffers are as before.
         """
-        try:
+        with self._restored_on_error():
             self._all(snapshots)
             if not self.has_graph:
                 raise ValueError(NO_GRAPH)
+
+    @contextmanager
+    def _restored_on_error(self) -> Iterator[None]:
+        try:
+            yield
         except BaseException:
             generators, buffers = self.before
             self._set(generators)
@@ -202,22 +211,13 @@ class _Run:
     def _add(self, went: Went) -> None:
         """Float64 sums: over thousands of chunks, float32 would lose what each adds."""
         self.has_graph |= went.has_graph
-        loss = went.loss.double() if went.loss.dtype.is_floating_point else went.loss
+        loss = widened(went.loss)
         self.loss = loss if self.loss is None else self.loss + loss
         self._loss_dtype = went.loss.dtype
-        for j, gradient in enumerate(went.d_leaves):
-            went.d_leaves[j] = None
-            if gradient is None:
-                continue
-            gradient = (gradient.to_dense() if gradient.is_sparse else gradient).reshape(-1)
-            total = self.sums[j]
-            if total is None:
-                wide = torch.complex128 if gradient.is_complex() else torch.float64
-                total = self.sums[j] = torch.zeros(gradient.shape, dtype=wide, device=gradient.device)
-            # By pieces, for torch converts what it adds as a whole.
-            for part, more in zip(total.split(ADDED), gradient.split(ADDED), strict=True):
-                part.add_(more)
-            del gradient
+        for j, leaf in enumerate(self.replay.leaves):
+            gradient, went.d_leaves[j] = went.d_leaves[j], None
+            if gradient is not None:
+                self.gradient.add(leaf, gradient.to_dense() if gradient.is_sparse else gradient)
 
     def _generators(self) -> Any:
         return None if self.generators is None else self.generators.state()
@@ -227,20 +227,16 @@ class _Run:
             self.generators.set(generators)
 
     def result(self) -> CheckpointedResult:
-        """Add the gradients to `.grad`."""
+        """Give the gradients to autograd, which adds them to `.grad`. After an error all is as before the run."""
         state, generators, buffers = self.final
-        self._set(generators)
-        put_back(self.replay.whole.model, buffers)
-        wanted = [(s, d) for s, d in zip(self.given, self.d_state, strict=False) if s.requires_grad and d is not None]
-        if wanted:
-            torch.autograd.backward([s for s, _ in wanted], [d for _, d in wanted])
-        for j, leaf in enumerate(self.replay.leaves):
-            total = self.sums[j]
-            if total is None:
-                continue
-            self.sums[j] = None
-            gradient = total.to(leaf.dtype).view(leaf.shape)
-            leaf.grad = gradient if leaf.grad is None else leaf.grad.add_(gradient)
+        with self._restored_on_error():
+            self._set(generators)
+            put_back(self.replay.whole.model, buffers)
+            for given, gradient in zip(self.given, self.d_state, strict=False):
+                if given.requires_grad:
+                    self.gradient.add(given, gradient)
+            self.d_state = []
+            self.gradient.give(self.replay.whole.model, self.replay.whole.loss)
         assert self.loss is not None
         loss = self.loss.to(self._loss_dtype)
         return CheckpointedResult(loss, state, plan=self.plan, extra_steps=self.extra_steps)

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
+from torch import nn
+
 from bptt.gradient.base import Chunk, Result, Strategy, detach, in_memory, total
+from bptt.gradient.collect import restored_on_error
 
 
 @dataclass(frozen=True)
@@ -17,5 +20,6 @@ class Exact(Strategy):
         """One forward, one backward."""
         outputs, state = chunk.forward(in_memory(chunk.x), chunk.state, chunk.reset)
         loss = total(chunk.loss(outputs, in_memory(chunk.y)))
-        loss.backward()
+        with restored_on_error(chunk.model.parameters() if isinstance(chunk.model, nn.Module) else ()):
+            loss.backward()
         return Result(loss.detach(), detach(state))

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from bptt.cells import Partials, PointwiseCell, State, Weights
+from bptt.gradient.collect import gradients
 
 Found = dict[int, Tensor]  # gradients by the parameter's id
 
@@ -269,7 +270,7 @@ class AnyModule(Influence):
                 if not entry.requires_grad:
                     rows.append([torch.zeros_like(v) for v in leaves])
                     continue
-                grads = torch.autograd.grad(entry, leaves, retain_graph=True, allow_unused=True)
+                grads = gradients([entry], leaves, retain_graph=True)
                 rows.append([torch.zeros_like(v) if d is None else d for d, v in zip(grads, leaves, strict=True)])
         columns = [torch.stack([d.flatten() for d in column]) for column in zip(*rows, strict=True)]
         immediate = columns[len(before) :]

@@ -20,13 +20,13 @@ from torch.utils._pytree import tree_leaves
 
 from bptt.cells import GRU, Elman, PointwiseCell
 from bptt.gradient.base import NO_GRAPH, Chunk, cut
+from bptt.gradient.collect import ADDED, copied_bytes
 from bptt.gradient.packed import PackedSteps
 from bptt.gradient.replay import Generators, Replay, buffers_kept, evaluating, is_number, owned, same, wants_gradient
 
 _PROBED = 16  # steps on which the model is tried out; then twice as many
 _LOOPS = 512  # steps that are tried at most where a chunk's blocks are not those of a shorter one
 _SHARE = 32  # or a share 1/32 of the sequence, if that is more
-ADDED = 1 << 14  # numbers that are added to a sum at a time
 _BLOCK = 1 << 20  # bytes of a block of steps in the native core's backward (csrc/loops.h, kCache)
 RANDOM = (
     "the same chunk, run again from the same state and with the same random numbers of torch, gave another result: the "
@@ -372,6 +372,7 @@ def _while_added(leaves: list[Tensor]) -> tuple[int, int]:
         sums += _wide_bytes(p)
         together = max(together, sums + left + piece)
         left -= p.nbytes
+    together = max(together, gradients + copied_bytes(leaves))  # while they are given to autograd
     return gradients + max(pieces, default=0), together
 
 

@@ -20,7 +20,9 @@ from torch.utils._pytree import tree_flatten, tree_leaves
 
 from bptt.cells import PointwiseCell
 from bptt.gradient.base import Chunk, Result, Strategy, cut, detach
+from bptt.gradient.collect import Collected, gradients, leaves_of, widened
 from bptt.gradient.influence import AnyModule, Closed, Diagonal, Embedded, Full, Influence, layers_of_step
+from bptt.gradient.parallel import run_in_pieces
 from bptt.layers import cell_of
 
 _LIMIT = 128  # numbers of a layer's state, above which RTRL wants to be told
@@ -48,20 +50,23 @@ class _Online(Strategy):
 
         Raises:
             TypeError: the model is no torch.nn.Module, so that its parameters are unknown; a state that is not tensors.
-            ValueError: its layers look ahead (bidirectional), or it is refused (see the class).
+            ValueError: its layers look ahead (bidirectional), the state or x wants a gradient, or it is refused (see the
+                class).
         """
         if not isinstance(chunk.model, nn.Module):
             raise TypeError(f"the model is a {type(chunk.model).__name__}, wanted a torch.nn.Module with parameters")
         for module in chunk.model.modules():
             if isinstance(module, nn.RNNBase) and module.bidirectional:
                 raise ValueError("a bidirectional layer needs steps that have not come yet: use Exact() or Truncated()")
+        if any(isinstance(s, Tensor) and s.requires_grad for s in tree_leaves(chunk.state)):
+            raise ValueError(
+                "the state wants a gradient, and what is carried forward is the influence of the model's parameters alone: "
+                "pass the state detached, or use Exact(), Truncated() or Checkpointed()"
+            )
         walk = _Walk(self, chunk.model, chunk.past)
-        state, loss = chunk.state, torch.zeros(())
-        for t in range(chunk.steps):
-            reset = None if chunk.reset is None else cut(chunk.reset, t, t + 1)
-            value, state = walk.step(chunk, cut(chunk.x, t, t + 1), cut(chunk.y, t, t + 1), state, reset)
-            loss = loss.to(value) + value
-        walk.finish()
+        with run_in_pieces(self, chunk.model, chunk.loss):
+            loss, state = walk.all(chunk)
+            walk.gradient.give(chunk.model, chunk.loss)
         tensors = walk.influence.tensors() if walk.influence is not None else ()
         return Result(loss, detach(state), tensors)
 
@@ -196,8 +201,16 @@ class _Walk:
         self.layer = _only_layer(model)
         self.influence: Influence | None = None
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.sums = {id(p): torch.zeros_like(p) for p in self.parameters}
-        self.touched: set[int] = set()
+        self.gradient = Collected()
+
+    def all(self, chunk: Chunk) -> tuple[Tensor, Any]:
+        """All steps: the loss, and the state after them without graph."""
+        state, total, dtype = chunk.state, torch.zeros((), device="cpu"), torch.float32
+        for t in range(chunk.steps):
+            reset = None if chunk.reset is None else cut(chunk.reset, t, t + 1)
+            value, state = self.step(chunk, cut(chunk.x, t, t + 1), cut(chunk.y, t, t + 1), state, reset)
+            total, dtype = widened(value) + total.to(value.device), value.dtype
+        return total.to(dtype), state
 
     def step(self, chunk: Chunk, x: Any, y: Any, state: Any, reset: Tensor | None) -> tuple[Tensor, Any]:
         """One step: the loss's value, and the state after it without graph."""
@@ -205,6 +218,11 @@ class _Walk:
         with _watched(self.model, self.layer) as seen:
             outputs, after = chunk.forward(x, state, reset)
         value = _scalar(chunk.loss(outputs, y))
+        if self._others(tree_leaves(after), leaves):
+            raise ValueError(
+                "the state depends on a tensor that wants a gradient and is no parameter of the model (x, say), and what is "
+                "carried forward is the influence of the model's parameters alone: detach it, or use Exact() or Truncated()"
+            )
         closed = self.layer is not None and seen.fits(self.layer, leaves, after)
         if self.influence is None:
             self.influence = self._begin(seen, closed, after)
@@ -214,23 +232,20 @@ class _Walk:
                 "something of its state: let it do the same at every step (also where the state is None)"
             )
         if value.requires_grad:
-            wanted = [*self.parameters, *leaves]
-            grads = torch.autograd.grad(value, wanted, retain_graph=True, allow_unused=True)
-            self._add({id(p): g for p, g in zip(self.parameters, grads, strict=False) if g is not None})
-            back = [
-                torch.zeros_like(s) if g is None else g
-                for s, g in zip(leaves, grads[len(self.parameters) :], strict=True)
-            ]
+            wanted = [*leaves, *self.parameters, *self._others([value], leaves)]
+            grads = gradients([value], wanted, retain_graph=True)
+            for p, g in zip(wanted[len(leaves) :], grads[len(leaves) :], strict=True):
+                self.gradient.add(p, g)
+            back = [torch.zeros_like(s) if g is None else g for s, g in zip(leaves, grads, strict=False)]
             if back:
                 self._add(self.influence.pull(back))
         self._advance(seen, leaves, after, reset)
         return value.detach(), detach(after)
 
-    def finish(self) -> None:
-        """Add the sums to `.grad`."""
-        for p in self.parameters:
-            if id(p) in self.touched:
-                p.grad = self.sums[id(p)] if p.grad is None else p.grad + self.sums[id(p)]
+    def _others(self, tensors: Sequence[Tensor], leaves: Sequence[Tensor]) -> list[Tensor]:
+        """What they depend on beside the state and the model's parameters: a head that is part of the loss, say."""
+        known = {id(tensor) for tensor in (*leaves, *self.parameters)}
+        return [leaf for leaf in leaves_of(tensors) if id(leaf) not in known]
 
     def _begin(self, seen: _Seen, closed: bool, after: Any) -> Influence:
         influence = self.strategy.influence_of(self.layer if closed else None, seen, tree_leaves(after))
@@ -241,10 +256,9 @@ class _Walk:
         return influence
 
     def _add(self, found: dict[int, Tensor]) -> None:
-        for key, part in found.items():
-            if key in self.sums:
-                self.sums[key] += part
-                self.touched.add(key)
+        for p in self.parameters:
+            if id(p) in found:
+                self.gradient.add(p, found[id(p)])
 
     def _advance(self, seen: _Seen, leaves: Sequence[Tensor], after: Any, reset: Tensor | None) -> None:
         if isinstance(self.influence, AnyModule):

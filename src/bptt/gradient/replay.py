@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from bptt.gradient.base import Chunk, cut, scalar
+from bptt.gradient.collect import gradients, leaves_of
 from bptt.gradient.packed import PackedSteps
 from bptt.kernels import lean_tape
 
@@ -69,7 +70,7 @@ class Replay:
         found: list[Tensor | None] = [None] * len(wanted)
         if ends:
             roots, seeds = zip(*ends, strict=True)
-            found = list(torch.autograd.grad(roots, wanted, seeds, allow_unused=True))
+            found = gradients(roots, wanted, seeds)
         n = len(self.leaves)
         of_state = iter(found[n:])
         d_state = [next(of_state) if wants_gradient(leaf) else None for leaf in tree_leaves(state)]
@@ -115,8 +116,7 @@ class Replay:
         found = {id(p): p for p in _parameters(self.whole.model) if p.requires_grad}
         outputs, after = self._forward(0, copies(owned(self.whole.state)))
         loss = scalar(self.whole.loss(outputs, self._piece(self.whole.y, 0)))
-        ends = [end for end in (loss, *tree_leaves(after)) if isinstance(end, Tensor) and end.grad_fn is not None]
-        for leaf in _graph_leaves([end.grad_fn for end in ends]):
+        for leaf in leaves_of(end for end in (loss, *tree_leaves(after)) if isinstance(end, Tensor)):
             found.setdefault(id(leaf), leaf)
         return list(found.values())
 
@@ -235,15 +235,3 @@ def evaluating(model: Callable[..., Any]) -> Iterator[None]:
 
 def _buffers(model: Callable[..., Any]) -> list[Tensor]:
     return list(model.buffers()) if isinstance(model, torch.nn.Module) else []
-
-
-def _graph_leaves(nodes: list[Any]) -> Iterator[Tensor]:
-    seen = set(nodes)
-    while nodes:
-        node = nodes.pop()
-        if hasattr(node, "variable"):
-            yield node.variable
-        for following, _ in node.next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
-                nodes.append(following)

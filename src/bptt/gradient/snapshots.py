@@ -1,8 +1,8 @@
 """Where the kept states lie: in the device's memory, in the host's, or in files."""
 
+import contextlib
 import io
 import os
-import re
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
@@ -16,8 +16,9 @@ from torch.utils._pytree import tree_flatten
 from bptt.gradient.plan import as_text
 
 STORAGES = ("memory", "host", "disk")
-_PREFIX = "bptt-snapshots"
-_FOLDER = re.compile(rf"{_PREFIX}-(\d+)-(\d+)-.*")
+_PREFIX = "bptt-snapshots-"
+_MAKING = "bptt-making-"  # the folder's name until its lock is held
+_LOCK = "lock"
 
 
 class Snapshots(ABC):
@@ -89,16 +90,24 @@ def _fits(part: Any, leaf: Any) -> bool:
 
 
 class OnDisk(Snapshots):
-    """A file for each slot, in a folder of its own in the temporary folder (TMPDIR).
+    """A file for each slot, in a folder of its own in the temporary folder (TMPDIR), which its user alone can open.
 
-    The folder's name tells the process that made it, by number and time of start. A process that is killed leaves it; the
-    next one that is to make such a folder removes those whose process is gone.
+    A lock (flock) on a file in it is held as long as it is in use, on this machine or another that shares the disk, and the
+    system ends it with the process. A process that is killed leaves the folder; the next one that is to make such a folder
+    removes those whose lock nobody holds. On a file system without such locks none is removed.
     """
 
     def __init__(self) -> None:
         remove_leftovers()
-        pid = os.getpid()
-        self.folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}-{pid}-{_started(pid)}-"))
+        self.folder = Path(tempfile.mkdtemp(prefix=_MAKING))
+        self._lock: int | None = None
+        try:
+            self._lock = _new_lock(self.folder)
+            # Others look at this name only, so that none finds it without its lock.
+            self.folder = self.folder.rename(self.folder.with_name(self.folder.name.replace(_MAKING, _PREFIX, 1)))
+        except BaseException:
+            self.close()
+            raise
 
     def put(self, slot: int, state: Any) -> None:
         """Write it."""
@@ -124,8 +133,11 @@ class OnDisk(Snapshots):
         return (self._first_structure if slot == 0 else self._structure).unflatten(leaves)
 
     def close(self) -> None:
-        """Remove the folder."""
+        """Remove the folder, and then let go of its lock."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
 
 def open_snapshots(storage: str, slots: int) -> Snapshots:
@@ -136,24 +148,46 @@ def open_snapshots(storage: str, slots: int) -> Snapshots:
 
 
 def remove_leftovers() -> None:
-    """Remove the folders of processes that are gone."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}-*"):
-        name = _FOLDER.fullmatch(folder.name)
-        if name is not None and not folder.is_symlink() and _started(int(name[1])) != int(name[2]):
-            shutil.rmtree(folder, ignore_errors=True)
+    """Remove this user's folders that nobody uses."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            lock = _lock_of_leftover(folder)
+            if lock is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+                os.close(lock)
 
 
-def _started(pid: int) -> int:
-    """When a process started, in the kernel's ticks since boot; 0 if that cannot be told, −1 if there is no such process."""
-    if Path("/proc/self/stat").exists():
-        try:
-            return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-        except OSError:
-            return -1
+def _new_lock(folder: Path) -> int | None:
+    """Lock a new file in the folder. None where there are no locks; then there is no file either, and nobody removes it."""
+    lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    if _locked(lock):
+        return lock
+    os.close(lock)
+    (folder / _LOCK).unlink()
+    return None
+
+
+def _lock_of_leftover(folder: Path) -> int | None:
+    """Its lock, if nobody holds it. Links are not followed, and another user's folder is left alone."""
+    within = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return -1
-    except OSError:
-        pass  # another user's
-    return 0
+        if os.fstat(within).st_uid != os.getuid():
+            return None
+        lock = os.open(_LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=within)
+    finally:
+        os.close(within)
+    if _locked(lock):
+        return lock
+    os.close(lock)
+    return None
+
+
+def _locked(file: int) -> bool:
+    """Take the lock on an open file, if it is free. False also where the file system has none."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):
+        return False
+    return True

@@ -7,9 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
-from bptt.gradient.base import Chunk, Lost, Past, Result, Strategy, cut, detach, join, total
+from bptt.gradient.base import Chunk, Lost, Past, Result, Strategy, cut, detach, in_memory, join, total
+from bptt.gradient.collect import Collected, gradients
 from bptt.gradient.packed import PackedSteps
+from bptt.gradient.parallel import run_in_pieces
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,9 @@ class Truncated(Strategy):
     more through k2 and through 2·k2 steps (or as many as the call and the past have), and the two gradients compared. That
     says nothing of what lies further back, and costs up to three windows a call. The exact figures: `flow.truncation(k)`.
 
+    The windows' gradients are added up aside (float32 ones in float64), and given to autograd once, at the end. If the state
+    has another batch than x, the model says so, also where k2 > k1.
+
     Raises ValueError unless k1 ≥ 1 and k2 ≥ 1, in steps.
     Source: R. Williams, J. Peng 1990, BPTT(h; h') with h = k2, h' = k1; I. Sutskever 2013, section 2.8.6.
     """
@@ -52,7 +58,11 @@ class Truncated(Strategy):
 
     def backward(self, chunk: Chunk) -> Result:
         """One forward and one backward for each block of k1 steps."""
-        line = _Line.of(chunk)
+        with run_in_pieces(self, chunk.model, chunk.loss):
+            return self._backward(chunk, Collected())
+
+    def _backward(self, chunk: Chunk, gradient: Collected) -> Result:
+        line = _Line.of(chunk, gradient)
         at, state = 0, line.chunk.state  # the state before step `at`, where the next window starts
         losses = []
         starts: deque[tuple[int, Any]] = deque()  # of windows, with the state there: as far back as 2 k2 steps
@@ -72,25 +82,38 @@ class Truncated(Strategy):
             losses.append(loss)
         past = line.past(at, state) if at < line.steps else None
         lost = line.lost(starts[0], starts[-1], begin) if self.measure else None
+        gradient.give(chunk.model, chunk.loss)
         return Result(torch.stack(losses).sum(), after, past, lost)
 
 
 @dataclass(frozen=True)
 class _Line:
-    """The past and the chunk as one line of steps; the chunk begins at `offset`, and y belongs to the chunk alone."""
+    """The past and the chunk as one line of steps; the chunk begins at `offset`, and y belongs to the chunk alone.
+
+    `gradient` is where the windows' gradients are collected.
+    """
 
     chunk: Chunk
     offset: int
+    gradient: Collected
 
     @staticmethod
-    def of(chunk: Chunk) -> "_Line":
-        past = chunk.past
-        if not isinstance(past, Past) or isinstance(chunk.reset, PackedSteps):  # none, or another strategy's
-            return _Line(chunk, 0)
+    def of(chunk: Chunk, gradient: Collected) -> "_Line":
+        line = _Line._joined(chunk, gradient)
+        x, y, state = (gradient.stand_in(tree) for tree in (line.chunk.x, chunk.y, line.chunk.state))
+        return replace(line, chunk=replace(line.chunk, x=x, y=y, state=state))
+
+    @staticmethod
+    def _joined(chunk: Chunk, gradient: Collected) -> "_Line":
+        past, reset = chunk.past, chunk.reset
+        if not isinstance(past, Past) or isinstance(reset, PackedSteps):  # none, or another strategy's
+            return _Line(chunk, 0, gradient)
+        chunk = replace(chunk, x=in_memory(chunk.x))
+        _refuse_other_steps(past, chunk)
         x = join(past.x, chunk.x)
         offset = replace(chunk, x=past.x).steps
-        reset = _join_resets(past.reset, chunk.reset, offset, chunk.steps)
-        return _Line(replace(chunk, x=x, state=past.state, reset=reset), offset)
+        reset = _join_resets(past.reset, reset, offset, chunk.steps)
+        return _Line(replace(chunk, x=x, state=past.state, reset=reset), offset, gradient)
 
     @property
     def steps(self) -> int:
@@ -105,7 +128,9 @@ class _Line:
         if isinstance(self.chunk.x, PackedSteps) or isinstance(reset, PackedSteps):
             return None  # sequences that have ended do not go on
         return Past(
-            detach(cut(self.chunk.x, start, self.steps)), state, None if reset is None else reset[start:].clone()
+            detach(cut(self.chunk.x, start, self.steps)),
+            detach(state),
+            None if reset is None else reset[start:].clone(),
         )
 
     def without_gradient(self, start: int, stop: int, begin: int, state: Any) -> tuple[Any, Tensor | None]:
@@ -134,7 +159,7 @@ class _Line:
                 state_at_split = state
         outputs = pieces[0] if len(pieces) == 1 else join(*pieces)
         loss = total(self.chunk.loss(outputs, self._targets(first, end)))
-        loss.backward()
+        self.gradient.back(loss)
         return detach(state_at_split), detach(state), loss.detach()
 
     def lost(self, longer: tuple[int, Any], shorter: tuple[int, Any], begin: int) -> Lost:
@@ -149,8 +174,8 @@ class _Line:
             loss = total(
                 self.chunk.loss(cut(outputs, first - start, self.steps - start), self._targets(first, self.steps))
             )
-            grads = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
-            found.append(torch.cat([g.flatten().double() for g in grads]))
+            grads = zip(gradients([loss], parameters), parameters, strict=True)
+            found.append(torch.cat([(torch.zeros_like(p) if g is None else g).flatten().double() for g, p in grads]))
         whole, part = found
         if not bool(whole.any()):
             return Lost(0.0, 1.0, self.steps - longer[0])
@@ -176,3 +201,23 @@ def _join_resets(past: Tensor | None, reset: Tensor | None, n_past: int, n: int)
     if reset is None:
         reset = past.new_zeros(n, *past.shape[1:])
     return torch.cat([past, reset])
+
+
+def _refuse_other_steps(past: Past, chunk: Chunk) -> None:
+    """Raises the model's own error where the state does not fit x (a smaller last batch, say), else ValueError."""
+    ours, theirs = _forms(chunk), _forms(replace(chunk, x=past.x, reset=past.reset))
+    if ours == theirs or (ours[:2] == theirs[:2] and None in (ours[2], theirs[2])):
+        return
+    with torch.no_grad():
+        chunk.forward(cut(chunk.x, 0, 1), chunk.state, None if chunk.reset is None else cut(chunk.reset, 0, 1))
+    raise ValueError(
+        f"the last k2 steps reach back into the previous call, whose x (and reset) had steps of {theirs[1:]}, this call's "
+        f"has {ours[1:]}: pass the `.state` of its Result, so that the window begins with this call"
+    )
+
+
+def _forms(chunk: Chunk) -> tuple[Any, ...]:
+    """The structure of x, the sizes of a step of its tensors, and of reset."""
+    leaves, structure = tree_flatten(chunk.x)
+    sizes = [tuple(leaf.shape[1:]) for leaf in leaves if isinstance(leaf, Tensor)]
+    return structure, sizes, None if chunk.reset is None else tuple(chunk.reset.shape[1:])  # type: ignore[union-attr]

@@ -1,0 +1,262 @@
+"""The gradient of a call that runs in pieces: collected aside, and given to autograd once, as one backward pass gives it.
+
+So whatever is attached to a parameter sees the whole gradient, once a call: hooks, hooks after accumulation (an optimizer in
+the backward pass, say), DistributedDataParallel. And an error on the way leaves `.grad` as it was.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
+from torch.utils._pytree import tree_map
+
+from bptt.gradient.packed import PackedSteps
+from bptt.gradient.parallel import forward_of, parallel_modules
+
+ADDED = 1 << 14  # numbers that are added to a sum at a time: torch converts what it adds as a whole
+_TOGETHER = (
+    8  # float32 gradients that are added up before their sum goes to the float64 one, which costs twice the time
+)
+_HALF = (torch.float16, torch.bfloat16, torch.complex32)
+_ACCUMULATE = "torch::autograd::AccumulateGrad"
+
+
+class Sum:
+    """Σ of gradients of one tensor, with an error that does not grow with their number.
+
+    Args:
+        together: how many are added up in their own format before that sum is added to one in float64 (complex128). 1: each
+            goes there at once, and none is held in its own format.
+    """
+
+    def __init__(self, together: int = _TOGETHER) -> None:
+        self._together = together
+        self._near: Any = None  # the sum of the last `_count`
+        self._count = 0
+        self._is_own = False  # whether `_near` may be written into: it shares memory with nothing
+        self._wide: Tensor | None = None
+        self._dtype = torch.float32
+
+    def add(self, gradient: Tensor) -> None:
+        """One more. It may share memory with others, so it is not written into."""
+        if not self._is_own or gradient.is_sparse:
+            self._add_aside(gradient)
+        elif self._count:
+            self._near += gradient
+        else:
+            self._near.copy_(gradient)
+        self._count += 1
+        if self._count >= self._together and not self._near.is_sparse:
+            self._widen()
+
+    def _add_aside(self, gradient: Tensor) -> None:
+        """The first, which is kept as it is; the second; and sparse ones."""
+        self._dtype = gradient.dtype
+        if gradient.dtype in _HALF:
+            self._together = 1
+        if gradient.is_sparse and self._wide is not None:
+            gradient = gradient.to_dense()
+        if self._count == 0:
+            self._near, self._is_own = gradient, False
+        else:  # torch adds a sparse tensor to a dense one, not the other way round
+            self._near = gradient + self._near if self._near.is_sparse else self._near + gradient
+            self._is_own = not self._near.is_sparse
+
+    def take(self) -> Tensor:
+        """The sum, in the gradients' format; this object is empty then."""
+        if self._wide is not None:
+            if self._count:
+                self._widen()
+            self._near = None  # before there is one more
+            self._near, self._wide = self._wide.to(self._dtype), None
+        found, self._near, self._count, self._is_own = self._near, None, 0, False
+        return found
+
+    def _widen(self) -> None:
+        gradient = self._near
+        wide = _wide(gradient)
+        if wide == self._dtype and self._together > 1:
+            return  # there is no wider format: all are added in this one
+        if self._wide is None:
+            self._wide = torch.zeros_like(gradient, dtype=wide, memory_format=torch.contiguous_format)
+        for part, more in zip(self._wide.view(-1).split(ADDED), gradient.reshape(-1).split(ADDED), strict=True):
+            part.add_(more)
+        self._count = 0
+        if not self._is_own:
+            self._near = None
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    if tensor.device.type == "mps" or not (tensor.is_floating_point() or tensor.is_complex()):
+        return tensor.dtype
+    return torch.complex128 if tensor.is_complex() else torch.float64
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """In the format that sums are made in: float64 where the device has it."""
+    return tensor.to(_wide(tensor))
+
+
+class Collected:
+    """The gradients of one call's pieces, added up for each tensor.
+
+    Args:
+        together: see `Sum`.
+    """
+
+    def __init__(self, together: int = _TOGETHER) -> None:
+        self._together = together
+        self._sums: dict[int, tuple[Tensor, Sum]] = {}
+        self._stands_for: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def stand_in(self, tree: Any) -> Any:
+        """The tree with new leaves, of the same values, in place of tensors that want a gradient.
+
+        What is collected for such a leaf belongs to the tensor that it stands for: the graph behind that one is gone
+        through once, with the whole gradient.
+        """
+        return tree_map(self._stand_in, tree)
+
+    def _stand_in(self, leaf: Any) -> Any:
+        if isinstance(leaf, PackedSteps):
+            return replace(leaf, data=self._stand_in(leaf.data))
+        if not isinstance(leaf, Tensor) or not leaf.requires_grad:
+            return leaf
+        fresh = leaf.detach().requires_grad_()
+        self._stands_for[id(fresh)] = fresh, leaf
+        return fresh
+
+    def add(self, tensor: Tensor, gradient: Tensor | None) -> None:
+        """A piece's gradient of a tensor, or of the one that it stands for."""
+        if gradient is None:
+            return
+        _, tensor = self._stands_for.get(id(tensor), (tensor, tensor))
+        if id(tensor) not in self._sums:
+            self._sums[id(tensor)] = tensor, Sum(self._together)
+        self._sums[id(tensor)][1].add(gradient)
+
+    def back(self, loss: Tensor) -> None:
+        """Collect the gradients of one piece's loss, of every leaf that it depends on."""
+        leaves = list(leaves_of([loss]))
+        for leaf, gradient in zip(leaves, gradients([loss], leaves), strict=True):
+            self.add(leaf, gradient)
+
+    def give(self, *users: Any) -> None:
+        """One backward pass that brings each tensor its gradient.
+
+        Args:
+            users: the model, the loss: where they contain DistributedDataParallel, it averages.
+
+        After an error (a hook's, say) `.grad` of the tensors is as before.
+        """
+        tensors = [tensor for tensor, _ in self._sums.values()]
+        found = [total.take() for _, total in self._sums.values()]
+        self._sums.clear()
+        if not tensors:
+            return
+        with torch.enable_grad(), restored_on_error(tensors):
+            end = _Given.apply(found, *tensors)
+            for module in parallel_modules(*users):
+                end = forward_of(module, end)
+            end.backward()
+
+
+class _Given(torch.autograd.Function):
+    """A zero whose derivatives are given numbers."""
+
+    @staticmethod
+    def forward(ctx: Any, found: list[Tensor], *tensors: Tensor) -> Tensor:
+        """found: the derivatives, one for each tensor; the list is empty after the backward pass."""
+        ctx.found = found
+        return torch.zeros((), device=tensors[0].device)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
+        """Keeps no reference, so that `.grad` can be the tensor itself and need not be a copy."""
+        found = tuple(ctx.found)
+        ctx.found.clear()
+        return None, *found
+
+
+def gradients(
+    roots: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    seeds: Sequence[Tensor] | None = None,
+    *,
+    retain_graph: bool | None = None,
+) -> list[Tensor | None]:
+    """A piece's gradients, None where there is none. The inputs' hooks do not run: they are for the whole gradient."""
+    if not inputs:
+        return []
+    with _hooks_aside(inputs):
+        return list(torch.autograd.grad(roots, inputs, seeds, retain_graph, allow_unused=True))
+
+
+@contextmanager
+def _hooks_aside(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Within, `register_hook`'s functions of these tensors do nothing. Their handles can remove them all the same."""
+    aside = []
+    for tensor in tensors:
+        hooks: Any = tensor._backward_hooks
+        if hooks:
+            aside.append((hooks, dict(hooks)))
+            hooks.update(dict.fromkeys(hooks, _nothing))
+    try:
+        yield
+    finally:
+        for hooks, own in reversed(aside):
+            hooks.update({key: hook for key, hook in own.items() if key in hooks})
+
+
+def _nothing(_: Tensor) -> None:
+    pass
+
+
+@contextmanager
+def restored_on_error(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """If an error is raised within, `.grad` is as before.
+
+    A copy of it is kept only where there are hooks, which may raise one.
+    """
+    leaves = [tensor for tensor in tensors if tensor.is_leaf]
+    hooked = any(map(_has_hooks, leaves))
+    before = [(leaf, leaf.grad, leaf.grad.clone() if hooked and leaf.grad is not None else None) for leaf in leaves]
+    try:
+        yield
+    except BaseException:
+        for leaf, grad, values in before:
+            if grad is None:
+                leaf.grad = None
+            elif values is not None:
+                leaf.grad = grad.copy_(values)
+        raise
+
+
+def copied_bytes(tensors: Sequence[Tensor]) -> int:
+    """Bytes of the copies that `restored_on_error` keeps."""
+    if not any(map(_has_hooks, tensors)):
+        return 0
+    return sum(tensor.nbytes for tensor in tensors if tensor.is_leaf and tensor.grad is not None)
+
+
+def _has_hooks(tensor: Tensor) -> bool:
+    return bool(tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None))
+
+
+def leaves_of(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The leaves that these depend on, and that want a gradient."""
+    nodes: list[Any] = list(dict.fromkeys(get_gradient_edge(t).node for t in tensors if t.requires_grad))
+    seen = set(nodes)
+    while nodes:
+        node = nodes.pop()
+        edges = node.next_functions
+        if not edges and node.name() == _ACCUMULATE:
+            yield node.variable
+        for following, _ in edges:
+            if following is not None and following not in seen:
+                seen.add(following)
+                nodes.append(following)
