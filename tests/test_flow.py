@@ -515,6 +515,97 @@ def test_several_updates_in_one_block_and_several_blocks():
     assert flow.clip_value(1.0) == pytest.approx(max(norms), rel=1e-5)
 
 
+def _trained(loop, make=torch.optim.Adam, **options):
+    """The flow of an `optimizer.step` by `loop(optimizer, backward)`, without a word of warning."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.LSTM(D, H))
+    optimizer = make(model.parameters(), lr=0.1, **options)
+
+    def backward(draws=1):
+        optimizer.zero_grad()
+        for _ in range(draws):
+            loss = model(torch.randn(12, B, D))[0][-1].square().mean()
+            loss.backward()
+        return loss
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with bptt.watch(model) as flow:
+            loop(optimizer, backward)
+    return flow
+
+
+def _assert_same_flow(one, other):
+    assert len(one.norms) == len(other.norms)
+    np.testing.assert_allclose(one.norms, other.norms, rtol=1e-6)
+    for a, b in zip(one, other, strict=True):
+        assert a.passes == b.passes
+        assert a.boundaries == b.boundaries
+        np.testing.assert_allclose(a.delta, b.delta, rtol=1e-6)
+        np.testing.assert_allclose(a.contributions(), b.contributions(), rtol=1e-5)
+    assert list(map(str, one.verdict())) == list(map(str, other.verdict()))
+
+
+@pytest.mark.parametrize("draws", [1, 2])
+def test_a_backward_within_the_optimizers_closure_is_seen(draws):
+    def plain(optimizer, backward):
+        for _ in range(3):
+            backward(draws)
+            optimizer.step()
+
+    def closure(optimizer, backward):
+        for n in range(3):
+            call = lambda: backward(draws)  # noqa: E731
+            optimizer.step(call) if n % 2 else optimizer.step(closure=call)
+
+    wanted = _trained(plain)
+    assert wanted["0.l0"].passes == 3
+    _assert_same_flow(wanted, _trained(closure))
+
+
+def test_an_optimizer_that_calls_its_closure_several_times():
+    """Each of LBFGS's evaluations has weights of its own: each is a pass."""
+    calls = []
+
+    def lbfgs(optimizer, backward):
+        optimizer.step(lambda: calls.append(0) or backward())
+
+    flow = _trained(lbfgs, torch.optim.LBFGS, max_iter=3)
+    assert flow["0.l0"].passes == len(flow.norms) == len(calls) > 2
+
+
+def test_a_closure_whose_forward_pass_or_update_lies_elsewhere():
+    model = nn.GRU(D, H)
+    inner, outer = (torch.optim.SGD(model.parameters(), lr=0.1) for _ in range(2))
+    norms = []
+
+    def noted():
+        norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), 1e9)))
+
+    def nested():
+        outer.zero_grad()
+        model(torch.randn(T, B, D))[0].sum().backward()
+        noted()
+        inner.step()
+        inner.zero_grad()
+        model(torch.randn(T, B, D))[0].sum().backward()
+        noted()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with bptt.watch(model) as flow:
+            loss = model(torch.randn(T, B, D))[0].square().sum()
+            outer.step(lambda: (outer.zero_grad(), loss.backward(), noted()))
+            outer.step(nested)
+    assert flow["gru.l0"].passes == 3
+    np.testing.assert_allclose(flow.norms, norms, rtol=1e-5)
+    kept = flow._settling(lambda: 7)
+    assert kept() == 7, "a closure that outlives the block is only called"
+    with pytest.raises(ZeroDivisionError), bptt.watch(model):
+        outer.step(lambda: 1 / 0)
+    assert _hooks(model) == 0
+
+
 def test_a_change_that_cannot_be_followed_is_told():
     model = nn.GRU(D, H)
 

@@ -5,7 +5,6 @@ outputs back in the form of the input.
 """
 
 import functools
-import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +15,7 @@ from bptt.cells import GRU as GRUCell
 from bptt.cells import LSTM as LSTMCell
 from bptt.cells import Cell, Elman, PointwiseCell, State, Weights
 from bptt.kernels import BACKENDS, Sequences, Stack, choose
+from bptt.warning import warn
 
 Input = Tensor | PackedSequence
 Hidden = Tensor | tuple[Tensor, ...]
@@ -423,9 +423,8 @@ def _check_sizes(
     if not 0 <= dropout <= 1:
         raise ValueError(f"dropout is {dropout}, must be in the range [0, 1]: the share of the units that is dropped")
     if dropout and num_layers == 1:
-        warnings.warn(
-            f"dropout={dropout} has no effect with num_layers=1, since it acts between layers: leave it out, or stack some",
-            stacklevel=3,
+        warn(
+            f"dropout={dropout} has no effect with num_layers=1, since it acts between layers: leave it out, or stack some"
         )
     if proj_size and not (isinstance(cell, PointwiseCell) and cell.projectable):
         raise ValueError(

@@ -4,7 +4,6 @@ import functools
 import math
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +21,7 @@ from bptt.flow.trajectory import whole
 from bptt.flow.verdict import Cut, Finding, judge
 from bptt.kernels.tape import hide_tapes, show_tapes, take_tapes
 from bptt.layers import cell_of
+from bptt.warning import warn
 
 P = ParamSpec("P")
 
@@ -51,7 +51,7 @@ def watch(model: nn.Module, say: Callable[[str], None] | None = None) -> "Flow":
 
 def _warn(text: str) -> None:
     try:
-        warnings.warn(f"bptt.watch {text}", stacklevel=4)
+        warn(f"bptt.watch {text}")
     except Warning:  # the user's filter turns warnings into errors; an observer must not stop a training run
         print(f"bptt.watch {text}", file=sys.stderr)
 
@@ -206,11 +206,40 @@ class Flow:
         if parameter.grad is not None:
             self._squares[id(parameter)] = parameter.grad.detach().norm()
 
-    def _before_update(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        """The weights are about to change: what rests on them is computed now."""
+    def _before_update(
+        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """The weights are about to change: what rests on them is computed now.
+
+        With a closure the backward pass is still to come, perhaps several times with other weights each: then it is computed
+        whenever the closure ends. `args` are those of `step`, the optimizer itself among them.
+        """
         own = {id(p) for p in self.model.parameters()}
-        if any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+        if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+            return None
+        place = next((n for n, value in enumerate(args) if n and callable(value)), None)
+        closure = kwargs.get("closure") if place is None else args[place]
+        if not callable(closure):
             self._settle()
+            return None
+        if any(call.arrived for call in self._calls):  # else its backward pass may come in the closure
+            self._settle()
+        watched = self._settling(closure)
+        if place is None:
+            return args, kwargs | {"closure": watched}
+        return (*args[:place], watched, *args[place + 1 :]), kwargs
+
+    def _settling(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """`closure`, after which the weights change."""
+
+        @functools.wraps(closure)
+        def watched() -> Any:
+            result = closure()
+            if self._depth:  # not if it is kept and called after the block
+                self._settle()
+            return result
+
+        return watched
 
     # What is computed.
 

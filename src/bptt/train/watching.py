@@ -5,7 +5,6 @@ numbers, gradients and weights are the same without it, and so is every other li
 """
 
 import math
-import warnings
 from itertools import islice, pairwise
 
 import torch
@@ -16,6 +15,7 @@ from bptt.network import Network
 from bptt.options import TrainOptions
 from bptt.tasks import Batch, Json, Shard, Task
 from bptt.train.loss import counted_loss
+from bptt.warning import warn
 
 _BATCHES = 3  # of the training data: the first begins with a state of zeros, the others carry one on
 _INSTEAD = Truncated(1000)
@@ -33,7 +33,7 @@ class Once:
         """Say it, or keep silent."""
         if not self._said:
             self._said = True
-            warnings.warn(f"--watch {text}; training goes on, and this is said once", stacklevel=2)
+            warn(f"--watch {text}; training goes on, and this is said once")
 
 
 def figures(flow: Flow) -> list[Json]:
