@@ -317,7 +317,7 @@ def _place(trace: Trace, *tensors: Tensor, last: bool = False) -> tuple[int, int
         rows = bad[trace.way.starts[t] : trace.way.starts[t + 1]]
         if bool(rows.any()):
             row = int(rows.int().argmax())
-            return t, row if trace.samples is None else int(trace.samples[row])
+            return t, trace.sample(t, row)
     return None
 
 

@@ -15,6 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from bptt.flow.call import Call, Unseen, needs_draws
 from bptt.flow.lookback import Link, Truncation, compare, lost
+from bptt.flow.path import join, paths
 from bptt.flow.profile import LayerFlow, NonFinite
 from bptt.flow.trace import Trace
 from bptt.flow.trajectory import whole
@@ -24,6 +25,11 @@ from bptt.layers import cell_of
 from bptt.warning import warn
 
 P = ParamSpec("P")
+
+_WHY_LOST = {
+    False: "its state was computed anew on the way, not only copied, masked or reordered, so each call is judged for itself",
+    True: "the state of a bidirectional layer ends at both ends of a call, so each call is judged for itself",
+}
 
 
 def watch(model: nn.Module, say: Callable[[str], None] | None = None) -> "Flow":
@@ -71,6 +77,7 @@ class Flow:
         self.norms: list[float] = []
         self.notes: list[str] = []
         self._calls: list[Call] = []
+        self._of_module: dict[int, list[Call]] = {}
         self._stacks: dict[str, list[list[Link]]] = {}
         self._cuts: list[Cut] = []
         self._handles: list[Any] = []
@@ -104,7 +111,7 @@ class Flow:
         if kind is None:
             self._settle()
             self._say_what_was_missing()
-        self._calls, self._squares = [], {}
+        self._calls, self._of_module, self._squares = [], {}, {}
 
     def __getitem__(self, name: str) -> LayerFlow:
         if name not in self.layers:
@@ -190,17 +197,17 @@ class Flow:
         if not torch.is_grad_enabled():
             return
         try:
-            call = Call.of(module, cell, args, kwargs, result)
+            call = Call.of(module, cell, args, kwargs, result, self._of_module.setdefault(id(module), []))
         except Unseen as reason:
             self._does_not_see(module, reason)
             return
         call.tapes = tapes
         state = self._rng.get(id(module))
         call.rng = (state,) if state is not None and needs_draws(module) else ()
-        earlier = next((c for c in reversed(self._calls) if c.module is module), None)
-        if earlier is not None and call.begins_with(earlier):
-            call.follows = earlier
         self._calls.append(call)
+        self._of_module[id(module)].append(call)
+        if call.lost:
+            self._note(f"does not follow {self._names()[id(module)]} from call to call: {_WHY_LOST[module.bidirectional]}")
 
     def _take_norm(self, parameter: Tensor) -> None:
         if parameter.grad is not None:
@@ -245,7 +252,7 @@ class Flow:
 
     def _settle(self) -> None:
         """Compute the profile of the calls kept so far, and forget them."""
-        calls, self._calls = self._calls, []
+        calls, self._calls, self._of_module = self._calls, [], {}
         squares, self._squares = self._squares, {}
         if not any(call.arrived for call in calls):
             return
@@ -262,17 +269,22 @@ class Flow:
     def _settle_calls(self, calls: list[Call]) -> None:
         names = self._names()
         of_module: dict[str, list[list[Link]]] = {}
-        self._cuts = list(_cuts(calls, names))
-        for call in calls:
-            name = names[id(call.module)]
+        unseen: set[str] = set()
+        copies: dict[int, Tensor] = {}
+        every = paths(calls)
+        self._cuts = list(_cuts(every, names))
+        for path in every:
+            name = names[id(path[0].module)]
             try:
-                of_module.setdefault(name, []).append(call.stack())
+                of_module.setdefault(name, []).append(join(path, [call.stack(copies) for call in path]))
             except Unseen as reason:
-                self._does_not_see(call.module, reason)
-                of_module[name] = []
+                self._does_not_see(path[0].module, reason)
+                unseen.add(name)
         for name, stacks in of_module.items():
+            if name in unseen:
+                continue
             self._stacks[name] = stacks
-            for depth in range(len(stacks[0]) if stacks else 0):
+            for depth in range(len(stacks[0])):
                 for direction in range(len(stacks[0][depth].traces)):
                     self._layer(name, depth, direction, [s[depth].traces[direction] for s in stacks])
 
@@ -406,21 +418,23 @@ def _add_lost(module: str, stack: list[Link], k: int, exact: dict[str, Tensor], 
             missing[name] = missing[name] + part if name in missing else part
 
 
-def _cuts(calls: list[Call], names: dict[int, str]) -> Iterator[Cut]:
+def _cuts(every: list[list[Call]], names: dict[int, str]) -> Iterator[Cut]:
     """Places where a tensor went on, but its gradient did not come back.
 
-    Between calls of one module: the later began with the earlier's final state, detached. If both gradients came in one
+    Between paths of one module: the later began with the earlier's final state, detached. If both gradients came in one
     backward pass, the loss spans the cut; if in different ones, it is truncation on purpose. Between modules: the later's
     input is the earlier's output (the same memory), detached.
     """
-    for call in calls:
-        name = names[id(call.module)]
-        if call.carried and call.differentiable:
-            earlier = call.follows
-            spans = earlier is not None and bool(earlier.passes & call.passes)
-            yield Cut(name, "state" if spans else "truncation", "")
-        if call.differentiable and not call.arrived:
-            below = next((c for c in calls if c is not call and _reads_detached(c, call)), None)
+    passes = {id(call): set().union(*(c.passes for c in path)) for path in every for call in path}
+    for path in every:
+        name = names[id(path[0].module)]
+        for call in path:
+            if call.carried and call.differentiable:
+                spans = any(passes[id(earlier)] & passes[id(call)] for earlier in call.follows)
+                yield Cut(name, "state" if spans else "truncation", "")
+        if path[0].differentiable and not any(call.arrived for call in path):
+            others = [c for other in every if other is not path for c in other]
+            below = next((c for c in others if any(_reads_detached(c, call) for call in path)), None)
             where = "" if below is None else names[id(below.module)]
             yield Cut(name, "outputs" if below is not None else "none", where)
 
