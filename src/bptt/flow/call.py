@@ -126,7 +126,9 @@ class Call:
     def _begin(self, given: State, earlier: "Sequence[Call]") -> None:
         """Find out where the initial state comes from."""
         if not any(bool(s.any()) for s in given):
-            given = tuple(s for s in given if s.requires_grad)  # zeros: nothing is carried, but a state may have been reset
+            given = tuple(
+                s for s in given if s.requires_grad
+            )  # zeros: nothing is carried, but a state may have been reset
         before = path.attached_to(given, earlier)
         if before:
             both = bool(self.module.bidirectional)

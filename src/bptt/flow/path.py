@@ -1,7 +1,8 @@
 """Calls of a layer that hand their state on, with its graph, are one path through time.
 
-A rollout or a decoder calls the layer once a step, others feed a long sequence in pieces. Each call then begins with the state
-that an earlier one has left, and the gradient travels back across it: horizon, profile and verdict are those of all steps.
+A rollout or a decoder calls the layer once a step, others feed a long sequence in pieces. Each call then begins with the
+state that an earlier one has left, and the gradient travels back across it: horizon, profile and verdict are those of all
+steps.
 
 How an earlier call is found. What the layer puts out is marked in autograd's graph, and from the initial state of a later
 call the graph is searched backwards for marks. Then the numbers tell row from row: a sample's initial state that is bit
@@ -17,7 +18,7 @@ some, was detached on the way.
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,8 +65,12 @@ class Source(NamedTuple):
 def mark(call: "Call", place: int, tensor: Tensor) -> None:
     """Mark where in the graph a call's outputs or final state come from."""
     if tensor.grad_fn is not None:
-        marks = tensor.grad_fn.metadata.setdefault(_MARK, [])
-        marks.append(Mark(tensor.output_nr, weakref.ref(call), place))
+        _marks_of(tensor.grad_fn).append(Mark(tensor.output_nr, weakref.ref(call), place))
+
+
+def _marks_of(node: Any) -> list[Mark]:
+    marks: list[Mark] = node.metadata.setdefault(_MARK, [])
+    return marks
 
 
 def _marks_before(state: State) -> Iterator[Mark]:
@@ -74,7 +79,7 @@ def _marks_before(state: State) -> Iterator[Mark]:
     seen: set[object] = set()
     while todo and len(seen) < _SEARCHED:
         node, output = todo.pop(0)
-        found = [m for m in node.metadata.get(_MARK, ()) if m.output == output]
+        found = [m for m in _marks_of(node) if m.output == output]
         yield from found
         if not found and node not in seen:
             seen.add(node)
@@ -255,7 +260,10 @@ def _joined_cut(ways: Sequence[Way], handed: Sequence[_HandOver]) -> Tensor | No
     if all(way.cut is None for way in ways) and not any(bool(over.cut.any()) for over in handed):
         return None
     device = next((way.cut.device for way in ways if way.cut is not None), torch.device("cpu"))
-    cuts = [torch.zeros(way.starts[-1], dtype=torch.bool, device=device) if way.cut is None else way.cut.clone() for way in ways]
+    cuts = [
+        torch.zeros(way.starts[-1], dtype=torch.bool, device=device) if way.cut is None else way.cut.clone()
+        for way in ways
+    ]
     for over in handed:
         cuts[over.later][over.here[over.cut].to(device)] = True
     return torch.cat(cuts)
@@ -270,7 +278,9 @@ def _joined_trace(traces: Sequence[Trace], way: Way, handed: Sequence[_HandOver]
 
     first = traces[0]
     states = joined([t.states for t in traces])
-    found = Trace(first.cell, first.weights, way, torch.cat([t.x for t in traces]), states[0], joined([t.start for t in traces]))
+    found = Trace(
+        first.cell, first.weights, way, torch.cat([t.x for t in traces]), states[0], joined([t.start for t in traces])
+    )
     found.states, found.delta = states, joined([t.delta for t in traces])
     found.external, found.d_final = torch.cat(externals), joined(finals)
     found.d_start = joined([t.d_start for t in traces])

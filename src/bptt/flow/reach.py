@@ -154,7 +154,9 @@ def reach_of(seen: Strands) -> Reach:
     chosen = chosen[(chosen >= 0).any(1)]
     norm = torch.where(weight > 0, weight, 1.0).sqrt()
     dtype = seen.trace.x.dtype
-    return _send_back(seen, _Units((external / norm.unsqueeze(-1)).to(dtype), seen.ending, seen.final[1:], norm), chosen)
+    return _send_back(
+        seen, _Units((external / norm.unsqueeze(-1)).to(dtype), seen.ending, seen.final[1:], norm), chosen
+    )
 
 
 class _Units(NamedTuple):

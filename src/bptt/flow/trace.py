@@ -147,8 +147,8 @@ class Way:
 
     @property
     def longest(self) -> int:
-        """The steps of the longest sample: T; of joined calls, of which one may go on from another's midst, perhaps fewer."""
-        return self.steps if self.joined is None else len(self.joined.lineages[0])
+        """The steps of the longest sample: T; perhaps fewer of joined calls, of which two may go on from one."""
+        return self.steps if self.joined is None else len(self.joined.lineages)
 
     def before(self, outputs: Tensor, start: Tensor) -> Tensor:
         """The state before each row [N, ·], from the state after each row and the initial one [B, ·]."""
@@ -269,7 +269,9 @@ class Trace:
             self._run_natively(x_wanted) if cpu.serves(self.cell, self.x, self.weights) else self._run_plainly(x_wanted)
         )
         seen = (*self.delta, self.external)
-        self.norms = {name: self.norm_by_step(rows) for name, rows in zip((*self.cell.states, "external"), seen, strict=True)}
+        self.norms = {
+            name: self.norm_by_step(rows) for name, rows in zip((*self.cell.states, "external"), seen, strict=True)
+        }
         return d_x
 
     def _run_natively(self, x_wanted: bool) -> Tensor | None:

@@ -19,7 +19,7 @@ from bptt.flow.path import join, paths
 from bptt.flow.profile import LayerFlow, NonFinite
 from bptt.flow.trace import Trace
 from bptt.flow.trajectory import whole
-from bptt.flow.verdict import Cut, Finding, judge
+from bptt.flow.verdict import Age, Cut, Finding, judge
 from bptt.kernels.tape import hide_tapes, show_tapes, take_tapes
 from bptt.layers import cell_of
 from bptt.warning import warn
@@ -32,7 +32,7 @@ _WHY_LOST = {
 }
 
 
-def watch(model: nn.Module, say: Callable[[str], None] | None = None) -> "Flow":
+def watch(model: nn.Module, say: Callable[[str], None] | None = None, updates: int | None = None) -> "Flow":
     """See the gradient travel back through every recurrent layer of `model`, which stays as it is.
 
         with bptt.watch(model) as flow:
@@ -47,12 +47,21 @@ def watch(model: nn.Module, say: Callable[[str], None] | None = None) -> "Flow":
     What cannot be watched is said in a warning (or handed to `say`, as a sentence), and training goes on; an exception of
     the block's own code passes through.
 
+    Calls that hand their state on with its graph (a rollout or a decoder, one step a call) are one path through time; where
+    the state is detached in between, that is a truncation. Horizon and verdict are over the last 16 watched passes.
+
+    Args:
+        model: the model; its recurrent layers are watched.
+        say: takes the sentences that would be warnings.
+        updates: how many updates the weights have had before, for the verdict: a gradient that hardly reaches back is
+            normal in an untrained layer. None if that is not known. Those in the block are counted.
+
     Raises:
         TypeError: `model` is no torch.nn.Module.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"watch was given a {type(model).__name__}, wanted a torch.nn.Module: pass the model itself")
-    return Flow(model, say or _warn)
+    return Flow(model, say or _warn, updates)
 
 
 def _warn(text: str) -> None:
@@ -71,8 +80,9 @@ class Flow:
         notes: what could not be watched, and why.
     """
 
-    def __init__(self, model: nn.Module, say: Callable[[str], None]) -> None:
+    def __init__(self, model: nn.Module, say: Callable[[str], None], updates: int | None = None) -> None:
         self.model, self._say = model, say
+        self._age = Age(updates, 0)
         self.layers: dict[str, LayerFlow] = {}
         self.norms: list[float] = []
         self.notes: list[str] = []
@@ -207,7 +217,9 @@ class Flow:
         self._calls.append(call)
         self._of_module[id(module)].append(call)
         if call.lost:
-            self._note(f"does not follow {self._names()[id(module)]} from call to call: {_WHY_LOST[module.bidirectional]}")
+            self._note(
+                f"does not follow {self._names()[id(module)]} from call to call: {_WHY_LOST[bool(module.bidirectional)]}"
+            )
 
     def _take_norm(self, parameter: Tensor) -> None:
         if parameter.grad is not None:
@@ -224,6 +236,7 @@ class Flow:
         own = {id(p) for p in self.model.parameters()}
         if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
             return None
+        self._age = self._age._replace(seen=self._age.seen + 1)
         place = next((n for n, value in enumerate(args) if n and callable(value)), None)
         closure = kwargs.get("closure") if place is None else args[place]
         if not callable(closure):
@@ -316,7 +329,7 @@ class Flow:
 
     def verdict(self) -> list[Finding]:
         """One or more findings for each layer and direction, each with its evidence and a remedy (see verdict.py)."""
-        return judge(list(self), self._cuts, self.clip_value())
+        return judge(list(self), self._cuts, self.clip_value(), self._age)
 
     @property
     def first_non_finite(self) -> NonFinite | None:
@@ -342,9 +355,9 @@ class Flow:
 
         Each loss step sends its gradient back through at most k steps of a module; a loss step is one at whose output, or
         final state, a gradient arrives from outside the module. Exact wherever what lies between the module and the loss
-        acts on each step alone. With several calls in a pass each counts for itself. A bidirectional layer counts the
-        steps of each direction and layer for itself. k = 0 keeps what does not travel; with k ≥ T − 1 nothing is lost.
-        Costs k + 1 passes over the steps.
+        acts on each step alone. Calls that hand their state on count as one, others each for itself. A bidirectional
+        layer counts the steps of each direction and layer for itself. k = 0 keeps what does not travel; with k ≥ T − 1
+        nothing is lost. Costs k + 1 passes over the steps.
 
         Raises ValueError unless k is a whole number ≥ 0, RuntimeError if nothing was watched.
         """
