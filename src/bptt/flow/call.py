@@ -118,6 +118,10 @@ class Call:
 
         return catch
 
+    def unscale(self, scale: float) -> None:
+        """Divide the gradients by what the loss was multiplied with."""
+        self.grads = {place: grad / scale for place, grad in self.grads.items()}
+
     @property
     def arrived(self) -> bool:
         """Whether any gradient has arrived."""

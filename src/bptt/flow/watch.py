@@ -1,6 +1,7 @@
 """`bptt.watch`: hooks around the user's own forward and backward, and the profile computed when the block ends."""
 
 import functools
+import inspect
 import math
 import os
 import sys
@@ -240,7 +241,7 @@ class Flow:
         place = next((n for n, value in enumerate(args) if n and callable(value)), None)
         closure = kwargs.get("closure") if place is None else args[place]
         if not callable(closure):
-            self._settle()
+            self._settle(_loss_scale())
             return None
         if any(call.arrived for call in self._calls):  # else its backward pass may come in the closure
             self._settle()
@@ -263,8 +264,8 @@ class Flow:
 
     # What is computed.
 
-    def _settle(self) -> None:
-        """Compute the profile of the calls kept so far, and forget them."""
+    def _settle(self, scale: float = 1.0) -> None:
+        """Compute the profile of the calls kept so far, and forget them. `scale`: what the loss was multiplied with."""
         calls, self._calls, self._of_module = self._calls, [], {}
         squares, self._squares = self._squares, {}
         if not any(call.arrived for call in calls):
@@ -272,10 +273,12 @@ class Flow:
         self._settled = True
         try:
             with torch.no_grad(), torch.autocast(_device(calls[0]), enabled=False):
+                for call in calls if scale != 1 else ():
+                    call.unscale(scale)
                 self._settle_calls(calls)
                 if squares:  # none where all weights are frozen, or after torch.autograd.grad
                     norms = torch.stack([n.double().cpu() for n in squares.values()])
-                    self.norms.append(float(norms.norm()))
+                    self.norms.append(float(norms.norm()) / scale)
         except Exception as error:
             self._say(f"could not compute the profile: {type(error).__name__}: {error}")
 
@@ -412,6 +415,17 @@ class Flow:
         from bptt.flow.board import write_board
 
         write_board(self, writer, step, tag)
+
+
+def _loss_scale() -> float:
+    """What torch.amp.GradScaler has multiplied the loss with, where one is calling `optimizer.step`; else 1."""
+    file, frame = inspect.getfile(torch.amp.GradScaler), inspect.currentframe()
+    while frame is not None:
+        scaler = frame.f_locals.get("self") if frame.f_code.co_filename == file else None
+        if isinstance(scaler, torch.amp.GradScaler):
+            return scaler.get_scale()
+        frame = frame.f_back
+    return 1.0
 
 
 def _device(call: Call) -> str:
