@@ -296,19 +296,19 @@ def _from_outside(
 ) -> tuple[list[Tensor], list[State]]:
     """The gradients of all outputs and final states without what later calls send back to them."""
     externals, finals = [t.external for t in traces], [t.d_final for t in traces]
-    for e, trace in enumerate(traces):
-        for through_outputs in (False, True):
-            overs = [over for over in handed if over.earlier == e and over.through_outputs == through_outputs]
-            if not overs:
-                continue
-            brought = (*_brought(trace, through_outputs)[:1], *finals[e][1:])
-            sent = _sent_back(trace, traces, overs)
-            rest = tuple(_remainder(got, d, rounding) for got, d in zip(brought, sent, strict=True))
-            if through_outputs:
-                externals[e] = externals[e].index_copy(0, trace.way.ends.to(trace.x.device), rest[0])
-                finals[e] = (finals[e][0], *rest[1:])
-            else:
-                finals[e] = rest
+    groups: dict[tuple[int, bool], list[_HandOver]] = {}
+    for over in handed:
+        groups.setdefault((over.earlier, over.through_outputs), []).append(over)
+    for (e, through_outputs), overs in groups.items():
+        trace = traces[e]
+        brought = (*_brought(trace, through_outputs)[:1], *finals[e][1:])
+        sent = _sent_back(trace, traces, overs)
+        rest = tuple(_remainder(got, d, rounding) for got, d in zip(brought, sent, strict=True))
+        if through_outputs:
+            externals[e] = externals[e].index_copy(0, trace.way.ends.to(trace.x.device), rest[0])
+            finals[e] = (finals[e][0], *rest[1:])
+        else:
+            finals[e] = rest
     return externals, finals
 
 
