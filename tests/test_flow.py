@@ -13,7 +13,9 @@ from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_s
 import bptt
 from bptt.cells import GRU, LSTM, Elman, PointwiseCell
 from bptt.flow import closed, words
+from bptt.flow.verdict import START
 from bptt.kernels import cpu
+from bptt.train.watching import figures
 from tests.cases import Leaky, Normed, Peephole
 from tests.flow_cases import cases, right
 
@@ -515,6 +517,120 @@ def test_several_updates_in_one_block_and_several_blocks():
     assert flow.clip_value(1.0) == pytest.approx(max(norms), rel=1e-5)
 
 
+def _trained(loop, make=torch.optim.Adam, **options):
+    """The flow of an `optimizer.step` by `loop(optimizer, backward)`, without a word of warning."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.LSTM(D, H))
+    optimizer = make(model.parameters(), lr=0.1, **options)
+
+    def backward(draws=1):
+        optimizer.zero_grad()
+        for _ in range(draws):
+            loss = model(torch.randn(12, B, D))[0][-1].square().mean()
+            loss.backward()
+        return loss
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with bptt.watch(model) as flow:
+            loop(optimizer, backward)
+    return flow
+
+
+def _assert_same_flow(one, other):
+    assert len(one.norms) == len(other.norms)
+    np.testing.assert_allclose(one.norms, other.norms, rtol=1e-6)
+    for a, b in zip(one, other, strict=True):
+        assert a.passes == b.passes
+        assert a.boundaries == b.boundaries
+        np.testing.assert_allclose(a.delta, b.delta, rtol=1e-6)
+        np.testing.assert_allclose(a.contributions(), b.contributions(), rtol=1e-5)
+    assert list(map(str, one.verdict())) == list(map(str, other.verdict()))
+
+
+@pytest.mark.parametrize("draws", [1, 2])
+def test_a_backward_within_the_optimizers_closure_is_seen(draws):
+    def plain(optimizer, backward):
+        for _ in range(3):
+            backward(draws)
+            optimizer.step()
+
+    def closure(optimizer, backward):
+        for n in range(3):
+            call = lambda: backward(draws)  # noqa: E731
+            optimizer.step(call) if n % 2 else optimizer.step(closure=call)
+
+    wanted = _trained(plain)
+    assert wanted["0.l0"].passes == 3
+    _assert_same_flow(wanted, _trained(closure))
+
+
+def test_an_optimizer_that_calls_its_closure_several_times():
+    """Each of LBFGS's evaluations has weights of its own: each is a pass."""
+    calls = []
+
+    def lbfgs(optimizer, backward):
+        optimizer.step(lambda: calls.append(0) or backward())
+
+    flow = _trained(lbfgs, torch.optim.LBFGS, max_iter=3)
+    assert flow["0.l0"].passes == len(flow.norms) == len(calls) > 2
+
+
+@pytest.mark.parametrize("clipped", [False, True])
+def test_a_loss_that_is_scaled_for_half_precision(clipped):
+    """The numbers are those of the loss itself, whatever torch.amp.GradScaler has multiplied it with."""
+
+    def updates(scaler):
+        torch.manual_seed(3)
+        model = nn.LSTM(D, H)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with bptt.watch(model) as flow:
+            for _ in range(2):
+                optimizer.zero_grad()
+                scaler.scale(model(torch.randn(12, B, D))[0][-1].square().mean()).backward()
+                if clipped:
+                    scaler.unscale_(optimizer)
+                    nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+                scaler.step(optimizer)
+                scaler.update()
+        return flow
+
+    plain, scaled = (updates(torch.amp.GradScaler("cpu", enabled=enabled)) for enabled in (False, True))
+    _assert_same_flow(plain, scaled)
+
+
+def test_a_closure_whose_forward_pass_or_update_lies_elsewhere():
+    model = nn.GRU(D, H)
+    inner, outer = (torch.optim.SGD(model.parameters(), lr=0.1) for _ in range(2))
+    norms = []
+
+    def noted():
+        norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), 1e9)))
+
+    def nested():
+        outer.zero_grad()
+        model(torch.randn(T, B, D))[0].sum().backward()
+        noted()
+        inner.step()
+        inner.zero_grad()
+        model(torch.randn(T, B, D))[0].sum().backward()
+        noted()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with bptt.watch(model) as flow:
+            loss = model(torch.randn(T, B, D))[0].square().sum()
+            outer.step(lambda: (outer.zero_grad(), loss.backward(), noted()))
+            outer.step(nested)
+    assert flow["gru.l0"].passes == 3
+    np.testing.assert_allclose(flow.norms, norms, rtol=1e-5)
+    kept = flow._settling(lambda: 7)
+    assert kept() == 7, "a closure that outlives the block is only called"
+    with pytest.raises(ZeroDivisionError), bptt.watch(model):
+        outer.step(lambda: 1 / 0)
+    assert _hooks(model) == 0
+
+
 def test_a_change_that_cannot_be_followed_is_told():
     model = nn.GRU(D, H)
 
@@ -700,14 +816,17 @@ def test_a_gradient_that_comes_broken_from_the_loss():
     assert all("from outside the layer" in f.text and "log(0)" in str(f) for f in flow.verdict())
 
 
+@pytest.mark.filterwarnings("ignore:bptt.watch does not follow")
 def test_few_lags_are_not_praised():
     model = nn.LSTM(D, H)
     with bptt.watch(model) as flow:
         state, total = None, 0.0
         for _ in range(20):
             outputs, state = model(torch.randn(1, B, D), state)
+            state = tuple(0.9 * s for s in state)  # what is done to it here is not followed
             total = total + outputs.square().sum()
         total.backward()
+    assert len(flow.notes) == 1
     assert "Fewer than 8 lags" in flow.verdict()[0].text
     assert "whole sequences" in flow.verdict()[0].text
     assert "well" not in words.headline(flow.verdict())
@@ -754,3 +873,160 @@ def test_plot_and_json(steps, tmp_path):
     found = json.loads(json.dumps(flow.to_json(), allow_nan=False))
     assert [layer["name"] for layer in found["layers"]] == ["gru.l0", "gru.l0_reverse"]
     assert "<figure>" in flow._repr_html_()
+
+
+# One horizon, its spread, and the verdict that follows.
+
+
+def _keeping(slope, steps=41):
+    """An RNN whose gradient keeps `slope` of its norm in each step, nearly: linear, since its states are small."""
+    model = nn.RNN(D, H, bias=False).double()
+    with torch.no_grad():
+        model.weight_hh_l0.copy_(slope * torch.eye(H))
+        model.weight_ih_l0.mul_(1e-4)
+    return model, torch.randn(steps, B, D, dtype=torch.float64)
+
+
+def _reaching(lag):
+    """The slope with which the horizon is `lag`."""
+    return 0.01 ** (1 / (lag + 0.5))
+
+
+def _over_batches(*lags):
+    """The flow of batches whose horizons are these, of 40 lags."""
+    torch.manual_seed(0)
+    model, x = _keeping(0.5)
+    flow = bptt.watch(model)
+    for lag in lags:
+        with torch.no_grad():
+            model.weight_hh_l0.copy_(_reaching(lag) * torch.eye(H))
+        with flow:
+            model(x)[0][-1].sum().backward()
+    return flow
+
+
+@pytest.mark.parametrize("lag", [1, 5, 12, 33])
+def test_the_horizon_is_the_longest_lag_with_one_percent(lag):
+    layer = _over_batches(lag)["rnn.l0"]
+    assert (layer.horizon, layer.lags, layer.horizon_range) == (lag, 40, (lag, lag))
+    assert layer.reach.gain[lag] >= 0.01 > layer.reach.gain[lag + 1]
+
+
+def test_the_spread_over_batches_decides_what_is_borderline():
+    for lags, verdict in (
+        ((5, 6, 7), "vanishing"), ((20, 25, 30), "healthy"), ((5, 25), "borderline"), ((5, 5, 25, 25), "borderline"),
+        ((25, 25, 25, 5), "healthy"), ((9,), "vanishing"), ((10,), "healthy"),
+    ):  # fmt: skip
+        flow = _over_batches(*lags)
+        layer, (found,) = flow["rnn.l0"], flow.verdict()
+        assert found.verdict == verdict, lags
+        assert layer.horizon_range == (min(lags), max(lags))
+        assert found.evidence["horizon_steps"] == layer.horizon
+        assert (
+            found.evidence["shortest_horizon_steps"],
+            found.evidence["longest_horizon_steps"],
+        ) == layer.horizon_range
+        assert ("batches" in found.evidence) == (len(lags) > 1)
+        if len(lags) > 1:
+            assert f"{min(lags)} to {max(lags)} in {len(lags)} batches" in found.text
+    found = _over_batches(5, 5, 25, 25).verdict()[0]
+    assert "in 2 of 4 batches" in found.text
+    assert [r.name for r in found.remedies][:2] == ["watch more batches", "orthogonal start"]
+    assert words.level_of("borderline") == words.LOOK
+    assert words.headline([found]) == "borderline in rnn.l0"
+
+
+def test_the_samples_of_a_single_batch_disagree():
+    """ReLU units: of half of the samples the gradient is cut early, where their units are 0."""
+    model = nn.RNN(1, 1, nonlinearity="relu", bias=False).double()
+    with torch.no_grad():
+        model.weight_hh_l0.fill_(1.0)
+        model.weight_ih_l0.fill_(1.0)
+    x = torch.ones(41, 4, 1, dtype=torch.float64)
+    x[35, :2] = -1e3
+    with bptt.watch(model) as flow:
+        model(x)[0][-1].sum().backward()
+    layer, (found,) = flow["rnn.l0"], flow.verdict()
+    assert sorted(span.horizon for span in layer.spans) == [5, 5, 40, 40]
+    assert found.verdict == "borderline"
+    assert "in 2 of 4 samples" in found.text
+    assert "5 to 40 in 4 samples" in found.text
+
+
+def test_a_growth_that_only_some_batches_show_is_borderline():
+    model, x = _keeping(1.0)
+    flow = bptt.watch(model)
+    for slope in (1.0, 1.0, 1.1, 1.1):
+        with torch.no_grad():
+            model.weight_hh_l0.copy_(slope * torch.eye(H))
+            model.weight_ih_l0.mul_(1e-3)
+        with flow:
+            (1e-9 * model(x)[0][-1].sum()).backward()
+    (found,) = flow.verdict()
+    assert found.verdict == "borderline"
+    assert "10-fold or more on its way back in 2 of 4 batches" in found.text
+
+
+def test_the_horizon_is_pooled_over_recent_passes_however_they_are_kept(monkeypatch):
+    lags = [5, 25, 12, 30]
+    kept = _over_batches(*lags)["rnn.l0"]
+    monkeypatch.setattr("bptt.flow.profile._KEPT", 0)
+    at_once = _over_batches(*lags)["rnn.l0"]
+    assert kept.reach == at_once.reach
+    assert kept.spans == at_once.spans
+    alone = [_over_batches(lag)["rnn.l0"].reach.gain for lag in lags]
+    np.testing.assert_allclose(kept.reach.gain, np.sqrt(np.mean(np.square(alone), axis=0)), rtol=1e-9)
+    many = _over_batches(*[30] * 5, *[5] * 16)["rnn.l0"]
+    assert (many.passes, many.batches, many.horizon_range) == (21, 16, (5, 5))
+
+
+def test_a_young_layer_is_not_blamed():
+    def text(updates, steps=100, seen=0, **changes):
+        torch.manual_seed(0)
+        model = nn.LSTM(D, H)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        with torch.no_grad():
+            for name, factor in changes.items():
+                getattr(model, name).mul_(factor)
+        with bptt.watch(model, updates=updates) as flow:
+            for _ in range(seen + 1):
+                model(torch.randn(steps, B, D))[0][-1].sum().backward()
+                if seen:
+                    optimizer.step()
+        return flow.verdict()[0]
+
+    for updates, said in ((0, "Before any update this is normal"), (1, "After 1 update "), (999, "After 999 updates ")):
+        found = text(updates)
+        assert found.verdict == "vanishing"
+        assert said in found.text
+        assert "3 to 11 steps back. Look again after 1,000." in found.text
+    assert "In a layer that has had fewer than 1,000 updates this is normal" in text(None).text
+    assert "After 3 updates" in text(0, seen=2).text
+    for found in (text(1000), text(998, seen=2), text(0, steps=12), text(0, weight_hh_l0=0.0, bias_ih_l0=20.0)):
+        assert "normal" not in found.text
+
+
+def test_the_default_start_reaches_what_the_verdict_says_of_it():
+    for kind in (nn.RNN, nn.GRU, nn.LSTM):
+        for hidden in (16, 64):
+            model = kind(D, hidden)
+            with bptt.watch(model) as flow:
+                model(torch.randn(100, 8, D))[0][-1].square().mean().backward()
+            assert START[0] <= next(iter(flow)).horizon <= START[1]
+
+
+def test_every_place_tells_the_same_number_and_word():
+    flow = _over_batches(5, 5, 25, 25)
+    layer, (found,) = flow["rnn.l0"], flow.verdict()
+    assert f"horizon {layer.horizon} steps" in flow._repr_html_()
+    assert f"{layer.horizon} of 40 steps (5 to 25 in 4 batches)" in dict(words.facts(layer))["memory horizon"]
+    data = flow.to_json()
+    assert (data["layers"][0]["horizon"], data["verdict"][0]["verdict"]) == (layer.horizon, "borderline")
+    assert f"reaches {layer.horizon} of 40 steps" in str(found)
+    (kept,) = figures(flow)
+    assert (kept["horizon_steps"], kept["horizon_range_steps"], kept["verdict"]) == (
+        layer.horizon,
+        [5, 25],
+        ["borderline"],
+    )
+    assert any(f"horizon {layer.horizon} steps" in t.get_text() for t in flow.plot().axes[2].texts)

@@ -1,5 +1,7 @@
 """`bptt inspect RUN`: the gradient's flow through a trained run, on its own data or others; mistakes in one line."""
 
+import html
+import re
 import shutil
 
 import pytest
@@ -48,6 +50,41 @@ def test_verdict_on_the_screen_and_report_in_the_folder(name, runs, tmp_path):
     assert "on the training data, with the run" in page
     assert "Training curve" in page
     assert {path.name: path.read_bytes() for path in run.iterdir() if path.name != "report.html"} == before
+
+
+def test_inspect_and_the_reports_tell_the_same(runs, tmp_path):
+    """What `bptt train` wrote at its end, what `inspect` prints and what it writes: the same words and numbers."""
+    result = bptt(
+        "train",
+        "adding",
+        "--length",
+        "150",
+        "--cell",
+        "rnn",
+        "--steps",
+        "4",
+        *SMALL,
+        "--watch",
+        "2",
+        "--out",
+        "run",
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    at_the_end = html.unescape((tmp_path / "run" / "report.html").read_text())
+    result = bptt("inspect", tmp_path / "run", "--out", tmp_path / "again.html")
+    assert result.returncode == 0, result.stderr
+    again = html.unescape((tmp_path / "again.html").read_text())
+    headline, finding = result.stdout.splitlines()[:2]
+    layer, verdict, text = re.fullmatch(r"(\S+): ([a-z ]+)\. (.*?)(?: Try: .*)?", finding).groups()
+    assert f"{verdict} in {layer}" in headline
+    steps, lags = re.search(r"(\d+) of the (\d+) steps", text).groups()
+    assert "After 4 updates this is normal" in text
+    for page in (at_the_end, again):
+        assert headline.split(": ", 1)[1] in page
+        assert text in page
+        assert f"{steps} of {lags} steps" in page
+        assert f"horizon {steps} step" in page
 
 
 def test_the_same_data_seen_as_other_data_gives_the_same_verdict(runs, tmp_path):

@@ -5,7 +5,6 @@ changing these. It stays the same object: parameters, optimizers, hooks, names a
 (The file is not called fuse.py: a module of that name would take the place of the function `bptt.fuse` once it is loaded.)
 """
 
-import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -15,6 +14,7 @@ from torch import nn
 from bptt.cells import Elman
 from bptt.kernels import Sequences, fallback
 from bptt.layers import GRU, LSTM, RNN, Recurrent, _Layer, _TorchLayer
+from bptt.warning import warn
 
 Model = TypeVar("Model", bound=nn.Module)
 Report = Callable[[str], object]
@@ -66,7 +66,7 @@ def fuse(model: Model, *, report: Report | None = None) -> Model:
     if not fused:
         lines.append(f"fuse found no torch.nn.RNN, GRU or LSTM that it can swap in {type(model).__name__}")
         if report is None:
-            warnings.warn("; ".join(lines[-1:] + lines[:-1]), stacklevel=2)
+            warn("; ".join(lines[-1:] + lines[:-1]))
     _say(lines, report)
     return model
 
@@ -103,7 +103,7 @@ def unfuse(model: Model, *, report: Report | None = None) -> Model:
             left.append(f"{name}: {_of(module)} left: {reason}")
     _say(lines + left, report)
     if left and report is None:
-        warnings.warn("; ".join(["unfuse left what torch.nn does not have", *left]), stacklevel=2)
+        warn("; ".join(["unfuse left what torch.nn does not have", *left]))
     return model
 
 

@@ -5,7 +5,6 @@ outputs back in the form of the input.
 """
 
 import functools
-import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +17,7 @@ from bptt.cells import Cell, Elman, PointwiseCell, State, Weights, draw_uniform
 from bptt.cells.contract import check_declaration
 from bptt.cells.probe import uphold
 from bptt.kernels import BACKENDS, Sequences, Stack, choose
+from bptt.warning import warn
 
 Input = Tensor | PackedSequence
 Hidden = Tensor | tuple[Tensor, ...]
@@ -430,9 +430,8 @@ def _check_sizes(
     if not 0 <= dropout <= 1:
         raise ValueError(f"dropout is {dropout}, must be in the range [0, 1]: the share of the units that is dropped")
     if dropout and num_layers == 1:
-        warnings.warn(
-            f"dropout={dropout} has no effect with num_layers=1, since it acts between layers: leave it out, or stack some",
-            stacklevel=3,
+        warn(
+            f"dropout={dropout} has no effect with num_layers=1, since it acts between layers: leave it out, or stack some"
         )
     if proj_size and not (isinstance(cell, PointwiseCell) and cell.projectable):
         raise ValueError(

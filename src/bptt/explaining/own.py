@@ -18,6 +18,8 @@ from bptt.explaining.capture import Call, Loss, Sample, capture, step_losses
 from bptt.explaining.reach import singular_values
 from bptt.explaining.thin import cells, curve, number
 from bptt.flow import GradientMap, gradient_map
+from bptt.flow.along import reach_along
+from bptt.flow.reach import Reach, horizon
 from bptt.layers import cell_of
 from bptt.network import Head
 
@@ -26,7 +28,6 @@ Json = dict[str, Any]
 BLOCKS = 120  # a map is thinned to so many cells a side, or fewer:
 MAP_CHARACTERS = 140_000  # for all maps and their curves together
 MOST_LAYERS = 24  # layers and directions
-REACHES = 0.01  # the horizon: the longest lag whose sum is at least this share of the largest
 
 
 def explain(
@@ -183,7 +184,11 @@ def _sample(way: _Way, seen: "_Seen", blocks: int) -> Json:
     words = list(seen.words)
     found: Json = {"steps": seen.steps, "blocks": blocks, "words": words, "maps": None, "products": None}
     if seen.terms is not None:
-        found["maps"] = {n.removesuffix(way.suffix): seen.map(n, blocks, bool(way.direction)) for n in way.parameters}
+        steps = seen.horizon(way)
+        found["maps"] = {
+            n.removesuffix(way.suffix): seen.map(n, blocks, bool(way.direction)) | {"horizon": steps}
+            for n in way.parameters
+        }
     if seen.known > 0:
         try:
             found["products"] = _products(way, seen)
@@ -212,6 +217,7 @@ class _Seen:
         finite: its steps up to the first that is not finite, with the gradients of all others set to 0.
         bad: for each of the T steps NaN or Inf where its loss's gradient cannot be followed, 0 where it can.
         terms: of `finite`; None where there is nothing to show.
+        reaches: how far each loss step's gradient reaches in `finite`, [layer][direction]; None where that is not known.
     """
 
     steps: int
@@ -219,6 +225,7 @@ class _Seen:
     bad: Tensor
     terms: GradientMap | None
     words: tuple[str, ...]
+    reaches: list[list[Reach]] | None
 
     @staticmethod
     def of(call: Call, place: int) -> "_Seen":
@@ -247,12 +254,19 @@ class _Seen:
         if bool((bad != 0).any()) and terms is not None:
             words.append("What is below is of the other steps' losses.")
         words += _about(call, one)
-        return _Seen(len(one.x), replace(finite, hx=_hidden(finite.hx)), bad, terms, tuple(words))
+        hx = _hidden(finite.hx)
+        reaches = None if terms is None else reach_along(call.layer, finite.x, finite.grad, hx, finite.reset)
+        return _Seen(len(one.x), replace(finite, hx=hx), bad, terms, tuple(words), reaches)
 
     @property
     def known(self) -> int:
         """Steps from the first on whose states are finite."""
         return len(self.finite.x)
+
+    def horizon(self, way: _Way) -> int | None:
+        """The memory horizon in steps (see `bptt.flow.reach`); None where no gradient is seen."""
+        gain = [] if self.reaches is None else self.reaches[way.depth][way.direction].gain
+        return horizon(gain) if gain else None
 
     def map(self, name: str, blocks: int, reverse: bool) -> Json:
         """One parameter's map, and its sums by lag."""
@@ -264,12 +278,10 @@ class _Seen:
         lags = self._lags(name)
         components = self.terms.components
         through = {c: curve(self._lags(name, c), blocks) for c in components} if len(components) > 1 else {}
-        reached = (lags >= REACHES * lags.max()).nonzero()
         return {
             "cells": cells(norms, blocks, reverse),
             "lags": curve(lags, blocks),
             "through": through,
-            "horizon": int(reached.max()) if bool(lags.max() > 0) and bool(lags.isfinite().all()) else None,
         }
 
     def _lags(self, name: str, through: str | None = None) -> Tensor:

@@ -5,7 +5,7 @@ these each layer of a stack is taken up again. The top layer's states are its ou
 a graph, and a dropout between layers draws the same masks again from the generator's state at the call.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,9 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from bptt.cells import GRU, LSTM, Cell, Elman, PointwiseCell, State, Weights
+from bptt.flow import path
 from bptt.flow.lookback import Link
+from bptt.flow.path import Source
 from bptt.flow.trace import Trace, Way
 from bptt.kernels import Sequences, Stack, choose, cpu
 from bptt.kernels.tape import Tape
@@ -35,11 +37,13 @@ class Call:
     Attributes:
         grads: the gradients that arrived, by place: 0 the outputs, 1 and up the components of the final state.
         passes: numbers of the backward passes that brought them.
+        sources: the earlier calls whose final state, attached, it began with (see `bptt.flow.path`).
+        lost: whether its initial state hangs on an earlier call in the graph, in a way that cannot be followed.
         carried: whether the call began with a state that was cut off the graph (detached), is not 0, and may come from
             such a layer (one drawn from a normal distribution does not).
         tolerance: how far, relative in norm, the outputs may be from what one step from the states gives.
         twice: whether a backward pass was itself recorded, to be differentiated (create_graph=True).
-        follows: the earlier call of the same module whose final state it began with, if that lies in this block.
+        follows: the earlier calls of the same module whose final state, detached, it began with, if they lie in this block.
         tapes: what bptt's kernels have kept of it, layer by layer and direction by direction.
     """
 
@@ -55,16 +59,27 @@ class Call:
     grads: dict[int, Tensor] = field(default_factory=dict)
     passes: set[int] = field(default_factory=set)
     differentiable: bool = False
+    sources: tuple[Source, ...] = ()
+    lost: bool = False
     carried: bool = False
-    follows: "Call | None" = None
+    follows: "tuple[Call, ...]" = ()
     tapes: list[Tape] = field(default_factory=list)
     input_attached: bool = False
     twice: bool = False
     tolerance: float = 0.1
 
     @staticmethod
-    def of(module: nn.Module, cell: Cell, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> "Call":
+    def of(
+        module: nn.Module,
+        cell: Cell,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        result: Any,
+        earlier: "Sequence[Call]" = (),
+    ) -> "Call":
         """Keep the references, and ask for the gradients of the results; the graph itself is not kept.
+
+        `earlier`: the module's calls so far, from which it may go on.
 
         Raises Unseen where input and results are not of the layer's form.
         """
@@ -78,17 +93,17 @@ class Call:
                 "cannot be known: let it hold the layer, in a module of its own, instead of deriving from it"
             )
         named = [("input", _data(x)), ("output", _data(outputs)), *(("state", s) for s in (*given, *last))]
-        attached = any(s.requires_grad for s in given)
         call = Call(
             module, cell, _detached(x), tuple(s.detach() for s in given), _detached(outputs),
             tuple(s.detach() for s in last), kwargs.get("reset"), (),
             tuple((name, tensor.detach(), tensor._version) for name, tensor in named),
-            carried=bool(given) and not attached and any(bool(s.any()) for s in given) and _its_own(module, cell, given),
             input_attached=_data(x).requires_grad, tolerance=_tolerance(_data(outputs)),
         )  # fmt: skip
+        call._begin(given, earlier)
         for place, tensor in enumerate((_data(outputs), *last)):
             if tensor.requires_grad:
                 call.differentiable = True
+                path.mark(call, place, tensor)
                 tensor.register_hook(call._catcher(place))
         return call
 
@@ -103,29 +118,61 @@ class Call:
 
         return catch
 
+    def unscale(self, scale: float) -> None:
+        """Divide the gradients by what the loss was multiplied with."""
+        self.grads = {place: grad / scale for place, grad in self.grads.items()}
+
     @property
     def arrived(self) -> bool:
         """Whether any gradient has arrived."""
         return bool(self.grads)
 
-    def begins_with(self, other: "Call") -> bool:
-        """Whether it starts from `other`'s final state."""
-        if not self.hx or len(self.hx) != len(other.final):
-            return False
-        return all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(self.hx, other.final, strict=True))
+    def _begin(self, given: State, earlier: "Sequence[Call]") -> None:
+        """Find out where the initial state comes from."""
+        if not any(bool(s.any()) for s in given):
+            given = tuple(
+                s for s in given if s.requires_grad
+            )  # zeros: nothing is carried, but a state may have been reset
+        before = path.attached_to(given, earlier)
+        if before:
+            both = bool(self.module.bidirectional)
+            self.sources = () if both else path.sources(self, before)
+            self.lost = not self.sources
+        elif given and all(s.grad_fn is None for s in given):
+            self.follows = path.detached_from(self, earlier)
+            detached = not any(s.requires_grad for s in given)
+            self.carried = bool(self.follows) or (detached and _its_own(self.module, self.cell, given))
 
-    def stack(self) -> list[Link]:
+    def samples_of(self, state: State) -> Tensor:
+        """A state as one row for each sample, [B, ·]."""
+        batched = self.x.data.dim() == 3 or isinstance(self.x, PackedSequence)
+        parts = [(s if batched else s.unsqueeze(1)).transpose(0, 1).flatten(1) for s in state]
+        return torch.cat(parts, dim=1)
+
+    def rows_of_samples(self) -> Tensor:
+        """The row of each sample in the traces' order, int64 [B]."""
+        if isinstance(self.x, PackedSequence) and self.x.unsorted_indices is not None:
+            return self.x.unsorted_indices.cpu()
+        return torch.arange(len(self.samples_of(self.final)))
+
+    @property
+    def rounding(self) -> float:
+        """How far, relative in norm, a gradient that autograd brought may be from the same one of ours."""
+        return self.tolerance if self.tolerance >= 0.1 else self.tolerance / 10
+
+    def stack(self, copies: dict[int, Tensor]) -> list[Link]:
         """The traces of all layers with their δ, bottom first.
 
-        Raises Unseen where they cannot be had.
+        `copies`: of the parameters, by id, which several calls share. Raises Unseen where they cannot be had.
         """
-        return list(_Anew(self).links())
+        return list(_Anew(self, copies).links())
 
 
 class _Anew:
     """The call's layers, taken up again."""
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, copies: dict[int, Tensor]) -> None:
+        self.copies = copies
         if not isinstance(call.cell, PointwiseCell):
             raise Unseen(f"{call.cell} is no PointwiseCell, so its derivative has no closed form: it is not watched")
         if call.twice:
@@ -190,7 +237,7 @@ class _Anew:
             for d, trace in enumerate(traces[layer]):
                 trace.external = external.chunk(self.directions, dim=-1)[d].contiguous()
                 trace.d_final = finals[layer * self.directions + d]
-                trace.samples = None if self.packed is None else self.packed.sorted_indices
+                trace.samples = (None if self.packed is None else self.packed.sorted_indices,)
                 found = trace.run(x_wanted=layer > 0)
                 d_x = found if d_x is None or found is None else d_x + found
             if layer and d_x is not None:
@@ -270,7 +317,12 @@ class _Anew:
         """Copies of one layer's parameters, so that what is asked for later does not see a later update."""
         end = f"_l{layer}{'_reverse' if direction else ''}"
         shapes = self.cell.shapes(1, self.module.hidden_size, bool(self.module.bias), self.module.proj_size)
-        return {name: self._wide(getattr(self.module, name + end).detach()).clone() for name in shapes}
+        return {name: self._copy(getattr(self.module, name + end)) for name in shapes}
+
+    def _copy(self, parameter: Tensor) -> Tensor:
+        if id(parameter) not in self.copies:
+            self.copies[id(parameter)] = self._wide(parameter.detach()).clone()
+        return self.copies[id(parameter)]
 
     def _wide(self, tensor: Tensor) -> Tensor:
         """Half-precision models are watched in float32."""

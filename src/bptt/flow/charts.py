@@ -3,7 +3,8 @@
 import numpy as np
 
 from bptt.flow.plot import call_marks
-from bptt.flow.profile import REACHES, LayerFlow
+from bptt.flow.profile import LayerFlow
+from bptt.flow.reach import REACHES
 from bptt.flow.svg import Curve, Mark, bar_chart, line_chart
 
 

@@ -91,7 +91,7 @@ class _Stepper:
         for d, kept in zip(stepped, delta, strict=True):
             if self.trace.way.cut is not None:
                 d = d.masked_fill(self.trace.way.cut.unsqueeze(-1), 0)
-            target = kept.new_zeros(len(kept) + self.trace.way.batch, kept.shape[-1])
+            target = kept.new_zeros(len(kept) + len(self.trace.start[0]), kept.shape[-1])
             moved.append(target.index_copy_(0, self.source, d)[: len(kept)])
         return tuple(moved)
 

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bptt.flow.profile import REACHES, Array, LayerFlow
+from bptt.flow.profile import Array, LayerFlow
+from bptt.flow.reach import REACHES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

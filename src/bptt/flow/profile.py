@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bptt.cells import GRU, LSTM, Elman, PointwiseCell
-from bptt.flow.reach import Reach, reach
+from bptt.flow.reach import Reach, Span, Strands, horizon, pooled, reach_of, strands
 from bptt.flow.trace import Trace
 
 Array = NDArray[np.float64]
 
-REACHES = 0.01  # the share of its norm with which a gradient still counts as arrived: the memory horizon's definition
 SATURATED = 0.05  # of its largest value: a slope this small makes a unit learn 20 times slower than its best
 _SAMPLED = 512  # rows on which gates are looked at
+_RECENT, _KEPT = 16, 1 << 26  # watched passes whose reach counts; bytes of those in which nobody has measured it yet
 _GATES = {Elman: ("h",), GRU: ("r", "z", "n"), LSTM: ("i", "f", "g", "o")}
 
 
@@ -71,7 +71,7 @@ class LayerFlow:
 
     Attributes:
         name: module, layer and direction: "encoder.l0", "encoder.l0_reverse".
-        traces: the calls of the last watched pass, in order.
+        traces: the last watched pass, one for each path through time: a call, or several that hand their state on.
         passes: how many passes were watched.
         grads: whether any gradient arrived in the last pass.
     """
@@ -85,9 +85,17 @@ class LayerFlow:
     passes: int = 0
     _means: dict[str, _Mean] = field(default_factory=dict)
     _contributions: dict[str, Array] = field(default_factory=dict)
+    _last: "_Pass | None" = None
+    _earlier: list["_Pass"] = field(default_factory=list)
 
     def add(self, traces: list[Trace]) -> None:
         """Take in one watched pass."""
+        if self._last is not None:
+            self._earlier = [*self._earlier, self._last.apart()][1 - _RECENT :]
+            if sum(p.size for p in self._earlier) > _KEPT:
+                for one in self._earlier:
+                    one.measure()
+        self._last = _Pass(traces)
         self.traces, self.passes, self._contributions = traces, self.passes + 1, {}
         for name in ("reach", "saturation", "dead", "non_finite"):
             self.__dict__.pop(name, None)
@@ -105,8 +113,23 @@ class LayerFlow:
     @property
     def boundaries(self) -> list[int]:
         """The steps k at which a further call begins."""
-        ends = np.cumsum([t.way.steps for t in self.traces])
-        return [int(e) for e in ends[:-1]]
+        return [
+            first + call for first, t in zip(self._first_steps(), self.traces, strict=True) for call in t.way.calls
+        ][1:]
+
+    @property
+    def breaks(self) -> list[int]:
+        """Those at which it begins without another one's state, or with one that was detached."""
+        return self._first_steps()[1:]
+
+    def _first_steps(self) -> list[int]:
+        """Where each trace begins."""
+        return [0, *np.cumsum([t.way.steps for t in self.traces])[:-1].tolist()]
+
+    @property
+    def chunk(self) -> int:
+        """The steps of the longest path through time: what a gradient can travel at most, and one more."""
+        return max(t.way.longest for t in self.traces)
 
     @property
     def steps(self) -> int:
@@ -157,20 +180,28 @@ class LayerFlow:
             k -= trace.way.steps
         raise IndexError(f"step {k + self.steps} of {self.steps}: count from 0")
 
+    @property
+    def _passes(self) -> list["_Pass"]:
+        """The recent passes whose reach is known, or else the last one."""
+        assert self._last is not None
+        found = [p for p in (*self._earlier, self._last) if p.measure().gain]
+        return found or [self._last]
+
     @cached_property
     def reach(self) -> Reach:
-        """How far a loss step's gradient gets in the last pass (see `bptt.flow.reach`); calls are joined by lag."""
-        found = [r for r in map(reach, self.traces) if r.gain]
-        if not found:
-            return Reach([], [], 0.0)
-        lags = max(len(r.gain) for r in found)
-        squares, pairs = np.zeros(lags), np.zeros(lags)
-        for r in found:
-            with np.errstate(over="ignore"):
-                squares[: len(r.gain)] += np.square(r.gain) * np.array(r.pairs)
-            pairs[: len(r.pairs)] += np.array(r.pairs)
-        gain = np.sqrt(squares / np.maximum(pairs, 1))
-        return Reach(gain.tolist(), [int(p) for p in pairs], max(r.at_start for r in found))
+        """How far a loss step's gradient gets (see `bptt.flow.reach`), over the last 16 watched passes."""
+        return pooled([p.measure() for p in self._passes])
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """The same for each of these passes; where there is only one, for each sample that was looked at in it."""
+        found = self._passes
+        return tuple(p.measure().span for p in found) if len(found) > 1 else found[0].measure().samples
+
+    @property
+    def batches(self) -> int:
+        """Over how many watched passes the reach is taken."""
+        return len(self._passes)
 
     @property
     def lag_share(self) -> Array:
@@ -186,8 +217,14 @@ class LayerFlow:
 
     @property
     def horizon(self) -> int:
-        """The memory horizon in steps: the longest lag at which a loss step's gradient has ≥ 1 % of its norm."""
-        return max((j for j, gain in enumerate(self.reach.gain) if gain >= REACHES), default=0)
+        """The memory horizon in steps (see `bptt.flow.reach`)."""
+        return horizon(self.reach.gain)
+
+    @property
+    def horizon_range(self) -> tuple[int, int]:
+        """The shortest and the longest horizon of the `spans`."""
+        found = [span.horizon for span in self.spans] or [0]
+        return min(found), max(found)
 
     @property
     def growth(self) -> float:
@@ -251,10 +288,41 @@ class LayerFlow:
             "external": _listed(self.external),
             "contributions": {kind: _listed(self.contributions(kind)) for kind in ("weight_hh", "weight_ih", "bias")},
             "gain": _listed(np.array(self.reach.gain)), "lag_share": _listed(self.lag_share),
-            "horizon": self.horizon, "lags": self.lags, "growth": _number(self.growth), "rate": _number(self.rate),
+            "horizon": self.horizon, "horizon_range": list(self.horizon_range), "batches": self.batches, "lags": self.lags,
+            "growth": _number(self.growth), "rate": _number(self.rate),
             "saturation": self.saturation, "dead": self.dead, "units": self.units,
             "non_finite": None if self.non_finite is None else self.non_finite._asdict(),
         }  # fmt: skip
+
+
+class _Pass:
+    """The reach of a watched pass, measured when somebody asks for it, or when it is too large to be kept for that."""
+
+    def __init__(self, traces: list[Trace]) -> None:
+        self._traces: list[Trace] | None = traces
+        self._strands: list[Strands] = []
+        self._found: Reach | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes that it keeps."""
+        return sum(seen.size for seen in self._strands)
+
+    def apart(self) -> "_Pass":
+        """Let go of the traces, and keep what measuring needs."""
+        if self._found is None and self._traces is not None:
+            self._strands = [strands(trace) for trace in self._traces]
+        self._traces = None
+        return self
+
+    def measure(self) -> Reach:
+        """The reach; sequences of one pass are joined by lag."""
+        if self._found is None:
+            seen = self._strands or [strands(trace) for trace in self._traces or ()]
+            with torch.no_grad():
+                self._found = pooled([reach_of(one) for one in seen])
+            self._strands = []
+        return self._found
 
 
 def slopes(trace: Trace) -> dict[str, Tensor]:
@@ -317,7 +385,7 @@ def _place(trace: Trace, *tensors: Tensor, last: bool = False) -> tuple[int, int
         rows = bad[trace.way.starts[t] : trace.way.starts[t + 1]]
         if bool(rows.any()):
             row = int(rows.int().argmax())
-            return t, row if trace.samples is None else int(trace.samples[row])
+            return t, trace.sample(t, row)
     return None
 
 

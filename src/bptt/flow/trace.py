@@ -16,9 +16,11 @@ LSTM's gates for all of them while its δ is computed.
 Source: P. J. Werbos 1990; partial derivatives: `bptt.cells`.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,19 +34,58 @@ from bptt.kernels.walk import Walk
 _CHUNK = 1 << 19  # numbers of one [rows, G, H] block: so small that it stays in the cache between its passes
 
 
+class Joined(NamedTuple):
+    """How the rows of several calls follow from each other, where a call begins with the state that another has left.
+
+    Attributes:
+        source: as `Way.source`: the row whose state a row begins with; N and up: one of the calls' initial states, in turn.
+        ends: the rows that leave a call's final state, of all calls in turn.
+        lineages: the rows of each sample from its first step on, [T, samples]; N where it has ended. A sample that nobody
+            goes on from ends there; they are ordered by where they begin.
+        begins: whether each begins with the first call, bool [samples].
+    """
+
+    source: Tensor
+    ends: Tensor
+    lineages: Tensor
+    begins: Tensor
+
+    @staticmethod
+    def of(source: Tensor, ends: Tensor, initial: int, first: int) -> "Joined":
+        """With the lineages that follow. `initial`: how many initial states all calls have, `first`: those of the first."""
+        n = len(source)
+        is_last = torch.ones(n + initial, dtype=torch.bool)
+        is_last[source] = False
+        rows = is_last[:n].nonzero().squeeze(1)
+        earlier = torch.cat([source, torch.arange(n, n + initial)])
+        back = []
+        while bool((rows < n).any()):
+            back.append(rows)
+            rows = earlier[rows]
+        order = rows.argsort(stable=True)
+        table = torch.stack(back)[:, order]
+        place = (table < n).sum(0) - 1 - torch.arange(len(table)).unsqueeze(1)  # the last step comes first in `table`
+        lineages = torch.where(place >= 0, table.gather(0, place.clamp_min(0)), n)
+        return Joined(source, ends, lineages, rows[order] < n + first)
+
+
 @dataclass(frozen=True)
 class Way:
     """The rows of a batch in the order in which one direction visits them.
 
     Attributes:
-        sizes: rows of each step, in order of time; they never grow.
+        sizes: rows of each step, in order of time; within a call they never grow.
         reverse: from the last step to the first.
         cut: bool [N]: rows whose state is zeroed before they are computed (already shifted for the direction), or None.
+        calls: the steps at which a call begins.
+        joined: how several calls hand their state on; None for one call.
     """
 
     sizes: tuple[int, ...]
     reverse: bool
     cut: Tensor | None = None
+    calls: tuple[int, ...] = (0,)
+    joined: Joined | None = None
 
     @staticmethod
     def over(sizes: tuple[int, ...], reverse: bool, reset: Tensor | None) -> "Way":
@@ -66,6 +107,11 @@ class Way:
         return self.sizes[0]
 
     @cached_property
+    def widest(self) -> int:
+        """The rows of the largest step."""
+        return max(self.sizes)
+
+    @cached_property
     def starts(self) -> list[int]:
         """The first row of each step, and N."""
         starts = [0]
@@ -76,6 +122,8 @@ class Way:
     @cached_property
     def source(self) -> Tensor:
         """Where the state before each row lies in [outputs; initial state]: int64 [N]."""
+        if self.joined is not None:
+            return self.joined.source
         sizes, starts = torch.tensor(self.sizes), torch.tensor(self.starts)
         step = torch.repeat_interleave(torch.arange(self.steps), sizes)
         row = torch.arange(self.starts[-1]) - starts[step]
@@ -86,9 +134,25 @@ class Way:
         follows = (step + 1 < self.steps) & (row < sizes[later])
         return torch.where(follows, starts[later] + row, initial)
 
+    @cached_property
+    def ends(self) -> Tensor:
+        """The rows that leave a final state: int64 [B], of joined calls all of theirs in turn."""
+        if self.joined is not None:
+            return self.joined.ends
+        samples = torch.arange(self.batch)
+        if self.reverse:
+            return samples
+        lengths = torch.searchsorted(-torch.tensor(self.sizes), -samples)  # how many steps have more rows than that
+        return torch.tensor(self.starts)[lengths - 1] + samples
+
+    @property
+    def longest(self) -> int:
+        """The steps of the longest sample: T; perhaps fewer of joined calls, of which two may go on from one."""
+        return self.steps if self.joined is None else len(self.joined.lineages)
+
     def before(self, outputs: Tensor, start: Tensor) -> Tensor:
         """The state before each row [N, ·], from the state after each row and the initial one [B, ·]."""
-        if self.sizes[0] == self.sizes[-1]:
+        if self.joined is None and self.sizes[0] == self.sizes[-1]:
             B = self.batch
             found = torch.cat([outputs[B:], start] if self.reverse else [start, outputs[: len(outputs) - B]])
         else:
@@ -113,7 +177,7 @@ class Way:
 
     def chunks(self, rows: int) -> Iterator[range]:
         """Steps in the order of the gradient, against the walk, in groups of at most `rows` rows (at least one step)."""
-        n = max(1, rows // max(1, self.batch))
+        n = max(1, rows // max(1, self.widest))
         order = self.order()[::-1]
         for i in range(0, self.steps, n):
             yield order[i : i + n]
@@ -126,21 +190,21 @@ class Way:
 
 @dataclass(eq=False)
 class Trace:
-    """One layer in one direction, over one call.
+    """One layer in one direction, over one call, or over several that hand their state on (see `bptt.flow.path`).
 
     Attributes:
         cell, weights: what it computes; the weights are copies, so that a later update of them changes nothing here.
         x: [N, D].
         outputs: h after each row, as the model put it out, [N, H or P].
-        start: the initial state, [B, ·] each.
+        start: the initial state, [B, ·] each; of joined calls all of theirs in turn.
         tape: where the native core has run the layer anew, what it kept of it for the way back, until `run` has used it.
         states: the state after each row, [N, ·] each, filled by `run`.
         external: gradient that arrives at the outputs from outside this layer, [N, H or P].
-        d_final: gradient that arrives at the final state, [B, ·] each.
+        d_final: gradient that arrives at the final state, in the order of `Way.ends`, [B, ·] each.
         delta: ∂L/∂state of each row, [N, ·] each, filled by `run`.
         d_start: ∂L/∂initial state, [B, ·] each, filled by `run`.
         norms: ‖δ_k‖ for each component of the state, and ‖external_k‖, [T] in order of time, filled by `run`.
-        samples: the user's number of each row of the first step; None if they are in the user's order.
+        samples: for each call, the user's number of each row of the first step; None if they are in the user's order.
     """
 
     cell: PointwiseCell
@@ -156,7 +220,7 @@ class Trace:
     delta: State = ()
     d_start: State = ()
     norms: dict[str, Tensor] = field(default_factory=dict)
-    samples: Tensor | None = None
+    samples: tuple[Tensor | None, ...] = (None,)
 
     @cached_property
     def before(self) -> State:
@@ -179,6 +243,11 @@ class Trace:
         zh = self.cell.net_input(before[0], self.weights["weight_hh"], self.weights.get("bias_hh"))
         return zx, zh, before
 
+    def sample(self, step: int, row: int) -> int:
+        """The user's number of a step's row."""
+        numbers = self.samples[bisect_right(self.way.calls, step) - 1]
+        return row if numbers is None else int(numbers[row])
+
     def vectors(self) -> State:
         """The cell's per-unit parameters."""
         return tuple(self.weights[name] for name in self.cell.vectors)
@@ -200,7 +269,9 @@ class Trace:
             self._run_natively(x_wanted) if cpu.serves(self.cell, self.x, self.weights) else self._run_plainly(x_wanted)
         )
         seen = (*self.delta, self.external)
-        self.norms = {name: self._norms(rows) for name, rows in zip((*self.cell.states, "external"), seen, strict=True)}
+        self.norms = {
+            name: self.norm_by_step(rows) for name, rows in zip((*self.cell.states, "external"), seen, strict=True)
+        }
         return d_x
 
     def _run_natively(self, x_wanted: bool) -> Tensor | None:
@@ -244,7 +315,7 @@ class Trace:
             self.states = _run_forward(self.cell, self.weights, self.way, self.x, self.start)
         return None
 
-    def _norms(self, rows: Tensor) -> Tensor:
+    def norm_by_step(self, rows: Tensor) -> Tensor:
         """Norm over each step's rows [T]; summed in float64 where float32 would underflow or overflow: that is slower."""
         steps = by_step(rows, self.way.sizes).flatten(1)
         norms = torch.linalg.vector_norm(steps, dim=1)
@@ -415,10 +486,11 @@ def _direct(out: Tensor, r: int, delta: State, partials: Partials, local: slice)
 
 def by_step(rows: Tensor, sizes: tuple[int, ...]) -> Tensor:
     """[n, ...] → [steps, B, ...]; steps of fewer rows are filled up with zeros."""
-    if sizes[0] == sizes[-1]:
-        return rows.unflatten(0, (len(sizes), sizes[0]))
-    padded = rows.new_zeros(len(sizes), sizes[0], *rows.shape[1:])
-    keep = torch.arange(sizes[0])[None] < torch.tensor(sizes)[:, None]
+    widest = max(sizes)
+    if widest == min(sizes):
+        return rows.unflatten(0, (len(sizes), widest))
+    padded = rows.new_zeros(len(sizes), widest, *rows.shape[1:])
+    keep = torch.arange(widest)[None] < torch.tensor(sizes)[:, None]
     padded[keep.to(rows.device)] = rows
     return padded
 

@@ -1,10 +1,10 @@
 """`bptt.watch`: hooks around the user's own forward and backward, and the profile computed when the block ends."""
 
 import functools
+import inspect
 import math
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -16,17 +16,24 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from bptt.flow.call import Call, Unseen, needs_draws
 from bptt.flow.lookback import Link, Truncation, compare, lost
+from bptt.flow.path import join, paths
 from bptt.flow.profile import LayerFlow, NonFinite
 from bptt.flow.trace import Trace
 from bptt.flow.trajectory import whole
-from bptt.flow.verdict import Cut, Finding, judge
+from bptt.flow.verdict import Age, Cut, Finding, judge
 from bptt.kernels.tape import hide_tapes, show_tapes, take_tapes
 from bptt.layers import cell_of
+from bptt.warning import warn
 
 P = ParamSpec("P")
 
+_WHY_LOST = {
+    False: "its state was computed anew on the way, not only copied, masked or reordered, so each call is judged for itself",
+    True: "the state of a bidirectional layer ends at both ends of a call, so each call is judged for itself",
+}
 
-def watch(model: nn.Module, say: Callable[[str], None] | None = None) -> "Flow":
+
+def watch(model: nn.Module, say: Callable[[str], None] | None = None, updates: int | None = None) -> "Flow":
     """See the gradient travel back through every recurrent layer of `model`, which stays as it is.
 
         with bptt.watch(model) as flow:
@@ -41,17 +48,26 @@ def watch(model: nn.Module, say: Callable[[str], None] | None = None) -> "Flow":
     What cannot be watched is said in a warning (or handed to `say`, as a sentence), and training goes on; an exception of
     the block's own code passes through.
 
+    Calls that hand their state on with its graph (a rollout or a decoder, one step a call) are one path through time; where
+    the state is detached in between, that is a truncation. Horizon and verdict are over the last 16 watched passes.
+
+    Args:
+        model: the model; its recurrent layers are watched.
+        say: takes the sentences that would be warnings.
+        updates: how many updates the weights have had before, for the verdict: a gradient that hardly reaches back is
+            normal in an untrained layer. None if that is not known. Those in the block are counted.
+
     Raises:
         TypeError: `model` is no torch.nn.Module.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"watch was given a {type(model).__name__}, wanted a torch.nn.Module: pass the model itself")
-    return Flow(model, say or _warn)
+    return Flow(model, say or _warn, updates)
 
 
 def _warn(text: str) -> None:
     try:
-        warnings.warn(f"bptt.watch {text}", stacklevel=4)
+        warn(f"bptt.watch {text}")
     except Warning:  # the user's filter turns warnings into errors; an observer must not stop a training run
         print(f"bptt.watch {text}", file=sys.stderr)
 
@@ -65,12 +81,14 @@ class Flow:
         notes: what could not be watched, and why.
     """
 
-    def __init__(self, model: nn.Module, say: Callable[[str], None]) -> None:
+    def __init__(self, model: nn.Module, say: Callable[[str], None], updates: int | None = None) -> None:
         self.model, self._say = model, say
+        self._age = Age(updates, 0)
         self.layers: dict[str, LayerFlow] = {}
         self.norms: list[float] = []
         self.notes: list[str] = []
         self._calls: list[Call] = []
+        self._of_module: dict[int, list[Call]] = {}
         self._stacks: dict[str, list[list[Link]]] = {}
         self._cuts: list[Cut] = []
         self._handles: list[Any] = []
@@ -104,7 +122,7 @@ class Flow:
         if kind is None:
             self._settle()
             self._say_what_was_missing()
-        self._calls, self._squares = [], {}
+        self._calls, self._of_module, self._squares = [], {}, {}
 
     def __getitem__(self, name: str) -> LayerFlow:
         if name not in self.layers:
@@ -190,60 +208,99 @@ class Flow:
         if not torch.is_grad_enabled():
             return
         try:
-            call = Call.of(module, cell, args, kwargs, result)
+            call = Call.of(module, cell, args, kwargs, result, self._of_module.setdefault(id(module), []))
         except Unseen as reason:
             self._does_not_see(module, reason)
             return
         call.tapes = tapes
         state = self._rng.get(id(module))
         call.rng = (state,) if state is not None and needs_draws(module) else ()
-        earlier = next((c for c in reversed(self._calls) if c.module is module), None)
-        if earlier is not None and call.begins_with(earlier):
-            call.follows = earlier
         self._calls.append(call)
+        self._of_module[id(module)].append(call)
+        if call.lost:
+            self._note(
+                f"does not follow {self._names()[id(module)]} from call to call: {_WHY_LOST[bool(module.bidirectional)]}"
+            )
 
     def _take_norm(self, parameter: Tensor) -> None:
         if parameter.grad is not None:
             self._squares[id(parameter)] = parameter.grad.detach().norm()
 
-    def _before_update(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        """The weights are about to change: what rests on them is computed now."""
+    def _before_update(
+        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """The weights are about to change: what rests on them is computed now.
+
+        With a closure the backward pass is still to come, perhaps several times with other weights each: then it is computed
+        whenever the closure ends. `args` are those of `step`, the optimizer itself among them.
+        """
         own = {id(p) for p in self.model.parameters()}
-        if any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+        if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+            return None
+        self._age = self._age._replace(seen=self._age.seen + 1)
+        place = next((n for n, value in enumerate(args) if n and callable(value)), None)
+        closure = kwargs.get("closure") if place is None else args[place]
+        if not callable(closure):
+            self._settle(_loss_scale())
+            return None
+        if any(call.arrived for call in self._calls):  # else its backward pass may come in the closure
             self._settle()
+        watched = self._settling(closure)
+        if place is None:
+            return args, kwargs | {"closure": watched}
+        return (*args[:place], watched, *args[place + 1 :]), kwargs
+
+    def _settling(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """`closure`, after which the weights change."""
+
+        @functools.wraps(closure)
+        def watched() -> Any:
+            result = closure()
+            if self._depth:  # not if it is kept and called after the block
+                self._settle()
+            return result
+
+        return watched
 
     # What is computed.
 
-    def _settle(self) -> None:
-        """Compute the profile of the calls kept so far, and forget them."""
-        calls, self._calls = self._calls, []
+    def _settle(self, scale: float = 1.0) -> None:
+        """Compute the profile of the calls kept so far, and forget them. `scale`: what the loss was multiplied with."""
+        calls, self._calls, self._of_module = self._calls, [], {}
         squares, self._squares = self._squares, {}
         if not any(call.arrived for call in calls):
             return
         self._settled = True
         try:
             with torch.no_grad(), torch.autocast(_device(calls[0]), enabled=False):
+                for call in calls if scale != 1 else ():
+                    call.unscale(scale)
                 self._settle_calls(calls)
                 if squares:  # none where all weights are frozen, or after torch.autograd.grad
                     norms = torch.stack([n.double().cpu() for n in squares.values()])
-                    self.norms.append(float(norms.norm()))
+                    self.norms.append(float(norms.norm()) / scale)
         except Exception as error:
             self._say(f"could not compute the profile: {type(error).__name__}: {error}")
 
     def _settle_calls(self, calls: list[Call]) -> None:
         names = self._names()
         of_module: dict[str, list[list[Link]]] = {}
-        self._cuts = list(_cuts(calls, names))
-        for call in calls:
-            name = names[id(call.module)]
+        unseen: set[str] = set()
+        copies: dict[int, Tensor] = {}
+        every = paths(calls)
+        self._cuts = list(_cuts(every, names))
+        for path in every:
+            name = names[id(path[0].module)]
             try:
-                of_module.setdefault(name, []).append(call.stack())
+                of_module.setdefault(name, []).append(join(path, [call.stack(copies) for call in path]))
             except Unseen as reason:
-                self._does_not_see(call.module, reason)
-                of_module[name] = []
+                self._does_not_see(path[0].module, reason)
+                unseen.add(name)
         for name, stacks in of_module.items():
+            if name in unseen:
+                continue
             self._stacks[name] = stacks
-            for depth in range(len(stacks[0]) if stacks else 0):
+            for depth in range(len(stacks[0])):
                 for direction in range(len(stacks[0][depth].traces)):
                     self._layer(name, depth, direction, [s[depth].traces[direction] for s in stacks])
 
@@ -275,7 +332,7 @@ class Flow:
 
     def verdict(self) -> list[Finding]:
         """One or more findings for each layer and direction, each with its evidence and a remedy (see verdict.py)."""
-        return judge(list(self), self._cuts, self.clip_value())
+        return judge(list(self), self._cuts, self.clip_value(), self._age)
 
     @property
     def first_non_finite(self) -> NonFinite | None:
@@ -301,9 +358,9 @@ class Flow:
 
         Each loss step sends its gradient back through at most k steps of a module; a loss step is one at whose output, or
         final state, a gradient arrives from outside the module. Exact wherever what lies between the module and the loss
-        acts on each step alone. With several calls in a pass each counts for itself. A bidirectional layer counts the
-        steps of each direction and layer for itself. k = 0 keeps what does not travel; with k ≥ T − 1 nothing is lost.
-        Costs k + 1 passes over the steps.
+        acts on each step alone. Calls that hand their state on count as one, others each for itself. A bidirectional
+        layer counts the steps of each direction and layer for itself. k = 0 keeps what does not travel; with k ≥ T − 1
+        nothing is lost. Costs k + 1 passes over the steps.
 
         Raises ValueError unless k is a whole number ≥ 0, RuntimeError if nothing was watched.
         """
@@ -360,6 +417,17 @@ class Flow:
         write_board(self, writer, step, tag)
 
 
+def _loss_scale() -> float:
+    """What torch.amp.GradScaler has multiplied the loss with, where one is calling `optimizer.step`; else 1."""
+    file, frame = inspect.getfile(torch.amp.GradScaler), inspect.currentframe()
+    while frame is not None:
+        scaler = frame.f_locals.get("self") if frame.f_code.co_filename == file else None
+        if isinstance(scaler, torch.amp.GradScaler):
+            return scaler.get_scale()
+        frame = frame.f_back
+    return 1.0
+
+
 def _device(call: Call) -> str:
     return call.kept[0][1].device.type
 
@@ -377,21 +445,23 @@ def _add_lost(module: str, stack: list[Link], k: int, exact: dict[str, Tensor], 
             missing[name] = missing[name] + part if name in missing else part
 
 
-def _cuts(calls: list[Call], names: dict[int, str]) -> Iterator[Cut]:
+def _cuts(every: list[list[Call]], names: dict[int, str]) -> Iterator[Cut]:
     """Places where a tensor went on, but its gradient did not come back.
 
-    Between calls of one module: the later began with the earlier's final state, detached. If both gradients came in one
+    Between paths of one module: the later began with the earlier's final state, detached. If both gradients came in one
     backward pass, the loss spans the cut; if in different ones, it is truncation on purpose. Between modules: the later's
     input is the earlier's output (the same memory), detached.
     """
-    for call in calls:
-        name = names[id(call.module)]
-        if call.carried and call.differentiable:
-            earlier = call.follows
-            spans = earlier is not None and bool(earlier.passes & call.passes)
-            yield Cut(name, "state" if spans else "truncation", "")
-        if call.differentiable and not call.arrived:
-            below = next((c for c in calls if c is not call and _reads_detached(c, call)), None)
+    passes = {id(call): set().union(*(c.passes for c in path)) for path in every for call in path}
+    for path in every:
+        name = names[id(path[0].module)]
+        for call in path:
+            if call.carried and call.differentiable:
+                spans = any(passes[id(earlier)] & passes[id(call)] for earlier in call.follows)
+                yield Cut(name, "state" if spans else "truncation", "")
+        if path[0].differentiable and not any(call.arrived for call in path):
+            others = [c for other in every if other is not path for c in other]
+            below = next((c for c in others if any(_reads_detached(c, call) for call in path)), None)
             where = "" if below is None else names[id(below.module)]
             yield Cut(name, "outputs" if below is not None else "none", where)
 

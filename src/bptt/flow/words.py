@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bptt.flow.profile import LayerFlow
-from bptt.flow.verdict import FEW_LAGS, Finding
+from bptt.flow.verdict import FEW_LAGS, Finding, spread
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,9 @@ _BROKEN = {"cut", "no gradient", "non-finite", "non-finite input"}
 
 # The names of verdict.py's evidence: how a reader calls it, and its unit.
 _EVIDENCE = {
-    "horizon_steps": ("memory horizon", "steps"), "lags_steps": ("longest lag in the data", "steps"),
+    "horizon_steps": ("memory horizon", "steps"), "shortest_horizon_steps": ("the shortest of them all", "steps"),
+    "longest_horizon_steps": ("the longest", "steps"), "batches": ("watched batches", ""), "samples": ("samples", ""),
+    "beyond": ("of them beyond the threshold", ""), "lags_steps": ("longest lag in the data", "steps"),
     "largest_gain": ("largest gain on the way back", "-fold"),
     "decades_per_step": ("fall (−) or growth of the gain", "decades a step"), "at_lag": ("largest at lag", "steps"),
     "arrived": ("gradient that arrives", ""), "read_by": ("outputs read by", ""), "at_step": ("cut at step", ""),
@@ -93,11 +95,11 @@ def evidence(finding: Finding) -> list[tuple[str, str]]:
 
 def facts(layer: LayerFlow) -> list[tuple[str, str]]:
     """A layer's figures as (name, value with unit)."""
-    seen = bool(layer.reach.gain) and layer.non_finite is None
+    seen, found = bool(layer.reach.gain) and layer.non_finite is None, spread(layer)
     rows = [
         ("cell", str(layer.cell)),
         ("steps T", with_unit(layer.steps, "steps") + _in_calls(layer)),
-        ("memory horizon", f"{layer.horizon} of {layer.lags} steps" if seen else "–"),
+        ("memory horizon", f"{layer.horizon} of {layer.lags} steps{f' ({found})' if found else ''}" if seen else "–"),
         ("largest gain on the way back", with_unit(layer.growth, "-fold") if seen else "–"),
         ("fall (−) or growth of the gain", with_unit(layer.rate, "decades a step") if seen else "–"),
     ]
@@ -144,5 +146,5 @@ def with_unit(value: Any, unit: str) -> str:
 
 
 def _in_calls(layer: LayerFlow) -> str:
-    calls = len(layer.traces)
+    calls = len(layer.boundaries) + 1
     return f" in {calls} calls" if calls > 1 else ""

@@ -11,6 +11,7 @@ from bptt.flow import words
 from bptt.options import InspectOptions, LabelsOptions, TrainOptions
 from bptt.tasks import Task, make_task
 from bptt.train import check
+from bptt.train.metrics import read_metrics
 from bptt.train.page import write_page
 from bptt.train.predict import load_network
 from bptt.train.progress import Wording
@@ -27,7 +28,9 @@ def inspect(folder: Path, options: InspectOptions) -> None:
     config = read_config(folder)
     model = load_network(folder, config).to(options.device)
     task = task_of_run(folder, config, options.data)
-    flow = watch_training_data(model, task, config.options)
+    with _intact(folder):
+        updates = _updates(folder)
+    flow = watch_training_data(model, task, config.options, updates)
     findings = flow.verdict()
     print(f"{words.worst(findings).symbol} {words.worst(findings).word}: {words.headline(findings)}")
     for line in [*map(str, findings), *flow.notes]:
@@ -37,15 +40,30 @@ def inspect(folder: Path, options: InspectOptions) -> None:
     )
     wording = Wording(task.name, task.metric, task.unit, task.score)
     try:
-        write_page(out, folder, wording, flow, watched)
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{folder / METRICS} or {folder / REPORT} is damaged ({error}): restore it from a copy"
-        ) from error
+        with _intact(folder):
+            write_page(out, folder, wording, flow, watched)
     except OSError as error:
         reason = f"cannot write the report {out}: {error.strerror or error}"
         raise InputError(f"{reason}; give --out a file in a folder that exists and can be written") from error
     print(f"report:    {out}")
+
+
+@contextlib.contextmanager
+def _intact(folder: Path) -> Iterator[None]:
+    """Damaged files of the run are the user's to restore, not a fault of ours."""
+    try:
+        yield
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{folder / METRICS} or {folder / REPORT} is damaged ({error}): restore it from a copy"
+        ) from error
+
+
+def _updates(folder: Path) -> int | None:
+    """How many updates the run has made, None if its metrics are gone."""
+    if not (folder / METRICS).exists():
+        return None
+    return max((line["step"] for line in read_metrics(folder) if "loss" in line), default=0)
 
 
 def task_of_run(folder: Path, config: Config, data: Path | None) -> Task:

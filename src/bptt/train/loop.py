@@ -168,7 +168,8 @@ class Training:
     def _flow(self) -> Flow | None:
         """What watches this update: the first one and every --watch-th after it, in the first process."""
         every = self.options.watch if self.processes.first and can_be_watched(self.strategy) else 0
-        return watch(self.model, self._warn_once) if every and self.standing.step % every == 0 else None
+        is_due = every and self.standing.step % every == 0
+        return watch(self.model, self._warn_once, self.standing.step) if is_due else None
 
     def _gradient(self, batch: Batch, flow: Flow | None) -> Result | None:
         """Backpropagation through time; None if this process has no row of the batch."""
@@ -200,7 +201,7 @@ class Training:
         if not (self.processes.first and self.options.watch and can_be_watched(self.strategy)):
             return None
         self.optimizer.zero_grad()
-        flow = watch(self.model, self._warn_once)
+        flow = watch(self.model, self._warn_once, self.standing.step)
         self._gradient(batch, flow)
         return flow
 

@@ -31,7 +31,7 @@ def _write_page(training: Training, folder: Path, wording: Wording, report: Json
     if not training.options.watch:
         return
     try:
-        flow = watch_training_data(training.model, training.task, training.options)
+        flow = watch_training_data(training.model, training.task, training.options, training.standing.step)
         watched = "on the training data, with the run's weights"
         write_page(folder / PAGE, folder, wording, flow, watched, report)
     except Exception as error:  # the training is done, and what it made is of more worth

@@ -5,7 +5,6 @@ numbers, gradients and weights are the same without it, and so is every other li
 """
 
 import math
-import warnings
 from itertools import islice, pairwise
 
 import torch
@@ -16,6 +15,7 @@ from bptt.network import Network
 from bptt.options import TrainOptions
 from bptt.tasks import Batch, Json, Shard, Task
 from bptt.train.loss import counted_loss
+from bptt.warning import warn
 
 _BATCHES = 3  # of the training data: the first begins with a state of zeros, the others carry one on
 _INSTEAD = Truncated(1000)
@@ -33,7 +33,7 @@ class Once:
         """Say it, or keep silent."""
         if not self._said:
             self._said = True
-            warnings.warn(f"--watch {text}; training goes on, and this is said once", stacklevel=2)
+            warn(f"--watch {text}; training goes on, and this is said once")
 
 
 def figures(flow: Flow) -> list[Json]:
@@ -49,6 +49,7 @@ def _layer_figures(layer: LayerFlow) -> Json:
     return {
         "layer": layer.name,
         "horizon_steps": layer.horizon,
+        "horizon_range_steps": list(layer.horizon_range),
         "lags_steps": layer.lags,
         "largest_gain": _finite(layer.growth),
         "decades_per_step": _finite(layer.rate),
@@ -76,14 +77,15 @@ def can_be_watched(strategy: Strategy) -> bool:
     return isinstance(strategy, Exact | Truncated)
 
 
-def watch_training_data(model: Network, task: Task, options: TrainOptions) -> Flow:
+def watch_training_data(model: Network, task: Task, options: TrainOptions, updates: int | None = None) -> Flow:
     """The flow through `model` on the first batches of the training data, sent back as in training but without dropout;
     of a strategy that cannot be watched, through windows of 1000 steps at the end of each batch.
 
-    Changes nothing but the gradients, which are None afterwards. cuDNN has no backward pass outside training mode.
+    `updates`: how many the weights have had, None if that is not known. Changes nothing but the gradients, which are None
+    afterwards. cuDNN has no backward pass outside training mode.
     """
     parameter = next(model.parameters())
-    strategy, flow = parse_strategy(options.strategy), watch(model)
+    strategy, flow = parse_strategy(options.strategy), watch(model, updates=updates)
     in_part = not can_be_watched(strategy)
     if in_part:
         strategy = _INSTEAD

@@ -363,7 +363,7 @@ const horizon = (page) =>
   sentence(page, (state) => {
     const { map } = chosen(state);
     if (map === null || map.horizon === null) return "";
-    return `Horizon: beyond lag ${map.horizon}, every sum is below 1 % of the largest.`;
+    return `Memory horizon: a loss step's gradient has less than 1 % of its norm beyond lag ${map.horizon}.`;
   });
 
 function shareChart(page) {
