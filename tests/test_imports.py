@@ -10,7 +10,7 @@ import bptt
 
 SOURCE = Path(bptt.__file__).parent
 # Each layer may import itself and what stands before it; the leaves may be imported by all.
-LEAVES = {"errors", "files", "options"}
+LEAVES = {"errors", "files", "options", "terminal", "typed"}
 LAYERS = [
     {"cells"}, {"kernels"}, {"layers"}, {"fusing"}, {"network"}, {"gradient", "flow"}, {"explaining"}, {"tasks"}, {"train"},
     {"bench"}, {"cli"}, {"__main__"},
