@@ -324,7 +324,7 @@ def test_something_else_in_the_place_of_a_file(name, kind, copied):
         os.truncate(path, 0 if kind == "empty" else 1 << 43)
     for use_of_it in USERS[name]:
         error = use(use_of_it, folder)
-        can_do_without = (name, kind) == (MODEL, "dangling") or name == "metrics.jsonl" and use_of_it == "inspect"
+        can_do_without = (name, kind) == (MODEL, "dangling") or (name == "metrics.jsonl" and use_of_it == "inspect")
         if can_do_without and kind in ("empty", "dangling"):
             assert error is None  # the checkpoint has the weights as well, and a page needs no curves
         else:

@@ -114,7 +114,10 @@ def network_sizes(folder: Path, config: Config) -> "Sizes":
     """The sizes of a run's network, after a look at all that config.json says. Raises InputError."""
     from bptt.tasks.specs import check_spec
 
-    check_options(config.options)
+    try:
+        check_options(config.options)
+    except InputError as error:
+        raise InputError(f"{folder / CONFIG} says: {error}") from error
     try:
         return check_spec(config.options, config.spec, config.sizes)
     except Unexpected as error:
