@@ -38,11 +38,11 @@ def make_runs(folder):
 
 
 def leaves(tree, path=()):
-    """The path of every value of a JSON tree; of a long list its first values alone."""
+    """The path of every value of a JSON tree but its seal; of a long list its first values alone."""
     if path:
         yield path
     items = tree.items() if isinstance(tree, dict) else enumerate(tree[:2]) if isinstance(tree, list) else ()
-    for key, value in items:
+    for key, value in ((key, value) for key, value in items if key != "seal"):
         yield from leaves(value, (*path, key))
 
 

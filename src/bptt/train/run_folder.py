@@ -23,13 +23,13 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import bptt
 from bptt.errors import InputError
 from bptt.files import TEMPORARY, open_own, read_regular, write_atomically
 from bptt.options import TASKS, TrainOptions
-from bptt.typed import Unexpected, convert, is_number, parse
+from bptt.typed import Unexpected, Within, convert, is_number, parse
 
 Json = dict[str, Any]
 
@@ -166,7 +166,7 @@ def _config_of(path: Path, content: Any) -> Config:
 class _Origin:
     """Which bptt wrote a file."""
 
-    format: int
+    format: Annotated[int, Within(1)]
     bptt: str
 
 
