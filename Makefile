@@ -28,9 +28,9 @@ bench: .venv/installed
 	.venv/bin/python benchmarks/watch.py
 	.venv/bin/python benchmarks/watch_training.py
 
-# The law tests again, with many more random inputs, fresh at every run.
+# The law tests again, with many more random inputs, fresh at every run; and every wrong value at every place of a run folder.
 fuzz: .venv/tools
-	HYPOTHESIS_PROFILE=fuzz .venv/bin/python -m pytest tests/test_cells.py tests/test_laws.py tests/test_gradient.py tests/test_network.py tests/test_terms.py tests/test_products.py --timeout 3600
+	HYPOTHESIS_PROFILE=fuzz .venv/bin/python -m pytest tests/test_cells.py tests/test_laws.py tests/test_gradient.py tests/test_network.py tests/test_terms.py tests/test_products.py tests/test_hostile.py --timeout 7200
 
 clean:
 	rm -rf .venv

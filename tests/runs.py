@@ -34,11 +34,13 @@ class Result:
 
 
 class Run:
-    """`bptt ARGUMENTS` in the background."""
+    """`bptt ARGUMENTS` in the background; what it says goes to files, or to the terminal of that path."""
 
-    def __init__(self, *arguments, cwd=None, environment=None, checkpoint_seconds=None, file_size=None):
+    def __init__(self, *arguments, cwd=None, environment=None, checkpoint_seconds=None, file_size=None, terminal=None):
         self._folder = tempfile.TemporaryDirectory()
         self._out, self._err = Path(self._folder.name) / "out", Path(self._folder.name) / "err"
+        if terminal is not None:
+            self._out = self._err = terminal
         environment = ENVIRONMENT | (environment or {})
         given = (list(map(str, arguments)), cwd, environment, self._out, self._err, checkpoint_seconds, file_size)
         self._process = _forks.Process(target=_command, args=given)
@@ -56,8 +58,13 @@ class Run:
             self.send_signal(signal.SIGKILL)
         self._process.join()
 
-    def result(self, timeout=240):
+    def wait(self, timeout=240):
+        """The exit code."""
         self._process.join(timeout)
+        return self._process.exitcode
+
+    def result(self, timeout=240):
+        self.wait(timeout)
         if self.alive():
             self.kill()
             raise AssertionError(f"still running after {timeout} s: {self._err.read_text()}")

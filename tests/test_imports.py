@@ -10,7 +10,7 @@ import bptt
 
 SOURCE = Path(bptt.__file__).parent
 # Each layer may import itself and what stands before it; the leaves may be imported by all.
-LEAVES = {"errors", "files", "options", "reading", "warning"}
+LEAVES = {"errors", "files", "options", "reading", "terminal", "typed", "warning"}
 LAYERS = [
     {"cells"}, {"kernels"}, {"layers"}, {"fusing"}, {"network"}, {"gradient", "flow"}, {"explaining"}, {"tasks"}, {"train"},
     {"bench"}, {"cli"}, {"__main__"},

@@ -169,6 +169,49 @@ def test_options_that_are_given_as_they_were_and_data_that_were_moved_are_fine(t
     assert len(losses(run)) == 15
 
 
+def test_a_text_that_was_renamed_is_the_same_text(tmp_path):
+    book, run = tmp_path / "book.txt", tmp_path / "run"
+    book.write_text("the quick brown fox jumps over it\n" * 60)
+    arguments = ["--chunk", "16", *SMALL]
+    assert bptt("train", "text", "--data", book, *arguments, "--steps", "10", "--out", run).returncode == 0
+    book = book.rename(tmp_path / "novel.md")
+    error = failed(bptt("train", "--resume", run, "--steps", "15"))
+    assert f"{tmp_path / 'book.txt'} does not exist, where {run} has its data from" in error
+    assert "say where they are now with --data PATH" in error
+    assert bptt("train", "--resume", run, "--data", book, "--steps", "15").returncode == 0
+    assert bptt("train", "--resume", run, "--steps", "20").returncode == 0  # it has remembered where
+    assert len(losses(run)) == 20
+    book.write_text("the quick brown fox jumps over me\n" * 60)  # as many letters
+    error = failed(bptt("train", "--resume", run, "--steps", "25"))
+    assert "the data are not those" in error
+    assert "say where they are now with --data PATH, or train a new run on these" in error
+
+
+def test_a_folder_of_texts_that_were_renamed_in_their_order(tmp_path):
+    """Which documents are held out follows from their names; where that changes nothing, the names may change."""
+    run = tmp_path / "run"
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("the quick brown fox jumps over it\n" * 60)
+    arguments = ["text", "--data", tmp_path / "texts", "--chunk", "16", *SMALL, "--steps", "10", "--out", run]
+    assert bptt("train", *arguments).returncode == 0
+    (tmp_path / "texts" / "a.txt").rename(tmp_path / "texts" / "z.txt")
+    assert bptt("train", "--resume", run, "--steps", "12").returncode == 0
+
+
+def test_data_that_moved_are_asked_for_by_the_option_of_the_command(tmp_path):
+    rows = [f"{i},{'up' if i % 2 else 'down'},{t if i % 2 else -t}" for i in range(40) for t in range(4)]
+    for name in ("data.csv", "test.csv"):
+        (tmp_path / name).write_text("id,label,a\n" + "\n".join(rows) + "\n")
+    arguments = ["labels", "--data", "data.csv", "--test-data", "test.csv", "--id", "id", "--label", "label", *SMALL]
+    assert bptt("train", *arguments, "--steps", "5", "--out", "run", cwd=tmp_path).returncode == 0
+    (tmp_path / "test.csv").rename(tmp_path / "moved.csv")
+    for command, option in ((["predict"], "--data"), (["inspect"], "--data"), (["train", "--resume"], "--test-data")):
+        assert f"say where they are now with {option} PATH" in failed(bptt(*command, "run", cwd=tmp_path))
+    for command, option in ((["predict"], "--data"), (["train", "--steps", "7", "--resume"], "--test-data")):
+        result = bptt(*command, "run", option, "moved.csv", cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+
+
 def test_metrics_that_were_changed_are_noticed(tmp_path):
     run = tmp_path / "run"
     assert bptt("train", "adding", "--length", "8", *SMALL, "--steps", "10", "--out", run).returncode == 0

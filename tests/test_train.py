@@ -128,6 +128,9 @@ class Poisoned(Stream):
     def position(self):
         return self._stream.position()
 
+    def position_after(self, batches):
+        return self._stream.position_after(batches)
+
     def seek(self, position):
         self._stream.seek(position)
 

@@ -23,11 +23,14 @@ import torch
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor, nn
 
 from bptt.errors import InputError
+from bptt.files import writing
 from bptt.fusing import fuse
 from bptt.options import BenchOptions
+from bptt.terminal import visible
 
 _LAYERS: dict[str, Callable[..., nn.RNNBase]] = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 _GATES = {"rnn": 1, "gru": 3, "lstm": 4}
@@ -252,7 +255,7 @@ def _conclude(points: list[Point], options: BenchOptions, console: Console) -> N
         mean = statistics.geometric_mean(point.ratio for point in right)
         console.print(f"geometric mean: bptt is {mean:.2f}x as fast as torch.nn, over {len(right)} points")
         draw(right, options)
-        console.print(f"picture: {options.picture}", soft_wrap=True)
+        console.print(Text(f"picture: {visible(options.picture)}"), soft_wrap=True)
 
 
 def draw(points: list[Point], options: BenchOptions) -> None:
@@ -282,5 +285,6 @@ def draw(points: list[Point], options: BenchOptions) -> None:
     grid[0][0].set_ylabel("times as fast as torch.nn")
     grid[0][-1].legend(frameon=False, fontsize=8)
     figure.suptitle(f"bptt, one training step: T {options.steps}, {options.dtype}", fontsize=10)
-    figure.savefig(options.picture, format="png")
+    with writing(options.picture) as file:
+        figure.savefig(file, format="png")
     plt.close(figure)

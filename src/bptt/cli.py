@@ -12,7 +12,8 @@ import itertools
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Union, get_args
@@ -20,6 +21,7 @@ from typing import Annotated, Any, Union, get_args
 import bptt
 from bptt.errors import InputError
 from bptt.options import TASKS, BenchOptions, ExplainOptions, InspectOptions, PredictOptions, TrainOptions
+from bptt.terminal import visible, visible_lines
 
 HELP = f"""\
 usage: bptt [-h] [--version] {{train,predict,inspect,explain,bench}} ...
@@ -66,9 +68,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show "…" is no reason to fail
     try:
-        return _command(arguments)
+        with _warnings_in_words():
+            return _command(arguments)
     except InputError as error:
         return _fail(str(error))
+    except MemoryError as error:
+        return _fail(_out_of_memory(error))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         return 0
@@ -82,8 +87,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _fail(message: str, code: int = 2) -> int:
     if os.environ.get("RANK", "0") == "0":  # of several processes the first speaks for all
-        print(f"bptt: error: {' '.join(message.split())}", file=sys.stderr)
+        print(f"bptt: error: {visible(' '.join(message.split()))}", file=sys.stderr)
     return code
+
+
+@contextlib.contextmanager
+def _warnings_in_words() -> Iterator[None]:
+    """A warning may quote what the data say: it is shown, not obeyed."""
+    usual = warnings.formatwarning
+    warnings.formatwarning = lambda *args, **more: visible_lines(usual(*args, **more))
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def _command(arguments: list[str]) -> int:
@@ -343,7 +359,7 @@ def _explain(arguments: list[str]) -> int:
     from bptt import explaining
 
     path = explaining.write(options.out, _own(parsed.run, options))
-    print(f"wrote {path}")
+    print(f"wrote {visible(path)}")
     if options.open:
         explaining.show(path)
     return 0

@@ -1,28 +1,132 @@
-"""Files that are whole or absent: at every moment, even in a crash, a path is the old file or the new one."""
+"""Files that are whole or absent, and that are our own: what is written never reaches a file elsewhere through a link.
+
+A run folder may lie where others write too, or come from a stranger. So a file is written beside its place, under a name
+that nobody can foresee, and renamed: a link that waits there is replaced, and what it points at stays as it is. What grows
+line by line is opened only if it is a regular file, no link. What is read must be a regular file: a pipe would never end.
+"""
 
 import contextlib
 import os
+import stat
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
+
+from bptt.errors import InputError
 
 TEMPORARY = ".writing-"
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
 def write_atomically(path: Path, data: bytes | bytearray) -> None:
-    """Write a file so that at every moment, even in a crash, `path` is the old file or the new one. Raises OSError."""
+    """Write a file so that at every moment, even in a crash, `path` is the old file or the new one.
+
+    Raises OSError; InputError where a device or pipe is in its place.
+    """
+    with writing(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write into, which takes the place of `path` at the end; if an error ends it, `path` stays as it was.
+
+    Raises OSError; InputError where a device or pipe is in its place.
+    """
+    _refuse_devices(path)
     handle, name = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            if hasattr(os, "fchmod"):
+                os.fchmod(file.fileno(), 0o666 & ~_umask())  # mkstemp makes it for the owner alone
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())  # mkstemp makes it for the owner alone
         os.replace(name, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(name)
         raise
     _sync_folder(path.parent)
+
+
+def open_own(path: Path) -> int:
+    """A descriptor to read and to append to a file of our own, which is made if it is missing, and never cut.
+
+    Raises OSError; InputError where something else is in its place: a symbolic link, a pipe, a device, a folder.
+    """
+    refuse_link(path)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0) | _NO_LINK, 0o666)
+    try:
+        _check_regular(path, handle)
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
+def append(path: Path, data: bytes) -> None:
+    """Append to a file of our own, made if it is missing. Raises as `open_own`.
+
+    A file that has a second name (a hard link, as some backups make) is copied first: the other name keeps its content.
+    """
+    handle = open_own(path)
+    with os.fdopen(handle, "r+b") as file:
+        if os.fstat(handle).st_nlink > 1:
+            write_atomically(path, file.read() + data)
+        else:
+            file.write(data)
+
+
+def refuse_link(path: Path) -> None:
+    """Raises InputError if the path is a symbolic link."""
+    if path.is_symlink():
+        raise InputError(
+            f"{path} is a symbolic link, and a run writes no file outside its folder: remove the link, or put the file "
+            "itself in its place"
+        )
+
+
+def read_regular(path: Path, largest: int | None = None) -> bytes:
+    """The bytes of a regular file. Raises OSError; InputError for anything else, and for more than `largest` bytes."""
+    handle = os.open(path, os.O_RDONLY | _NO_WAIT)
+    try:
+        size = _check_regular(path, handle)
+        if largest is not None and size > largest:
+            raise InputError(
+                f"{path} has {size:,} bytes, and {largest:,} are the most it can have: restore it from a copy"
+            )
+        with os.fdopen(os.dup(handle), "rb") as file:
+            return file.read()
+    except MemoryError as error:
+        raise InputError(
+            f"{path} has {size:,} bytes, more than the memory can hold: free some, or use another"
+        ) from error
+    finally:
+        os.close(handle)
+
+
+def _check_regular(path: Path, handle: int) -> int:
+    """The size of an open file. Raises InputError if it is not a regular one."""
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{path} is {_kind(status.st_mode)}, wanted a regular file: remove it, or restore the file")
+    return status.st_size
+
+
+def _refuse_devices(path: Path) -> None:
+    """A rename would take the place of a device such as /dev/null, for every program."""
+    with contextlib.suppress(OSError):
+        mode = os.lstat(path).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode)):
+            raise InputError(f"{path} is {_kind(mode)}, wanted a regular file: give another name")
+
+
+def _kind(mode: int) -> str:
+    kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
+    return next((name for is_kind, name in kinds if is_kind(mode)), "a device")
 
 
 def _umask() -> int:

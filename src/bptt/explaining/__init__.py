@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bptt.explaining.bundle import PAGE, bundle
+from bptt.files import write_atomically
 
 __all__ = ["PAGE", "show", "write"]
 
@@ -21,9 +22,10 @@ def write(path: Path | str, own: dict[str, Any] | None = None) -> Path:
 
     Raises:
         OSError: the file cannot be written.
+        InputError: a device or a pipe is in its place.
     """
     path = Path(path)
-    path.write_text(bundle(own=own), encoding="utf-8")
+    write_atomically(path, bundle(own=own).encode("utf-8"))
     return path
 
 

@@ -89,6 +89,10 @@ class Stream(ABC):
         """Where the stream stands: whole numbers and lists of them, fit for JSON."""
 
     @abstractmethod
+    def position_after(self, batches: int) -> Json:
+        """The position after so many batches from the beginning."""
+
+    @abstractmethod
     def seek(self, position: Json) -> None:
         """Go to a place that `position` named."""
 

@@ -220,6 +220,11 @@ class LabelsStream(Stream):
         """The epoch, and how many of its sequences are behind."""
         return {"epoch": self._epoch, "index": self._index}
 
+    def position_after(self, batches: int) -> Json:
+        """As `Stream.position_after`."""
+        epoch, index = divmod(batches * self._task.options.batch, len(self._task.train))
+        return {"epoch": epoch, "index": index}
+
     def seek(self, position: Json) -> None:
         """Go to a place that `position` named."""
         self._epoch, self._index = int(position["epoch"]), int(position["index"])

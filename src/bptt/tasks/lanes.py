@@ -93,6 +93,10 @@ class TextStream(Stream):
         """The characters that each of so many lanes has read."""
         return {"lanes": self._global_lanes, "characters": self._read}
 
+    def position_after(self, batches: int) -> Json:
+        """As `Stream.position_after`."""
+        return {"lanes": self._global_lanes, "characters": batches * self._chunk}
+
     def seek(self, position: Json) -> None:
         """Raises InputError for a position among another number of lanes: it names another place of the text."""
         if position["lanes"] != self._global_lanes:

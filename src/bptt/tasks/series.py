@@ -160,6 +160,10 @@ class SeriesStream(Stream):
         """The steps that each of so many lanes has read."""
         return {"lanes": len(self._first), "steps": self._read}
 
+    def position_after(self, batches: int) -> Json:
+        """As `Stream.position_after`."""
+        return {"lanes": len(self._first), "steps": batches * self._chunk}
+
     def seek(self, position: Json) -> None:
         """Raises InputError for a position among another number of lanes: it names other places."""
         if position["lanes"] != len(self._first):

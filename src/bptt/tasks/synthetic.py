@@ -52,7 +52,11 @@ class DrawnStream(Stream):
 
     def position(self) -> Json:
         """The number of the next batch."""
-        return {"step": self._step}
+        return self.position_after(self._step)
+
+    def position_after(self, batches: int) -> Json:
+        """As `Stream.position_after`."""
+        return {"step": batches}
 
     def seek(self, position: Json) -> None:
         """Go to the batch of that number."""

@@ -115,10 +115,10 @@ class Text(Task):
         self._vocabulary = Vocabulary(spec["vocabulary"])
 
     def fingerprint(self) -> Json:
-        """Numbers of documents and bytes, and hashes of the names and sizes and of the contents, of both parts."""
+        """Numbers of documents and bytes, and hashes of their borders and of the contents, of both parts."""
         parts = {"training": self._training, "held out": self._held_out}
         return {
-            name: {"documents": len(p.documents), "bytes": p.size, "names": p.names_digest, "content": p.digest}
+            name: {"documents": len(p.documents), "bytes": p.size, "borders": p.borders_digest, "content": p.digest}
             for name, p in parts.items()
         }
 

@@ -3,14 +3,27 @@
 import dataclasses
 import math
 import os
+import stat
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bptt.errors import InputError
 from bptt.options import TrainOptions
-from bptt.train.run_folder import Config
+from bptt.train.run_folder import CONFIG, Config
+from bptt.typed import MANY, Unexpected
 
+if TYPE_CHECKING:
+    from bptt.tasks import Sizes
+
+# Much more than a machine can do; what its memory can hold, `check_memory` says.
+_LARGEST: dict[str, int] = {
+    "hidden": MANY**2, "batch": MANY**2, "layers": 1000, "seed": 2**63 - 1, "minutes": 10**9,
+    **dict.fromkeys(("chunk", "embedding", "length", "horizon", "season", "steps"), MANY),
+    **dict.fromkeys(("validate_every", "warmup", "patience", "watch"), MANY),
+}  # fmt: skip
 _COUNTS = ("hidden", "layers", "batch", "chunk", "embedding", "length", "horizon", "validate_every", "steps")
+_ANY_MACHINE = 10**18  # bytes: more than any has
 _NOT_NEGATIVE = ("clip", "weight_decay", "warmup", "patience", "watch", "seed")
 
 
@@ -49,8 +62,9 @@ def _check_numbers(options: TrainOptions) -> None:
     for name in _NOT_NEGATIVE:
         if not 0 <= values[name] < math.inf:
             raise InputError(f"{flag(name)} {values[name]} is impossible: it must be 0 or more")
-    if options.seed >= 2**63:
-        raise InputError(f"--seed {options.seed} is too large: it must be less than 2^63")
+    for name, largest in _LARGEST.items():
+        if values.get(name) is not None and values[name] > largest:
+            raise InputError(f"{flag(name)} {str(values[name])[:30]} is too large: it must be {largest:,} or less")
     if not 0 < options.lr < math.inf:
         raise InputError(f"--lr {options.lr} is impossible: it must be above 0, e.g. 0.002")
     if options.minutes is not None and not 0 < options.minutes < math.inf:
@@ -96,6 +110,48 @@ def _check_strategy(options: TrainOptions) -> None:
         )
 
 
+def network_sizes(folder: Path, config: Config) -> "Sizes":
+    """The sizes of a run's network, after a look at all that config.json says. Raises InputError."""
+    from bptt.tasks.specs import check_spec
+
+    try:
+        check_options(config.options)
+    except InputError as error:
+        raise InputError(f"{folder / CONFIG} says: {error}") from error
+    try:
+        return check_spec(config.options, config.spec, config.sizes)
+    except Unexpected as error:
+        raise InputError(f"{folder / CONFIG} describes no network ({error}); restore it from a copy") from error
+
+
+def kept_data(options: TrainOptions) -> list[tuple[str, Path]]:
+    """The data that the options name, each with its option."""
+    named = [(flag(name), getattr(options, name, None)) for name in ("data", "test_data")]
+    return [(option, path) for option, path in named if path is not None]
+
+
+def check_kept_data(folder: Path, kept: Iterable[tuple[str, Path]]) -> None:
+    """Refuse data that a run folder names, if they are not there or neither a file nor a folder: a stranger's folder may
+    name a pipe or a device, which never end. Raises InputError.
+
+    Args:
+        folder: whose they are.
+        kept: the paths, each with the option by which another can be given.
+    """
+    for option, path in kept:
+        try:
+            mode = path.stat().st_mode
+        except FileNotFoundError as error:
+            raise InputError(
+                f"{path} does not exist, where {folder} has its data from: say where they are now with {option} PATH"
+            ) from error
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise InputError(
+                f"{path}, where {folder} has its data from, is neither a file nor a folder: give the data with "
+                f"{option} PATH"
+            )
+
+
 def check_fingerprint(folder: Path, config: Config, fingerprint: dict[str, Any], remedy: str) -> None:
     """Refuse data that are not those of the run in `folder`. Raises InputError: bring them back, or `remedy`."""
     before = config.fingerprint
@@ -103,7 +159,7 @@ def check_fingerprint(folder: Path, config: Config, fingerprint: dict[str, Any],
         changed = [key for key in {**fingerprint, **before} if fingerprint.get(key) != before.get(key)]
         raise InputError(
             f"the data are not those that {folder} was trained on (different: {', '.join(changed)}): "
-            f"bring them back, or {remedy}"
+            f"bring them back, {remedy}"
         )
 
 
@@ -135,14 +191,16 @@ def check_memory(options: TrainOptions, parameters: int) -> None:
         parameters: how many weights the network has.
     """
     available = available_memory()
-    if available is None or not options.device.startswith("cpu"):
-        return
+    if available is None:
+        available = _ANY_MACHINE
     width = 8 if options.dtype == "float64" else 4
     steps = getattr(options, "chunk", None) or getattr(options, "length", None) or 1
-    if options.strategy.startswith("checkpointed"):  # it keeps to its own budget
-        steps = 1
-    activations = 8 * steps * options.batch * options.hidden * options.layers
-    needed = width * (6 * parameters + activations)
+    activations = 16 * steps * options.batch  # inputs, targets and mask
+    if not options.strategy.startswith("checkpointed"):  # which keeps to its own budget
+        activations += 8 * width * steps * options.batch * options.hidden * options.layers
+    needed = 6 * width * parameters + activations
+    if not options.device.startswith("cpu"):  # there the weights are drawn, and the batches made
+        needed = width * parameters + 16 * steps * options.batch
     if needed > available:
         sizes = f"--hidden {options.hidden} --layers {options.layers} --batch {options.batch}"
         if steps > 1:
@@ -170,6 +228,8 @@ def available_memory() -> int | None:
 
 
 def _in_bytes(count: int) -> str:
+    if count > _ANY_MACHINE:
+        return "more than a million TB"
     for unit, size in (("TB", 10**12), ("GB", 10**9)):
         if count >= size:
             return f"{count / size:,.1f} {unit}"

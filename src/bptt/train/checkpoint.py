@@ -6,7 +6,7 @@ States are kept for all lanes, over all processes, so that a run may go on with 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from bptt.gradient import Past, Result
 from bptt.tasks import Shard
 from bptt.train.run_folder import CHECKPOINT, Json
 from bptt.train.sealed_tensors import Tensors, read_tensors, write_tensors
+from bptt.typed import Count, Unexpected, Within, convert
 
 _LANES = 1  # the axis of the batch: states [layers, B, H], inputs [T, B, ...], resets [T, B]
 
@@ -33,12 +34,12 @@ class Standing:
         validated: the step of the last validation.
     """
 
-    step: int = 0
-    elapsed: float = 0.0
+    step: Count = 0
+    elapsed: Annotated[float, Within(0, 1e12)] = 0.0
     best: float | None = None
-    best_step: int = 0
-    misses: int = 0
-    validated: int = 0
+    best_step: Count = 0
+    misses: Count = 0
+    validated: Count = 0
 
 
 @dataclass(frozen=True)
@@ -99,23 +100,39 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     def part(name: str) -> Tensors:
         return {key.removeprefix(name): t for key, t in tensors.items() if key.startswith(name)}
 
+    generators: list[Tensors] = []
+    while states := part(f"generators/{len(generators)}/"):
+        generators.append(states)
     try:
-        generators, rank = [], 0
-        while states := part(f"generators/{rank}/"):
-            generators.append(states)
-            rank += 1
+        said = convert({key: about[key] for key in _PARTS if key in about}, _Said, "it")
+        standing = said.standing
+        if not generators or max(standing.best_step, standing.validated) > standing.step:
+            raise Unexpected("its steps are in no order, or it has no state of the random generators")
         return Checkpoint(
-            standing=Standing(**about["standing"]),
-            position=about["position"],
-            metrics=about["metrics"],
+            standing=standing,
+            position=said.position,
+            metrics=said.metrics,
             weights=part("weights/"),
             best=part("best/"),
             optimizer=part("optimizer/"),
-            carried=_unflatten(about["carried"], tensors),
+            carried=_unflatten(said.carried, tensors, _DEEPEST),
             generators=generators,
         )
-    except (KeyError, TypeError) as error:
+    except Unexpected as error:
         raise InputError(f"{path} is not a checkpoint of this bptt ({error}); train again") from error
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What stands in a checkpoint beside the tensors."""
+
+    standing: Standing
+    position: dict[str, Count]
+    metrics: dict[str, str | Count]
+    carried: Any
+
+
+_PARTS = ("standing", "position", "metrics", "carried")
 
 
 # Trees of tensors as JSON and a flat dictionary --------------------------------------------------------------------
@@ -142,16 +159,29 @@ def _flatten(tree: Any, name: str, tensors: Tensors) -> Any:
     )
 
 
-def _unflatten(shape: Any, tensors: Tensors) -> Any:
+_DEEPEST = 8  # levels of a tree: a Result holds a Past, which holds the layers' states
+
+
+def _unflatten(shape: Any, tensors: Tensors, deepest: int) -> Any:
+    """The inverse of `_flatten`. Raises Unexpected."""
     if shape is None:
         return None
-    if isinstance(shape, str):
+    if isinstance(shape, str) and shape in tensors:
         return tensors[shape]
-    ((kind, children),) = shape.items()
-    parts = [_unflatten(child, tensors) for child in children]
-    if kind == "result":
+    kind, children = next(iter(shape.items())) if isinstance(shape, dict) and len(shape) == 1 else ("", None)
+    if not (isinstance(children, list) and deepest and _COUNTS.get(kind, len(children)) == len(children)):
+        raise Unexpected("its hidden state is none that it could have written")
+    parts = [_unflatten(child, tensors, deepest - 1) for child in children]
+    if kind == "result" and deepest == _DEEPEST:
         return Result(torch.zeros(()), *parts)
-    return Past(*parts) if kind == "past" else tuple(parts)
+    if kind == "past":
+        return Past(*parts)
+    if kind == "tuple":
+        return tuple(parts)
+    raise Unexpected(f"its hidden state has an unknown part {kind[:60]!r}")
+
+
+_COUNTS = {"result": 2, "past": 3}
 
 
 def map_lanes(join: Any, first: Any, *others: Any) -> Any:

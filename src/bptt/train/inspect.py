@@ -1,8 +1,5 @@
 """Seeing how the gradient flows back through a trained run: `bptt inspect`."""
 
-import contextlib
-import json
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -10,12 +7,14 @@ from bptt.errors import InputError
 from bptt.flow import words
 from bptt.options import InspectOptions, LabelsOptions, TrainOptions
 from bptt.tasks import Task, make_task
+from bptt.terminal import visible
 from bptt.train import check
 from bptt.train.metrics import read_metrics
+from bptt.train.model import count_parameters
 from bptt.train.page import write_page
 from bptt.train.predict import load_network
 from bptt.train.progress import Wording
-from bptt.train.run_folder import METRICS, PAGE, REPORT, Config, read_config
+from bptt.train.run_folder import METRICS, PAGE, Config, read_config
 from bptt.train.watching import watch_training_data
 
 
@@ -28,35 +27,21 @@ def inspect(folder: Path, options: InspectOptions) -> None:
     config = read_config(folder)
     model = load_network(folder, config).to(options.device)
     task = task_of_run(folder, config, options.data)
-    with _intact(folder):
-        updates = _updates(folder)
-    flow = watch_training_data(model, task, config.options, updates)
+    flow = watch_training_data(model, task, config.options, _updates(folder))
     findings = flow.verdict()
-    print(f"{words.worst(findings).symbol} {words.worst(findings).word}: {words.headline(findings)}")
+    _say(f"{words.worst(findings).symbol} {words.worst(findings).word}: {words.headline(findings)}")
     for line in [*map(str, findings), *flow.notes]:
-        print(line)
+        _say(line)
     watched = (
         f"on {'other data, ' + str(options.data) if options.data else 'the training data'}, with the run's weights"
     )
     wording = Wording(task.name, task.metric, task.unit, task.score)
     try:
-        with _intact(folder):
-            write_page(out, folder, wording, flow, watched)
+        write_page(out, folder, wording, flow, watched)
     except OSError as error:
         reason = f"cannot write the report {out}: {error.strerror or error}"
         raise InputError(f"{reason}; give --out a file in a folder that exists and can be written") from error
-    print(f"report:    {out}")
-
-
-@contextlib.contextmanager
-def _intact(folder: Path) -> Iterator[None]:
-    """Damaged files of the run are the user's to restore, not a fault of ours."""
-    try:
-        yield
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{folder / METRICS} or {folder / REPORT} is damaged ({error}): restore it from a copy"
-        ) from error
+    _say(f"report:    {out}")
 
 
 def _updates(folder: Path) -> int | None:
@@ -69,12 +54,14 @@ def _updates(folder: Path) -> int | None:
 def task_of_run(folder: Path, config: Config, data: Path | None) -> Task:
     """The task with the run's data, or with other data encoded as the run's. Raises InputError."""
     if data is None:
+        check.check_kept_data(folder, [("--data", path) for _, path in check.kept_data(config.options)])
         task = make_task(config.options)
-        check.check_fingerprint(folder, config, task.fingerprint(), "give others with --data")
+        check.check_memory(config.options, count_parameters(config.options, task.sizes()))
+        check.check_fingerprint(folder, config, task.fingerprint(), "or give others with --data")
         return task
     task = make_task(_with_data(config.options, data))
-    with _spec_of(folder):
-        task.encode_as(config.spec)
+    check.check_memory(config.options, count_parameters(config.options, task.sizes()))
+    task.encode_as(config.spec)
     if asdict(task.sizes()) != config.sizes:
         raise InputError(f"--data {data} does not fit the network of {folder}: give data of the form it was trained on")
     return task
@@ -88,10 +75,5 @@ def _with_data(options: TrainOptions, data: Path) -> TrainOptions:
     return replace(options, data=data)  # type: ignore[call-arg]  # the task has data
 
 
-@contextlib.contextmanager
-def _spec_of(folder: Path) -> Iterator[None]:
-    """What the run's spec lacks is the user's to repair, not a fault of ours."""
-    try:
-        yield
-    except KeyError as error:
-        raise InputError(f"{folder} lacks {error} in its spec; restore config.json from a copy") from error
+def _say(line: str) -> None:
+    print(visible(line))

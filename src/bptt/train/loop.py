@@ -18,6 +18,7 @@ from bptt.options import TrainOptions
 from bptt.tasks import Batch, Json, Task
 from bptt.train.checkpoint import Checkpoint, Standing, lanes_of_all, lanes_of_one, map_lanes
 from bptt.train.distributed import Processes
+from bptt.train.fitting import check_checkpoint
 from bptt.train.interrupt import Interrupt
 from bptt.train.loss import counted_loss, masked_losses
 from bptt.train.memory import MemoryLog
@@ -303,7 +304,8 @@ class Training:
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint, perhaps one of another number of processes."""
+        """Go on from a checkpoint, perhaps one of another number of processes. Raises Unexpected if it is another run's."""
+        check_checkpoint(self, checkpoint)
         self.model.load_state_dict(checkpoint.weights)
         restore_optimizer(self.optimizer, checkpoint.optimizer)
         self.stream.seek(checkpoint.position)

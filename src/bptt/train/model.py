@@ -1,8 +1,12 @@
 """From options and sizes to the network."""
 
-import torch
-from torch import nn
+from collections.abc import Mapping
+from pathlib import Path
 
+import torch
+from torch import Tensor, nn
+
+from bptt.errors import InputError
 from bptt.layers import GRU, LSTM, RNN
 from bptt.network import HEADS, Network
 from bptt.options import TrainOptions
@@ -67,3 +71,28 @@ def count_parameters(options: TrainOptions, sizes: Sizes) -> int:
     gates = _GATES[options.cell]
     first, other = gates * H * (D + H + 2), gates * H * (H + H + 2)
     return (H + 1) * sizes.outputs + (sizes.symbols or 0) * D + first + (options.layers - 1) * other
+
+
+def count_tensors(options: TrainOptions, sizes: Sizes) -> int:
+    """How many parameters `build_network` would make: weights and biases of each layer, of the output, an embedding."""
+    return 4 * options.layers + 2 + (sizes.symbols is not None)
+
+
+def largest_file(options: TrainOptions, sizes: Sizes) -> int:
+    """How many bytes a file of the network's weights can have, with a header of up to 1 kB a tensor."""
+    width = 8 if options.dtype == "float64" else 4
+    return width * count_parameters(options, sizes) + 1000 * (count_tensors(options, sizes) + 10)
+
+
+def check_count(path: Path, weights: Mapping[str, Tensor], options: TrainOptions, sizes: Sizes) -> None:
+    """Refuse a file whose weights are not as many as the network's, before that is made. Raises InputError.
+
+    So a config.json cannot ask for a larger network than the weights beside it make up.
+    """
+    found, wanted = sum(t.numel() for t in weights.values()), count_parameters(options, sizes)
+    tensors = count_tensors(options, sizes)
+    if (found, len(weights)) != (wanted, tensors):
+        raise InputError(
+            f"{path} does not fit its config.json ({found:,} weights in {len(weights):,} tensors, wanted {wanted:.9g} in "
+            f"{tensors:,}); restore both from one run"
+        )

@@ -1,6 +1,5 @@
 """The run's report.html: training curve, task result, gradient flow and verdict on one page, also while training goes on."""
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ from bptt.flow.words import UNKNOWN, joined, level_of
 from bptt.train.curve import smooth, spans_decades, yardsticks
 from bptt.train.metrics import read_metrics
 from bptt.train.progress import Wording
-from bptt.train.run_folder import METRICS, PAGE, REPORT, Config, Json, read_config
+from bptt.train.run_folder import METRICS, PAGE, REPORT, Config, Json, read_config, read_report
 
 _PAUSE, _SHARE = 5.0, 200.0  # seconds between two writings: at least so many, and so many times what the last one took
 
@@ -72,7 +71,7 @@ def write_page(
     config = read_config(folder)
     lines = read_metrics(folder) if (folder / METRICS).exists() else []
     if result is None and (folder / REPORT).exists():
-        result = json.loads((folder / REPORT).read_text())
+        result = read_report(folder)
     page = render(
         "run.html",
         "bptt.train",
@@ -97,10 +96,12 @@ def _charts(lines: Sequence[Json], wording: Wording, result: Json, clip: float) 
     if not updates:
         return []
     charts = [_metric_chart(updates, lines, wording, result)]
-    steps, norms = smooth([(u["step"], u["grad_norm"]) for u in updates])
-    marks = [Mark(clip, f"--clip {clip:g}", upright=False)] if clip else []
-    norm = [Curve("gradient norm", norms, steps)]
-    charts.append(line_chart("Norm of the gradient before clipping", "updates", "norm, all weights", norm, marks))
+    measured = [(u["step"], u["grad_norm"]) for u in updates if "grad_norm" in u]
+    if measured:
+        steps, norms = smooth(measured)
+        marks = [Mark(clip, f"--clip {clip:g}", upright=False)] if clip else []
+        norm = [Curve("gradient norm", norms, steps)]
+        charts.append(line_chart("Norm of the gradient before clipping", "updates", "norm, all weights", norm, marks))
     seen = _by_layer(lines)
     horizons = [_over_updates(name, points, "horizon_steps") for name, points in seen.items()]
     growths = [_over_updates(name, points, "largest_gain") for name, points in seen.items()]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
+from bptt.terminal import visible
 from bptt.train.optimizer import Budget
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Progress(ABC):
     def describe(self, f: Figures) -> str:
         """The figures in words."""
         validation = "" if f.validation is None else f" · validation {f.validation:.4g}"
-        return (
+        return visible(
             f"{f.score:.4g} {self.wording.metric}{validation} · {f.speed:,.0f} {self.wording.unit}/s · "
             f"gradient {f.grad_norm:.2g}"
         )

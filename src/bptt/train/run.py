@@ -12,18 +12,20 @@ import torch
 from bptt.errors import InputError
 from bptt.options import TrainOptions
 from bptt.tasks import Json, Task, make_task
+from bptt.terminal import visible
 from bptt.train import check, run_folder
 from bptt.train.checkpoint import Checkpoint, read_checkpoint
 from bptt.train.distributed import Processes, SaidElsewhere, world_size
 from bptt.train.interrupt import Interrupt
 from bptt.train.loop import Diverged, Training, is_finished, train
 from bptt.train.metrics import Metrics
-from bptt.train.model import count_parameters
+from bptt.train.model import check_count, count_parameters
 from bptt.train.progress import Wording, make_progress
 from bptt.train.record import Record
 from bptt.train.run_folder import Config
-from bptt.train.sealed_tensors import load_weights, write_model
+from bptt.train.sealed_tensors import write_model
 from bptt.train.summary import finish
+from bptt.typed import Unexpected
 
 
 def start(options: TrainOptions) -> int:
@@ -57,7 +59,7 @@ def resume(folder: Path, config: Config, options: TrainOptions) -> int:
         options: the same, but for the budget and the device.
     """
     with _processes(options) as processes, run_folder.locked(folder) if processes.first else nullcontext():
-        checkpoint = processes.together(lambda: _checkpoint(folder))
+        checkpoint = processes.together(lambda: _checkpoint(folder, config, options))
         if (
             checkpoint is not None
             and is_finished(options, checkpoint.standing)
@@ -65,7 +67,7 @@ def resume(folder: Path, config: Config, options: TrainOptions) -> int:
         ):
             _say_finished(folder, options, checkpoint, processes)
             return 0
-        training = processes.together(lambda: _prepare(options, processes))
+        training = processes.together(lambda: _prepare(options, processes, checkpoint, folder))
         processes.together(lambda: _restore(training, folder, config, checkpoint))
         if processes.first:
             run_folder.remove_leftovers(folder)
@@ -92,12 +94,16 @@ def _processes(options: TrainOptions) -> Iterator[Processes]:
         processes.leave()
 
 
-def _prepare(options: TrainOptions, processes: Processes) -> Training:
-    """Read the data and build the network."""
+def _prepare(
+    options: TrainOptions, processes: Processes, checkpoint: Checkpoint | None = None, folder: Path = Path()
+) -> Training:
+    """Read the data and build the network, of which the checkpoint of `folder`, if there is one, must be."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it only costs time
     task = make_task(options)
     check.check_memory(options, count_parameters(options, task.sizes()))
+    if checkpoint is not None:
+        check_count(folder / run_folder.CHECKPOINT, checkpoint.weights, options, task.sizes())
     return Training(options, task, processes)
 
 
@@ -105,8 +111,13 @@ def _config(options: TrainOptions, task: Task) -> Config:
     return Config(options, asdict(task.sizes()), task.spec(), task.fingerprint(), task.metric, task.unit)
 
 
-def _checkpoint(folder: Path) -> Checkpoint | None:
-    """The run's checkpoint; None if it was killed before its first one, and so has lost nothing."""
+def _checkpoint(folder: Path, config: Config, options: TrainOptions) -> Checkpoint | None:
+    """The run's checkpoint; None if it was killed before its first one, and so has lost nothing. Raises InputError, also
+    for a config.json that makes no sense, and where the data are no longer where it says.
+    """
+    check.network_sizes(folder, config)
+    before = check.kept_data(config.options)
+    check.check_kept_data(folder, [kept for kept in check.kept_data(options) if kept in before])
     lines = folder / run_folder.METRICS
     begun = (folder / run_folder.MODEL).exists() or (lines.exists() and lines.stat().st_size > 0)
     if not (folder / run_folder.CHECKPOINT).exists() and not begun:
@@ -116,10 +127,14 @@ def _checkpoint(folder: Path) -> Checkpoint | None:
 
 def _restore(training: Training, folder: Path, config: Config, checkpoint: Checkpoint | None) -> None:
     """Put the checkpoint into the training. Raises InputError if the data are others."""
-    check.check_fingerprint(folder, config, training.task.fingerprint(), "train a new run on these")
+    remedy = "say where they are now with --data PATH, or train a new run on these"
+    check.check_fingerprint(folder, config, training.task.fingerprint(), remedy)
     if checkpoint is not None:
-        load_weights(training.model, checkpoint.weights, folder / run_folder.CHECKPOINT)
-        training.restore(checkpoint)
+        try:
+            training.restore(checkpoint)
+        except Unexpected as error:
+            path = folder / run_folder.CHECKPOINT
+            raise InputError(f"{path} is not a checkpoint of this run ({error}): restore it from a copy") from error
 
 
 def _run(training: Training, folder: Path, checkpoint: Checkpoint | None) -> int:
@@ -184,7 +199,7 @@ def _describe(training: Training) -> str:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(visible(line), file=sys.stderr, flush=True)
 
 
 def _say_finished(folder: Path, options: TrainOptions, checkpoint: Checkpoint, processes: Processes) -> None:
@@ -198,7 +213,7 @@ def _say_finished(folder: Path, options: TrainOptions, checkpoint: Checkpoint, p
             why = f"{at.step:,} updates in {at.elapsed / 60:.1f} minutes"
             more = "for more, give a larger budget"
             command = f"bptt train --resume {folder} --steps {2 * at.step}"
-        print(f"{folder} is finished ({why}); {more}: {command}")
+        print(visible(f"{folder} is finished ({why}); {more}: {command}"))
 
 
 __all__ = ["Json", "resume", "start"]

@@ -17,17 +17,19 @@ This module imports no torch.
 import contextlib
 import hashlib
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any
 
 import bptt
 from bptt.errors import InputError
-from bptt.files import TEMPORARY, write_atomically
+from bptt.files import TEMPORARY, open_own, read_regular, write_atomically
 from bptt.options import TASKS, TrainOptions
+from bptt.typed import Unexpected, Within, convert, is_number, parse
 
 Json = dict[str, Any]
 
@@ -37,6 +39,8 @@ METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
 REPORT, CURVE, SAMPLE, PAGE = "report.json", "curve.png", "sample.txt", "report.html"
 LOCK = ".lock"
 
+LARGEST_JSON = 1 << 26  # bytes of config.json and report.json: a vocabulary of all characters has 5 MB
+
 UNSEALED = "sha256:" + "0" * 64
 _SEAL = re.compile(rb"sha256:[0-9a-f]{64}")
 
@@ -44,7 +48,8 @@ _SEAL = re.compile(rb"sha256:[0-9a-f]{64}")
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files that a killed process left behind."""
     for path in folder.glob(f"{TEMPORARY}*"):
-        path.unlink(missing_ok=True)
+        if not path.is_dir():
+            path.unlink(missing_ok=True)
 
 
 # Seals -------------------------------------------------------------------------------------------------------------
@@ -58,10 +63,13 @@ def seal(data: bytes) -> bytearray:
     return sealed
 
 
-def read_sealed(path: Path, remedy: str) -> bytes:
-    """The bytes of a sealed file, or an InputError that names it and the remedy if a byte is missing or changed."""
+def read_sealed(path: Path, remedy: str, largest: int | None = None) -> bytes:
+    """The bytes of a sealed file, or an InputError that names it and the remedy if a byte is missing or changed.
+
+    Nor is a file read that has more than `largest` bytes.
+    """
     try:
-        data = path.read_bytes()
+        data = read_regular(path, largest)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; {remedy}") from error
     found = _SEAL.search(data)
@@ -121,63 +129,56 @@ def write_config(folder: Path, config: Config) -> None:
 def read_config(folder: Path) -> Config:
     """The configuration of a run folder. Raises InputError where it is not one, is damaged, or too new."""
     path = folder / CONFIG
-    if not path.is_file():
+    if not os.path.lexists(path):
         missing = "is a file, not a run folder" if folder.exists() else "does not exist"
         what = "is not a run folder: it has no config.json" if folder.is_dir() else missing
         raise InputError(f"{folder} {what}; give the folder that `bptt train` made, e.g. runs/text-1")
-    data = read_sealed(path, "restore the file from a copy, or train again")
+    data = read_sealed(path, "restore the file from a copy, or train again", LARGEST_JSON)
     try:
-        return _config_of(path, json.loads(data.decode("utf-8", "surrogatepass")))
-    except InputError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path} is not a config that bptt wrote ({error!r}); restore it from a copy") from error
+        return _config_of(path, parse(data))
+    except Unexpected as error:
+        raise InputError(f"{path} is not a config that bptt wrote ({error}); restore it from a copy") from error
 
 
-def _config_of(path: Path, content: Json) -> Config:
+Marks = dict[str, str | int | list[str] | dict[str, str | int]]  # the fingerprint of any task
+
+
+def _config_of(path: Path, content: Any) -> Config:
+    """Raises Unexpected. The spec and the sizes are the task's: `bptt.tasks.specs` reads them, when torch is at hand."""
     check_format(path, content)
+    known = {"seal", "format", "bptt", "task", "metric", "unit", "options", "sizes", "fingerprint", "spec"}
+    if set(content) != known:
+        raise Unexpected(f"its entries are not {', '.join(sorted(known))}")
+    task = convert(content["task"], str, "task")
+    if task not in TASKS:
+        raise Unexpected(f"task is {task[:60]!r}, wanted one of {', '.join(TASKS)}")
     return Config(
-        options=_options(path, content["task"], content["options"]),
-        sizes=dict(content["sizes"]),
-        spec=dict(content["spec"]),
-        fingerprint=dict(content["fingerprint"]),
-        metric=str(content["metric"]),
-        unit=str(content["unit"]),
+        options=convert(content["options"], TASKS[task], "options"),
+        sizes=convert(content["sizes"], Json, "sizes"),
+        spec=convert(content["spec"], Json, "spec"),
+        fingerprint=convert(content["fingerprint"], Marks, "fingerprint"),
+        metric=convert(content["metric"], str, "metric"),
+        unit=convert(content["unit"], str, "unit"),
     )
 
 
-def check_format(path: Path, content: Json) -> None:
-    """Refuse what a newer bptt wrote."""
-    if content["format"] > FORMAT:
+@dataclass(frozen=True)
+class _Origin:
+    """Which bptt wrote a file."""
+
+    format: Annotated[int, Within(1)]
+    bptt: str
+
+
+def check_format(path: Path, content: Any) -> None:
+    """Refuse what a newer bptt wrote. Raises InputError; Unexpected where nothing says which bptt did."""
+    said = convert(content, Json, "the file")
+    origin = convert({key: said[key] for key in ("format", "bptt") if key in said}, _Origin, "the file")
+    if origin.format > FORMAT:
         raise InputError(
-            f"{path} was written by bptt {content['bptt']} (format {content['format']}), this is bptt "
+            f"{path} was written by bptt {origin.bptt[:40]} (format {str(origin.format)[:20]}), this is bptt "
             f"{bptt.__version__} (format {FORMAT}): install that version or a newer one"
         )
-
-
-def _options(path: Path, task: str, values: Json) -> TrainOptions:
-    """The options from their JSON form; what an older version did not know has its default."""
-    kind = TASKS[task]
-    types = {f.name: f.type for f in fields(kind)}
-    unknown = sorted(set(values) - set(types))
-    if unknown:
-        raise InputError(f"{path} has options unknown to this bptt: {', '.join(unknown)}; use the bptt that made it")
-    restored: Json = {}
-    for name, value in values.items():
-        is_path = Path in (types[name], *get_args(types[name]))
-        restored[name] = Path(value) if is_path and isinstance(value, str) else value
-        if not _fits(restored[name], types[name]):
-            raise TypeError(f"option {name} is {value!r}")
-    return kind(**restored)
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether the value is of a type as the options have it: int, float, str, Path, a Literal, or a union of them."""
-    if get_origin(kind) is Literal:
-        return value in get_args(kind)
-    if get_args(kind):
-        return any(_fits(value, k) for k in get_args(kind))
-    return isinstance(value, int | float if kind is float else kind) and not isinstance(value, bool)
 
 
 # Making and holding a folder ---------------------------------------------------------------------------------------
@@ -233,7 +234,7 @@ def locked(folder: Path) -> Iterator[None]:
         return
     import fcntl
 
-    with open(folder / LOCK, "wb") as file:
+    with os.fdopen(open_own(folder / LOCK), "rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -241,6 +242,19 @@ def locked(folder: Path) -> Iterator[None]:
         except OSError:  # a file system without locks
             pass
         yield
+
+
+def read_report(folder: Path) -> dict[str, str | float | int]:
+    """What report.json says, by name. Raises InputError, OSError."""
+    path = folder / REPORT
+    try:
+        content: Json = convert(parse(read_regular(path, LARGEST_JSON), finite=False), Json, "the report")
+        for name, value in content.items():
+            if not (isinstance(value, str) or is_number(value)):
+                raise Unexpected(f"{name[:60]!r} is neither a number nor a text")
+    except Unexpected as error:
+        raise InputError(f"{path} is not a report that bptt wrote ({error}): restore it from a copy") from error
+    return content
 
 
 def write_json(path: Path, content: Json) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 
 import bptt
@@ -21,6 +22,7 @@ from bptt.train.run_folder import (
     read_sealed,
     seal,
 )
+from bptt.typed import Unexpected, convert, parse
 
 Tensors = dict[str, Tensor]
 # The only metadata entry: safetensors does not keep the order of several, and equal runs shall write equal bytes.
@@ -39,15 +41,18 @@ def write_tensors(path: Path, tensors: Tensors, about: Json) -> None:
     write_atomically(path, seal(data))
 
 
-def read_tensors(path: Path, remedy: str) -> tuple[Tensors, Json]:
-    """The tensors and the dictionary about them. Raises InputError for a file that is missing, damaged or too new."""
-    data = read_sealed(path, remedy)
+def read_tensors(path: Path, remedy: str, largest: int | None = None) -> tuple[Tensors, Json]:
+    """The tensors and the dictionary about them. Raises InputError for a file that is missing, damaged or too new, or has
+    more than `largest` bytes.
+    """
+    data = read_sealed(path, remedy, largest)
     try:
-        length = int.from_bytes(data[:8], "little")
-        about = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_KEY])
+        header = convert(parse(data[8 : 8 + int.from_bytes(data[:8], "little")]), Json, "the header")
+        metadata = convert(header.get("__metadata__"), dict[str, str], "the metadata")
+        about: Json = convert(parse(metadata.get(_KEY, "")), Json, "the metadata")
         check_format(path, about)
         return safetensors.torch.load(data), about
-    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError, safetensors.SafetensorError) as error:
+    except (Unexpected, KeyError, safetensors.SafetensorError) as error:  # KeyError: a number format unknown to torch
         raise InputError(f"{path} is not a file that bptt wrote ({error}); {remedy}") from error
 
 
@@ -56,19 +61,40 @@ def write_model(folder: Path, weights: Tensors, step: int) -> None:
     write_tensors(folder / MODEL, weights, {"step": step})
 
 
-def read_model(folder: Path) -> Tensors:
-    """The weights to use: model.safetensors, or while a run has not come to its end, those of its checkpoint."""
+def read_model(folder: Path, largest: int | None = None) -> Tensors:
+    """The weights to use: model.safetensors, or while a run has not come to its end, those of its checkpoint.
+
+    Raises InputError. `largest`: how many bytes model.safetensors can have.
+    """
     if not (folder / MODEL).exists() and (folder / CHECKPOINT).exists():
         from bptt.train.checkpoint import read_checkpoint
 
         return read_checkpoint(folder).chosen
-    return read_tensors(folder / MODEL, f"make it anew with `bptt train --resume {folder}`, or train again")[0]
+    remedy = f"make it anew with `bptt train --resume {folder}`, or train again"
+    return read_tensors(folder / MODEL, remedy, largest)[0]
 
 
 def load_weights(model: nn.Module, weights: Tensors, path: Path) -> None:
-    """Put the weights into the model. Raises InputError if they do not fit."""
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} does not fit its config.json ({reason}); restore both from one run") from error
+    """Put the weights into the model. Raises InputError if they do not fit, or are no finite numbers."""
+    wanted = {name: (tuple(t.shape), t.dtype) for name, t in model.state_dict().items()}
+    reason = differences(weights, wanted)
+    if reason:
+        raise InputError(f"{path} does not fit its config.json ({reason}); restore both from one run")
+    for name, t in weights.items():
+        if not bool(torch.isfinite(t).all()):
+            raise InputError(
+                f"{path} has a weight in {name} that is infinite or not a number, which makes every answer so: restore it "
+                "from a copy, or train again with a smaller --lr"
+            )
+    model.load_state_dict(weights)
+
+
+def differences(tensors: Tensors, wanted: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> str:
+    """What is wrong with these tensors, in words, if names, shapes and number formats are not as wanted; else ""."""
+    for name in sorted(set(tensors) ^ set(wanted)):
+        return f"{name[:60]!r} is {'missing' if name in wanted else 'not of it'}"
+    for name, t in tensors.items():
+        shape, dtype = wanted[name]
+        if (tuple(t.shape), t.dtype) != (shape, dtype):
+            return f"{name!r} is {t.dtype} of shape {tuple(t.shape)}, wanted {dtype} of {shape}".replace("torch.", "")
+    return ""

@@ -6,6 +6,7 @@ from typing import Any
 
 from bptt.files import write_atomically
 from bptt.tasks import Json
+from bptt.terminal import visible, visible_lines
 from bptt.train.curve import draw_curve
 from bptt.train.loop import Training
 from bptt.train.page import write_page
@@ -41,7 +42,7 @@ def _write_page(training: Training, folder: Path, wording: Wording, report: Json
 def print_summary(training: Training, folder: Path, report: Json, sample: Any) -> None:
     """The report as a table, the sample, and what to do next, on standard output."""
     from rich.console import Console
-    from rich.markup import escape
+    from rich.text import Text
 
     console = Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
     with console.capture() as captured:  # and print it here: rich ends the process if nobody reads
@@ -51,23 +52,23 @@ def print_summary(training: Training, folder: Path, report: Json, sample: Any) -
             console.print(f"weights of the best validation, at step {best:,} (--patience {patience})")
         if sample is not None:
             console.rule("written by the model", align="left")
-            console.print(escape(str(sample)), soft_wrap=True)
+            console.print(Text(visible_lines(str(sample))), soft_wrap=True)
             console.rule()
         for line in _what_next(training, folder):
-            console.print(escape(line), soft_wrap=True)
+            console.print(Text(visible(line)), soft_wrap=True)
     print(captured.get(), end="", flush=True)
 
 
 def _table(training: Training, report: Json) -> Any:
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     at = training.standing
     table = Table(title=f"{training.task.name}: after {at.step:,} updates in {clock(at.elapsed)}", title_justify="left")
     table.add_column("on held-out data", overflow="fold")
     table.add_column("", justify="right")
     for name, value in report.items():
-        table.add_row(escape(name), escape(_number(value)))
+        table.add_row(Text(visible(name)), Text(visible(_number(value))))
     return table
 
 
