@@ -5,7 +5,6 @@ outputs back in the form of the input.
 """
 
 import functools
-import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 from bptt.cells import GRU as GRUCell
 from bptt.cells import LSTM as LSTMCell
 from bptt.cells import Cell, Elman, PointwiseCell, State, Weights
+from bptt.errors import warn
 from bptt.kernels import BACKENDS, Sequences, Stack, choose
 
 Input = Tensor | PackedSequence
@@ -58,7 +58,7 @@ class _Layer(nn.Module):
         stack = self._stack()
         self._check_input(sequences, next(iter(stack.weights[0][0].values())))
         state = self._initial_state(sequences, hx, form)
-        outputs, final = choose(self.backend, stack, sequences).run(stack, sequences, state)
+        outputs, final = choose(self.backend, stack, sequences, state).run(stack, sequences, state)
         final = tuple(form.state_out(s) for s in final)
         return form.out(outputs), final if len(final) > 1 else final[0]
 
@@ -90,7 +90,7 @@ class _Layer(nn.Module):
 
     def _check_input(self, sequences: Sequences, weight: Tensor) -> None:
         x = sequences.x
-        if x.dtype != weight.dtype and not torch._C._is_any_autocast_enabled():
+        if not _fits(x, weight, x.device):
             raise ValueError(
                 f"input has dtype {x.dtype}, the weights have {weight.dtype}: "
                 f"pass input.to({weight.dtype}), or convert the layer with .to({x.dtype})"
@@ -123,7 +123,7 @@ class _Layer(nn.Module):
             )
         for name, component, width in zip(self.cell.states, given, widths, strict=True):
             self._check_state(name, component, (rows, batch, width), form)
-            if component.device != x.device or (component.dtype != x.dtype and not torch._C._is_any_autocast_enabled()):
+            if component.device != x.device or not _fits(component, x, x.device):
                 raise RuntimeError(
                     f"hidden state {name} is {component.dtype} on {component.device}, the input {x.dtype} on {x.device}: "
                     f"pass state.to(input)"
@@ -423,9 +423,8 @@ def _check_sizes(
     if not 0 <= dropout <= 1:
         raise ValueError(f"dropout is {dropout}, must be in the range [0, 1]: the share of the units that is dropped")
     if dropout and num_layers == 1:
-        warnings.warn(
-            f"dropout={dropout} has no effect with num_layers=1, since it acts between layers: leave it out, or stack some",
-            stacklevel=3,
+        warn(
+            f"dropout={dropout} has no effect with num_layers=1, since it acts between layers: leave it out, or stack some"
         )
     if proj_size and not (isinstance(cell, PointwiseCell) and cell.projectable):
         raise ValueError(
@@ -434,6 +433,15 @@ def _check_sizes(
     if not 0 <= proj_size < hidden_size:
         raise ValueError(f"proj_size is {proj_size}, must be at least 0 and smaller than hidden_size {hidden_size}")
 
+
+def _fits(tensor: Tensor, other: Tensor, device: torch.device) -> bool:
+    """Whether one layer may take both: they have the same number format, or autocast of this device converts both."""
+    if tensor.dtype is other.dtype:
+        return True
+    return torch.is_autocast_enabled(device.type) and {tensor.dtype, other.dtype} <= _CONVERTED
+
+
+_CONVERTED = {torch.float32, torch.bfloat16, torch.float16}  # by autocast; float64 it leaves alone
 
 _NN_CELLS: dict[str, Cell] = {
     "RNN_TANH": Elman("tanh"),

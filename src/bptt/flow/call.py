@@ -260,7 +260,7 @@ class _Anew:
         batched = inputs if self.packed is not None else inputs.unflatten(0, (len(self.sizes), self.sizes[0]))
         sequences = Sequences(batched, None if self.packed is None else self.packed.batch_sizes, self.reset)
         state = tuple(torch.stack(component) for component in zip(*starts, strict=True))
-        outputs = choose("auto", stack, sequences).run(stack, sequences, state)[0]
+        outputs = choose("auto", stack, sequences, state).run(stack, sequences, state)[0]
         return outputs if self.packed is not None else outputs.flatten(0, 1)
 
     def _dropout(self) -> float:

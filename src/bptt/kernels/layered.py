@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bptt.cells import GRU, Cell, PointwiseCell, State, Weights
+from bptt.cells import Cell, PointwiseCell, State, Weights
+from bptt.kernels.autocast import in_the_weights_format
 from bptt.kernels.base import Kernel, Sequences, Stack
+from bptt.kernels.gate import Unreadable
 from bptt.kernels.tape import Saved, note
 from bptt.kernels.walk import Walk, loop
 
@@ -56,21 +58,10 @@ class LayerKernel(Kernel):
         """
 
     def run(self, stack: Stack, sequences: Sequences, state: State) -> tuple[Tensor, State]:
-        """Layer by layer, direction by direction.
-
-        Under autocast in the number format of the weights, which is the wider one; the results then have the format that
-        torch.nn's have there: autocast's, but for the GRU that of the input.
-        """
-        x, device = sequences.x, sequences.x.device.type
-        if not torch.is_autocast_enabled(device):
-            return self._run(stack, sequences, state)
-        inside = next(iter(stack.weights[0][0].values())).dtype
-        outside = x.dtype if isinstance(stack.cell, GRU) else torch.get_autocast_dtype(device)
-        with torch.autocast(device, enabled=False):
-            y, final = self._run(stack, sequences._replace(x=x.to(inside)), tuple(s.to(inside) for s in state))
-        if inside == torch.float64:  # which autocast leaves alone
-            return y, final
-        return y.to(outside), tuple(s.to(outside) for s in final)
+        """Layer by layer, direction by direction; under autocast in the number format of the weights (autocast.py)."""
+        if torch.is_autocast_enabled(sequences.x.device.type):
+            return in_the_weights_format(self._run, stack, sequences, state)
+        return self._run(stack, sequences, state)
 
     def _run(self, stack: Stack, sequences: Sequences, state: State) -> tuple[Tensor, State]:
         x = sequences.x
@@ -96,15 +87,22 @@ class LayerKernel(Kernel):
         A pointwise cell gets the kernel's own gradient; any other cell, and any other kind of derivative, goes through
         autograd over the plain loop.
         """
-        # torch.func and torch.compile cannot see through the Function below.
-        opaque = torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling()
-        if opaque or not isinstance(cell, PointwiseCell):
+        if not isinstance(cell, PointwiseCell) or _sees_through():
             return plain_layer(cell, walk, x, state, weights)
         tensors = (x, *state, *weights.values())
         if not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
             return self.forward(cell, walk, x, state, weights, keep=False)[:2]
         outputs, *final = _Layer.apply(self, cell, walk, tuple(weights), *tensors)
         return outputs, tuple(final)
+
+
+def _sees_through() -> bool:
+    """Whether what is in force (torch.func, forward mode, torch.compile) cannot see through the Function below."""
+    return (
+        torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch.compiler.is_compiling()
+    )
 
 
 def plain_layer(cell: Cell, walk: Walk, x: Tensor, state: State, weights: Weights) -> tuple[Tensor, State]:
@@ -125,7 +123,7 @@ def as_rows(tensor: Tensor) -> Tensor:
 
 def as_given(rows: Tensor, form: Tensor) -> Tensor:
     """The way back: [N, ·] → [..., ·], where `form` is [..., ·] of any width."""
-    return rows.view(*form.shape[:-1], rows.shape[-1])
+    return rows.reshape(*form.shape[:-1], rows.shape[-1])
 
 
 class _Layer(torch.autograd.Function):
@@ -140,6 +138,11 @@ class _Layer(torch.autograd.Function):
         note(kernel, x, state, outputs, saved)
         ctx.kernel, ctx.cell, ctx.walk, ctx.names = kernel, cell, walk, names
         ctx.set_materialize_grads(False)
+        # Whoever changes the outputs in place need not know that they are also what backward needs: they are kept under
+        # another count of changes, and backward runs the layer again if their own has moved.
+        saved = tuple(s.data if s is outputs else s for s in saved)
+        ctx.changes = _Changes.of(outputs)
+        ctx.shapes = tuple(None if t is None else t.shape for t in (*tensors, *saved))
         ctx.save_for_backward(*tensors, *saved)
         return outputs, *final
 
@@ -147,16 +150,54 @@ class _Layer(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         if all(grad is None for grad in grads):
             return (None,) * (4 + 1 + len(ctx.cell.states) + len(ctx.names))
-        n = 1 + len(ctx.cell.states) + len(ctx.names)
         every = ctx.saved_tensors  # asked for once: under torch.utils.checkpoint it answers no second time
+        _check_shapes(every, ctx.shapes)
+        n = 1 + len(ctx.cell.states) + len(ctx.names)
         tensors, saved = every[:n], every[n:]
-        if torch.is_grad_enabled():  # create_graph=True: the gradient must itself have a gradient
-            return None, None, None, None, *_differentiable_backward(ctx, tensors, grads)
-        parts = _parts(ctx.cell, ctx.names, tensors)
-        found = ctx.kernel.backward(
-            ctx.cell, ctx.walk, *parts, saved, grads[0], grads[1:], x_wanted=ctx.needs_input_grad[4]
-        )
-        return None, None, None, None, found.x, *found.state, *(found.weights[name] for name in ctx.names)
+        if torch.is_grad_enabled() or _is_batched(grads):
+            return None, None, None, None, *_through_autograd(ctx, tensors, grads)
+        try:
+            return None, None, None, None, *_through_the_kernel(ctx, tensors, saved, grads)
+        except Unreadable:  # a gradient, or what a hook gave back for a saved tensor
+            return None, None, None, None, *_through_autograd(ctx, tensors, grads)
+
+
+class _Changes(NamedTuple):
+    """Notices that a tensor was changed in place, without keeping its memory.
+
+    Attributes:
+        alias: without numbers, but with the tensor's own count of its changes.
+        version: the count as it was.
+    """
+
+    alias: Tensor
+    version: int
+
+    @staticmethod
+    def of(tensor: Tensor) -> "_Changes":
+        alias = tensor.detach()
+        alias.data = tensor.new_empty(0)
+        return _Changes(alias, alias._version)
+
+    @property
+    def any(self) -> bool:
+        return self.alias._version != self.version
+
+
+def _check_shapes(tensors: tuple[Tensor | None, ...], shapes: tuple[torch.Size | None, ...]) -> None:
+    for tensor, shape in zip(tensors, shapes, strict=True):
+        if tensor is not None and tensor.shape != shape:
+            raise RuntimeError(
+                f"a hook on saved tensors gave back shape {tuple(tensor.shape)} for one of {tuple(shape or ())}: "
+                "it must give back what it was given"
+            )
+
+
+def _is_batched(grads: tuple[Tensor | None, ...]) -> bool:
+    """Whether these are many gradients in one: under vmap, or torch.autograd.grad with is_grads_batched."""
+    if torch._C._are_functorch_transforms_active():
+        return True
+    return any(g is not None and torch._C._functorch.is_legacy_batchedtensor(g) for g in grads)
 
 
 def _parts(cell: PointwiseCell, names: tuple[str, ...], tensors: tuple[Tensor, ...]) -> tuple[Tensor, State, Weights]:
@@ -164,18 +205,36 @@ def _parts(cell: PointwiseCell, names: tuple[str, ...], tensors: tuple[Tensor, .
     return tensors[0], tuple(tensors[1:n]), dict(zip(names, tensors[n:], strict=True))
 
 
-def _differentiable_backward(
+def _through_the_kernel(
+    ctx: Any, tensors: tuple[Tensor, ...], saved: Saved, grads: tuple[Tensor | None, ...]
+) -> tuple[Tensor | None, ...]:
+    """The kernel's own gradient."""
+    x, state, weights = _parts(ctx.cell, ctx.names, tensors)
+    if ctx.changes.any:
+        saved = ctx.kernel.forward(ctx.cell, ctx.walk, x, state, weights, keep=True)[2]
+    found = ctx.kernel.backward(
+        ctx.cell, ctx.walk, x, state, weights, saved, grads[0], grads[1:], x_wanted=ctx.needs_input_grad[4]
+    )
+    d_weights: dict[str, Tensor | None] = dict(found.weights)
+    if "weight_hr" in d_weights and ctx.walk.length == 1 and grads[0] is None and grads[1] is None:
+        d_weights["weight_hr"] = None  # as with torch.nn: c of a single step depends on no projection
+    return found.x, *found.state, *(d_weights[name] for name in ctx.names)
+
+
+def _through_autograd(
     ctx: Any, tensors: tuple[Tensor, ...], grads: tuple[Tensor | None, ...]
 ) -> tuple[Tensor | None, ...]:
-    """The gradient through autograd over the plain loop, with a graph of its own for second derivatives.
+    """The gradient through autograd over the plain loop: for all kinds of tensors, and for second derivatives.
 
     The loop runs on aliases of the inputs: one input may have been computed from another (tied weights), and only the
     direct dependence belongs to this node.
     """
-    aliases = tuple(t.view_as(t) for t in tensors)
-    outputs, final = plain_layer(ctx.cell, ctx.walk, *_parts(ctx.cell, ctx.names, aliases))
+    twice = torch.is_grad_enabled()
+    with torch.enable_grad():
+        aliases = tuple(t.view_as(t) for t in tensors)
+        outputs, final = plain_layer(ctx.cell, ctx.walk, *_parts(ctx.cell, ctx.names, aliases))
     wanted = [a for a in aliases if a.requires_grad]
     given = [(y, d) for y, d in zip((outputs, *final), grads, strict=True) if d is not None]
     ends, d_ends = zip(*given, strict=True)
-    found = iter(torch.autograd.grad(ends, wanted, d_ends, create_graph=True, allow_unused=True))
+    found = iter(torch.autograd.grad(ends, wanted, d_ends, create_graph=twice, allow_unused=True))
     return tuple(next(found) if a.requires_grad else None for a in aliases)

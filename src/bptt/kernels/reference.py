@@ -31,7 +31,7 @@ class Reference(LayerKernel):
 
     name = "reference"
 
-    def refusal(self, stack: Stack, sequences: Sequences) -> str | None:
+    def refusal(self, stack: Stack, sequences: Sequences, state: State = ()) -> str | None:
         """None: nothing is refused."""
         return None
 
