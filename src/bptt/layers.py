@@ -90,7 +90,7 @@ class _Layer(nn.Module):
 
     def _check_input(self, sequences: Sequences, weight: Tensor) -> None:
         x = sequences.x
-        if not _fits(x, weight, x.device):
+        if x.dtype is not weight.dtype and not _converts(x, weight):
             raise ValueError(
                 f"input has dtype {x.dtype}, the weights have {weight.dtype}: "
                 f"pass input.to({weight.dtype}), or convert the layer with .to({x.dtype})"
@@ -123,7 +123,7 @@ class _Layer(nn.Module):
             )
         for name, component, width in zip(self.cell.states, given, widths, strict=True):
             self._check_state(name, component, (rows, batch, width), form)
-            if component.device != x.device or not _fits(component, x, x.device):
+            if component.device != x.device or (component.dtype is not x.dtype and not _converts(x, component)):
                 raise RuntimeError(
                     f"hidden state {name} is {component.dtype} on {component.device}, the input {x.dtype} on {x.device}: "
                     f"pass state.to(input)"
@@ -434,14 +434,11 @@ def _check_sizes(
         raise ValueError(f"proj_size is {proj_size}, must be at least 0 and smaller than hidden_size {hidden_size}")
 
 
-def _fits(tensor: Tensor, other: Tensor, device: torch.device) -> bool:
-    """Whether one layer may take both: they have the same number format, or autocast of this device converts both."""
-    if tensor.dtype is other.dtype:
-        return True
-    return torch.is_autocast_enabled(device.type) and {tensor.dtype, other.dtype} <= _CONVERTED
+def _converts(x: Tensor, other: Tensor) -> bool:
+    """Whether autocast brings both into one number format; float64 it leaves alone."""
+    formats = {torch.float32, torch.bfloat16, torch.float16}
+    return torch.is_autocast_enabled(x.device.type) and {x.dtype, other.dtype} <= formats
 
-
-_CONVERTED = {torch.float32, torch.bfloat16, torch.float16}  # by autocast; float64 it leaves alone
 
 _NN_CELLS: dict[str, Cell] = {
     "RNN_TANH": Elman("tanh"),

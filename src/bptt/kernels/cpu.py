@@ -8,7 +8,6 @@ import functools
 import math
 import os
 from array import array
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,7 +99,7 @@ class Cpu(LayerKernel):
         d_x = _empty(x) if x_wanted else None
         d_state = [_empty(s) for s in state]
         d_weights = {name: _empty(weight) for name, weight in weights.items()}
-        saved, given = _read(saved, x.dtype), _read((d_outputs, *d_final), x.dtype)
+        saved, given = tuple(readable(saved, x.dtype)), readable((d_outputs, *d_final), x.dtype)
         none = [None] * (2 - len(state))
         outputs = [*saved, None, None, *given, *none, d_x, *d_state, *none, *map(d_weights.get, _WEIGHTS)]
         inputs = _inputs(walk, x, state, weights)
@@ -158,7 +157,7 @@ def states(cell: PointwiseCell, walk: Walk, x: Tensor, state: State, weights: We
 
 def replay(cell: PointwiseCell, walk: Walk, x: Tensor, state: State, weights: Weights, h: Tensor) -> Saved:
     """What `Cpu.forward` keeps, for a layer whose outputs h [N, P] are known: one product over all rows, without a loop."""
-    h = readable(h, x.dtype)
+    (h,) = readable([h], x.dtype)
     if len(state) == 1:
         return h, None, None, None  # nothing else is needed: backward finds a block's gates in the same way
     c = x.new_empty(len(x), state[1].shape[1])
@@ -179,11 +178,11 @@ def sensitivity(
     x_wanted: bool,
 ) -> Sensitivity:
     """∂L/∂state of every step: the loop of `Cpu.backward`, which hands it out, without the gradients of the weights."""
-    saved = _read(saved, x.dtype)
+    saved = tuple(readable(saved, x.dtype))
     states = tuple(s for s in saved[: len(state)] if s is not None)
     delta, d_start = tuple(map(_empty, states)), tuple(map(_empty, state))
     d_x = _empty(x) if x_wanted else None
-    given = _read((d_outputs, *d_final), x.dtype)
+    given = readable((d_outputs, *d_final), x.dtype)
     none = [None] * (2 - len(state))
     outputs = [*saved, None, None, *given, *none, d_x, *d_start, *none, *[None] * len(_WEIGHTS), *delta]
     _native().run(cell, walk, _inputs(walk, x, state, weights), outputs, backward=True)
@@ -191,19 +190,14 @@ def sensitivity(
 
 
 def _empty(tensor: Tensor) -> Tensor:
-    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+    return tensor.new_empty(*tensor.shape)
 
 
 def _inputs(walk: Walk, x: Tensor, state: State, weights: Weights) -> list[Tensor | None]:
     """What csrc/problem.h has from `offsets` to `c0`."""
-    offsets = None if walk.offsets is None else readable(walk.offsets, torch.int64)
-    cut = None if walk.cut is None else readable(walk.cut, torch.bool)
-    return [offsets, cut, *_read((x, *map(weights.get, _WEIGHTS), *state, *[None] * (2 - len(state))), x.dtype)]
-
-
-def _read(tensors: Iterable[Tensor | None], dtype: torch.dtype) -> tuple[Tensor | None, ...]:
-    """Through the gate."""
-    return tuple([None if tensor is None else readable(tensor, dtype) for tensor in tensors])
+    offsets = [None] if walk.offsets is None else readable([walk.offsets], torch.int64)
+    cut = [None] if walk.cut is None else readable([walk.cut], torch.bool)
+    return offsets + cut + readable((x, *map(weights.get, _WEIGHTS), *state, *[None] * (2 - len(state))), x.dtype)
 
 
 def _unfit_numbers(stack: Stack, sequences: Sequences, state: State) -> str | None:

@@ -5,9 +5,14 @@ minus that is still to be carried out, all zeros without a place where they stan
 is plain: the numbers themselves, in the format that was asked for, row after row, in the memory of the CPU.
 """
 
+from collections.abc import Iterable
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+
+T = TypeVar("T", Tensor, Tensor | None)
 
 _PLAIN = (Tensor, Parameter)
 
@@ -21,36 +26,52 @@ def looks_readable(tensor: Tensor, dtype: torch.dtype) -> bool:
     return type(tensor) in _PLAIN and tensor.dtype is dtype and tensor.is_cpu
 
 
-def readable(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor, or a copy of it, as plain contiguous memory.
+def readable(tensors: Iterable[T], dtype: torch.dtype) -> list[T]:
+    """Of each tensor itself, or a copy, as plain contiguous memory; None stays None.
 
     Raises:
-        Unreadable: it has no numbers of this format in the memory of the CPU.
+        Unreadable: one has no numbers of this format in the memory of the CPU.
     """
     try:
-        if looks_readable(tensor, dtype) and not tensor.is_neg() and tensor.data_ptr():
-            return tensor.contiguous()
-    except RuntimeError:  # of data_ptr: there is none
-        raise Unreadable(f"{_said(tensor)} has no memory of its own: {_WANTED}") from None
-    return _made_readable(tensor, dtype)
-
-
-_WANTED = "the native core reads plain strided tensors on the CPU; pass backend='auto', or such a tensor"
+        return [
+            tensor
+            if tensor is None
+            else tensor.contiguous()
+            # as `looks_readable`, but a call would take as long as all this
+            if type(tensor) in _PLAIN
+            and tensor.dtype is dtype
+            and tensor.is_cpu
+            and not tensor.is_neg()
+            and tensor.data_ptr()
+            else _made_readable(tensor, dtype)
+            for tensor in tensors
+        ]
+    except Unreadable:
+        raise
+    except RuntimeError:  # of data_ptr: one has no memory of its own
+        return [tensor if tensor is None else _made_readable(tensor, dtype) for tensor in tensors]
 
 
 def _made_readable(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    tensor = torch._C._functorch.unwrap_if_dead(tensor)  # what a finished torch.func has left around it
+    said = f"a {type(tensor).__name__} of {tensor.dtype} and shape {tuple(tensor.shape)} on {tensor.device}"
     if not looks_readable(tensor, dtype) or tensor.layout is not torch.strided:
-        raise Unreadable(f"{_said(tensor)} came where {dtype} on the CPU is wanted: {_WANTED}")
+        raise Unreadable(
+            f"{said}, {tensor.layout}, came where the native core wants a plain one of {dtype} on the CPU: "
+            "pass such a tensor, or backend='auto'"
+        )
     if tensor._is_zerotensor():
         return tensor.new_zeros(tensor.shape)
-    made = tensor.resolve_neg().contiguous()
-    if made.numel() and not made.data_ptr():
+    if tensor.numel() and not _has_memory(tensor):
         raise Unreadable(
-            f"{_said(tensor)} has no memory: its storage was freed, as sharding does between two uses. "
-            "Gather it before the layer runs"
+            f"{said} has no memory: its storage was freed, as sharding does between two uses; "
+            "gather it before the layer runs"
         )
-    return made
+    return tensor.resolve_neg().contiguous()
 
 
-def _said(tensor: Tensor) -> str:
-    return f"a {type(tensor).__name__} of {tensor.dtype} and shape {tuple(tensor.shape)} on {tensor.device}"
+def _has_memory(tensor: Tensor) -> bool:
+    try:
+        return tensor.data_ptr() != 0
+    except RuntimeError:
+        return False

@@ -35,7 +35,8 @@ class LayerKernel(Kernel):
     ) -> tuple[Tensor, State, Saved]:
         """Rows x and the initial state → outputs, of H or P units, the final state, what backward needs.
 
-        The outputs are no view, or nobody could change them in place. Unless `keep`, nobody will ask for a gradient.
+        The outputs are no view, or nobody could change them in place; of what is kept only the first may be they themselves.
+        Unless `keep`, nobody will ask for a gradient.
         """
 
     @abstractmethod
@@ -140,10 +141,13 @@ class _Layer(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         # Whoever changes the outputs in place need not know that they are also what backward needs: they are kept under
         # another count of changes, and backward runs the layer again if their own has moved.
-        saved = tuple(s.data if s is outputs else s for s in saved)
-        ctx.changes = _Changes.of(outputs)
-        ctx.shapes = tuple(None if t is None else t.shape for t in (*tensors, *saved))
-        ctx.save_for_backward(*tensors, *saved)
+        ctx.count = None
+        if saved[0] is outputs:
+            saved, ctx.count = (outputs.data, *saved[1:]), _count_of_changes(outputs)
+            ctx.version = ctx.count._version
+        every = (*tensors, *saved)
+        ctx.shapes = [None if t is None else t.shape for t in every]
+        ctx.save_for_backward(*every)
         return outputs, *final
 
     @staticmethod
@@ -162,29 +166,17 @@ class _Layer(torch.autograd.Function):
             return None, None, None, None, *_through_autograd(ctx, tensors, grads)
 
 
-class _Changes(NamedTuple):
-    """Notices that a tensor was changed in place, without keeping its memory.
-
-    Attributes:
-        alias: without numbers, but with the tensor's own count of its changes.
-        version: the count as it was.
-    """
-
-    alias: Tensor
-    version: int
-
-    @staticmethod
-    def of(tensor: Tensor) -> "_Changes":
-        alias = tensor.detach()
-        alias.data = tensor.new_empty(0)
-        return _Changes(alias, alias._version)
-
-    @property
-    def any(self) -> bool:
-        return self.alias._version != self.version
+def _count_of_changes(tensor: Tensor) -> Tensor:
+    """A tensor without memory that shares the count of how often this one was changed in place, its `_version`."""
+    alias = tensor.detach()
+    alias.data = _NOTHING
+    return alias
 
 
-def _check_shapes(tensors: tuple[Tensor | None, ...], shapes: tuple[torch.Size | None, ...]) -> None:
+_NOTHING = torch.empty(0, device="cpu")
+
+
+def _check_shapes(tensors: tuple[Tensor | None, ...], shapes: list[torch.Size | None]) -> None:
     for tensor, shape in zip(tensors, shapes, strict=True):
         if tensor is not None and tensor.shape != shape:
             raise RuntimeError(
@@ -210,7 +202,7 @@ def _through_the_kernel(
 ) -> tuple[Tensor | None, ...]:
     """The kernel's own gradient."""
     x, state, weights = _parts(ctx.cell, ctx.names, tensors)
-    if ctx.changes.any:
+    if ctx.count is not None and ctx.count._version != ctx.version:
         saved = ctx.kernel.forward(ctx.cell, ctx.walk, x, state, weights, keep=True)[2]
     found = ctx.kernel.backward(
         ctx.cell, ctx.walk, x, state, weights, saved, grads[0], grads[1:], x_wanted=ctx.needs_input_grad[4]
