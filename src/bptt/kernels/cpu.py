@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from bptt.cells import GRU, LSTM, Cell, Elman, PointwiseCell, State, Weights
 from bptt.kernels.autocast import in_the_weights_format
 from bptt.kernels.base import Sequences, Stack
-from bptt.kernels.gate import looks_readable, readable
+from bptt.kernels.gate import look_readable, readable
 from bptt.kernels.layered import Gradients, LayerKernel
 from bptt.kernels.tape import Saved, is_lean, lean_tape
 from bptt.kernels.walk import Walk
@@ -126,7 +126,7 @@ def serves(cell: Cell, x: Tensor, weights: Weights) -> bool:
     return (
         _number(cell) is not None
         and x.dtype in _FORMATS
-        and all(looks_readable(tensor, x.dtype) for tensor in (x, *weights.values()))
+        and look_readable((x, *weights.values()), x.dtype)
         and x.numel() > 0
         and library() is not None
     )
@@ -205,14 +205,12 @@ def _unfit_numbers(stack: Stack, sequences: Sequences, state: State) -> str | No
     x, autocast = sequences.x, torch.is_autocast_enabled("cpu")
     every = [w for directions in stack.weights for weights in directions for w in weights.values()]
     inside = every[0].dtype if autocast else x.dtype  # under autocast `LayerKernel.run` converts the input
-    if not x.is_cpu or inside not in _FORMATS or not x.numel():
-        return f"it runs float32 and float64 on the CPU, not {x.numel()} numbers of {inside} on {x.device}"
-    for weight in every:
-        if not looks_readable(weight, inside):
-            return "the weights are not plain tensors of the input's number format and device"
-    for s in state:
-        if not looks_readable(s, s.dtype if autocast else inside):
-            return "the state is not of plain tensors of the input's number format and device"
+    if not look_readable([x], x.dtype) or inside not in _FORMATS or not x.numel():
+        return f"it runs float32 and float64 on the CPU, not {x.numel()} numbers of {inside} on {x.device} ({x.layout})"
+    if not look_readable(every, inside):
+        return "the weights are not plain tensors of the input's number format and device"
+    if not all(look_readable([s], s.dtype) for s in state) if autocast else not look_readable(state, inside):
+        return "the state is not of plain tensors of the input's number format and device"
     if autocast and inside == torch.float64:
         return "under autocast float64 is left to torch"
     if sequences.batch_sizes is not None and not _packable(sequences.batch_sizes, x.shape[0]):

@@ -82,28 +82,13 @@ class LayerKernel(Kernel):
                 x = F.dropout(x, stack.dropout, training=stack.dropout > 0)
         return x, tuple(torch.cat(component) for component in zip(*finals, strict=True))
 
-    def layer(self, cell: Cell, walk: Walk, x: Tensor, state: State, weights: Weights) -> tuple[Tensor, State]:
-        """One layer in one direction, for autograd.
-
-        A pointwise cell gets the kernel's own gradient; any other cell, and any other kind of derivative, goes through
-        autograd over the plain loop.
-        """
-        if not isinstance(cell, PointwiseCell) or _sees_through():
-            return plain_layer(cell, walk, x, state, weights)
+    def layer(self, cell: Any, walk: Walk, x: Tensor, state: State, weights: Weights) -> tuple[Tensor, State]:
+        """One layer in one direction, with the kernel's own gradient for autograd."""
         tensors = (x, *state, *weights.values())
         if not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
             return self.forward(cell, walk, x, state, weights, keep=False)[:2]
         outputs, *final = _Layer.apply(self, cell, walk, tuple(weights), *tensors)
         return outputs, tuple(final)
-
-
-def _sees_through() -> bool:
-    """Whether what is in force (torch.func, forward mode, torch.compile) cannot see through the Function below."""
-    return (
-        torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
-        or torch.compiler.is_compiling()
-    )
 
 
 def plain_layer(cell: Cell, walk: Walk, x: Tensor, state: State, weights: Weights) -> tuple[Tensor, State]:
