@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bptt
-from bptt.kernels.gate import Unreadable, readable
+from bptt.kernels.gate import Freed, Unreadable, readable
 from tests.cases import assert_same
 
 NAMES = ("RNN", "GRU", "LSTM")
@@ -25,7 +25,7 @@ def _pair(name, dtype=torch.float64, **options):
 
 def _hidden(layer, dtype, make=lambda t: t):
     h = make(torch.randn(layer.num_layers, 2, 4, dtype=dtype))
-    return (h, make(torch.randn(layer.num_layers, 2, 4, dtype=dtype))) if isinstance(layer, torch.nn.LSTM) else h
+    return (h, make(torch.randn(layer.num_layers, 2, 4, dtype=dtype))) if layer.mode == "LSTM" else h
 
 
 PLAIN_TO_ODD = {
@@ -137,8 +137,107 @@ for name in sys.argv[1:]:
 def test_what_has_no_memory_ends_no_process():
     """Classes of one's own, fakes, freed memory, other layouts, devices and number formats: as torch.nn, value or error."""
     command = [sys.executable, "-W", "ignore", "-c", IN_A_PROCESS, *NAMES]
-    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
+    result = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False
+    )
     assert result.returncode == 0, result.stdout[-500:] + result.stderr[-500:]
     lines = result.stdout.splitlines()
     assert len(lines) == 3 * 6 * 12
     assert not [line for line in lines if not line.endswith(("as torch.nn", "both raise"))]
+
+
+HOOKS = {  # what unpacking makes of a tensor that was saved
+    "on another place": lambda t: t.clone(),
+    "other strides": lambda t: t.transpose(0, -1).contiguous().transpose(0, -1) if t.is_floating_point() else t,
+    "a lazy minus": lambda t: torch._neg_view(-t) if t.is_floating_point() else t,
+    "a subclass": lambda t: t.as_subclass(_Own),
+    "another format": lambda t: t.double() if t.dtype == torch.float32 else t,
+}
+
+
+class _Own(torch.Tensor):
+    """A class of the user's own."""
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("name", NAMES)
+def test_hooks_on_saved_tensors_may_give_back_other_tensors(name, backend, hook):
+    _, ours = _pair(name, torch.float32, num_layers=2, bidirectional=True)
+    ours.backend = backend
+    x, found = torch.randn(5, 2, 3, requires_grad=True), []
+    for unpack in (lambda t: t, HOOKS[hook]):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach(), unpack):
+            y, _ = ours(x)
+            gradients = torch.autograd.grad(y.square().sum(), [x, *ours.parameters()])
+        found.append(dict(enumerate(gradients)))
+    assert all(type(g) is torch.Tensor and g.dtype == torch.float32 for g in found[0].values())
+    assert_same({n: g.as_subclass(torch.Tensor) for n, g in found[1].items()}, found[0], 1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_hook_that_gives_back_another_shape_is_told_so(name):
+    _, ours = _pair(name)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t[:1]):
+        y = ours(torch.randn(5, 2, 3, dtype=torch.float64))[0].sum()
+        with pytest.raises(
+            RuntimeError, match=r"a hook on saved tensors gave back shape \(1, 2, 3\) for one of \(5, 2, 3\)"
+        ):
+            y.backward()
+
+
+@pytest.mark.parametrize("backend", ["auto", "cpu", "reference"])
+@pytest.mark.parametrize("name", NAMES)
+def test_another_default_device_changes_nothing(name, backend):
+    made = getattr(bptt, name)(3, 4, num_layers=2, bidirectional=True, backend=backend)
+    x, reset = torch.randn(5, 2, 3), torch.rand(5, 2) < 0.3
+    packed = torch.nn.utils.rnn.pack_padded_sequence(x, [5, 3])
+    one = torch.nn.utils.rnn.pack_padded_sequence(reset.unsqueeze(-1), [5, 3])
+    one = torch.nn.utils.rnn.PackedSequence(one.data[:, 0], *one[1:])
+
+    def run():
+        found = []
+        for form, cut in ((x, None), (x, reset), (packed, None), (packed, one)):
+            y, final = made(form, reset=cut)
+            y = y.data if isinstance(y, torch.nn.utils.rnn.PackedSequence) else y
+            parts = [y, *torch.utils._pytree.tree_leaves(final)]
+            found += [*parts, *torch.autograd.grad(sum(p.square().sum() for p in parts), list(made.parameters()))]
+        with torch.autocast("cpu", torch.bfloat16):
+            found.append(made(x)[0])
+        return {str(i): t.detach() for i, t in enumerate(found)}
+
+    want = run()
+    with torch.device("meta"):
+        got = run()
+    assert_same(got, want, 1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_state_of_another_format_is_refused_under_another_device_s_autocast(name):
+    _, ours = _pair(name, torch.float32)
+    with (
+        torch.autocast("xpu"),
+        pytest.raises(RuntimeError, match=r"hidden state h is torch.float64 on cpu.*pass state.to"),
+    ):
+        ours(torch.randn(5, 2, 3), _hidden(ours, torch.float64))
+
+
+def test_the_gate_says_what_came():
+    plain = torch.randn(3, 4)
+    assert readable([plain, None], torch.float32) == [plain, None]
+    assert readable([plain.T], torch.float32)[0].is_contiguous()
+    for odd, words in (
+        (
+            plain.double(),
+            "a Tensor of torch.float64 and shape .3, 4. on cpu, torch.strided, came where the native core wants",
+        ),
+        (plain.to("meta"), "on meta"),
+        (plain.to_sparse(), "torch.sparse_coo"),
+        (plain.as_subclass(_Own), "a _Own of"),
+    ):
+        with pytest.raises(Unreadable, match=words):
+            readable([plain, odd], torch.float32)
+    gone = torch.randn(3, 4)
+    gone, _ = gone[1:], gone.untyped_storage().resize_(0)
+    with pytest.raises(Freed, match="has no memory: its storage was freed.*gather it before the layer runs"):
+        readable([plain, gone], torch.float32)
