@@ -97,8 +97,16 @@ def _equal(a, b):
 
 
 def test_dropout_in_a_single_layer_is_no_use():
-    with pytest.warns(UserWarning, match="dropout=0.3 has no effect with num_layers=1"):
+    with pytest.warns(UserWarning, match="dropout=0.3 has no effect with num_layers=1") as said:
         bptt.Recurrent(bptt.cells.Elman("sigmoid"), 2, 3, dropout=0.3)
+
+    class Derived(bptt.Recurrent):
+        def __init__(self):
+            super().__init__(bptt.cells.Elman("sigmoid"), 2, 3, dropout=0.3)
+
+    with pytest.warns(UserWarning, match="dropout=0.3 has no effect") as of_a_derived_one:
+        Derived()
+    assert [w.filename for w in (*said, *of_a_derived_one)] == [__file__, __file__]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
