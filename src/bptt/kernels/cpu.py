@@ -205,8 +205,10 @@ def _unfit_numbers(stack: Stack, sequences: Sequences, state: State) -> str | No
     x, autocast = sequences.x, torch.is_autocast_enabled("cpu")
     every = [w for directions in stack.weights for weights in directions for w in weights.values()]
     inside = every[0].dtype if autocast else x.dtype  # under autocast `LayerKernel.run` converts the input
-    if not look_readable([x], x.dtype) or inside not in _FORMATS or not x.numel():
-        return f"it runs float32 and float64 on the CPU, not {x.numel()} numbers of {inside} on {x.device} ({x.layout})"
+    if not x.is_cpu or inside not in _FORMATS or not x.numel():
+        return f"it runs float32 and float64 on the CPU, not {x.numel()} numbers of {inside} on {x.device}"
+    if x.layout is not torch.strided:
+        return f"it reads strided tensors, not {x.layout}"
     if not look_readable(every, inside):
         return "the weights are not plain tensors of the input's number format and device"
     if not all(look_readable([s], s.dtype) for s in state) if autocast else not look_readable(state, inside):
