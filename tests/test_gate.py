@@ -241,3 +241,33 @@ def test_the_gate_says_what_came():
     gone, _ = gone[1:], gone.untyped_storage().resize_(0)
     with pytest.raises(Freed, match="has no memory: its storage was freed.*gather it before the layer runs"):
         readable([plain, gone], torch.float32)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_another_default_device_changes_nothing_that_calls_the_core(name):
+    """Watching, the map, the products and every strategy."""
+    made, x = getattr(bptt, name)(3, 4), torch.randn(6, 3, 3)
+    packed, y = torch.nn.utils.rnn.pack_padded_sequence(x, [6, 4, 2]), torch.randn(6, 3, 4)
+    strategies = (bptt.Exact(), bptt.Truncated(2, 4), bptt.Checkpointed("64MB"), bptt.SnAp1(), bptt.RTRL())
+
+    def run():
+        found = []
+        for form in (x, packed):
+            with bptt.watch(made) as flow:
+                outputs = made(form)[0]
+                (outputs if form is x else outputs.data).square().sum().backward()
+            (layer,) = flow
+            found += [torch.as_tensor(layer.delta, device="cpu"), layer.contribution("weight_hh")]
+        terms = bptt.gradient_map(made, x, loss=lambda outputs: outputs[-1].square().sum())
+        found += [terms.lags("weight_hh_l0"), bptt.products(made, x[:, :1]).log10]
+        for strategy in strategies:
+            made.zero_grad()
+            bptt.backward(made, x, y, lambda outputs, y: ((outputs - y) ** 2).sum(), strategy)
+            found += [p.grad.clone() for p in made.parameters()]
+        made.zero_grad()
+        return {str(i): torch.as_tensor(t, device="cpu").nan_to_num() for i, t in enumerate(found)}
+
+    want = run()
+    with torch.device("meta"):
+        got = run()
+    assert_same(got, want, 1e-6)

@@ -76,9 +76,9 @@ class Way:
     @cached_property
     def source(self) -> Tensor:
         """Where the state before each row lies in [outputs; initial state]: int64 [N]."""
-        sizes, starts = torch.tensor(self.sizes), torch.tensor(self.starts)
-        step = torch.repeat_interleave(torch.arange(self.steps), sizes)
-        row = torch.arange(self.starts[-1]) - starts[step]
+        sizes, starts = (torch.tensor(n, device="cpu") for n in (self.sizes, self.starts))
+        step = torch.repeat_interleave(torch.arange(self.steps, device="cpu"), sizes)
+        row = torch.arange(self.starts[-1], device="cpu") - starts[step]
         initial = self.starts[-1] + row
         if not self.reverse:
             return torch.where(step > 0, starts[(step - 1).clamp_min(0)] + row, initial)
@@ -98,7 +98,8 @@ class Way:
     def walk(self) -> Walk:
         """The same for a kernel."""
         even = self.batch == self.sizes[-1]
-        return Walk(self.steps, self.batch, None if even else torch.tensor(self.starts), self.reverse, self.cut)
+        offsets = None if even else torch.tensor(self.starts, dtype=torch.int64, device="cpu")
+        return Walk(self.steps, self.batch, offsets, self.reverse, self.cut)
 
     def before_some(self, outputs: Tensor, start: Tensor, rows: Tensor) -> Tensor:
         """The same of a few rows, without the cost of all."""
@@ -151,7 +152,7 @@ class Trace:
     start: State
     tape: Saved | None = None
     states: State = ()
-    external: Tensor = field(default_factory=lambda: torch.empty(0))
+    external: Tensor = field(default_factory=lambda: torch.empty(0, device="cpu"))
     d_final: State = ()
     delta: State = ()
     d_start: State = ()
@@ -315,7 +316,7 @@ class Trace:
 
     def contribution_norms(self, kind: str) -> Tensor:
         """Norm of every step's contribution to a gradient, for each gate [T, G]: "weight_hh", "weight_ih" or "bias"."""
-        norms = torch.empty(self.way.steps, self.cell.gates, dtype=torch.float64)
+        norms = torch.empty(self.way.steps, self.cell.gates, dtype=torch.float64, device="cpu")
         v = {"weight_hh": self.before[0], "weight_ih": self.x}.get(kind)
         for steps in self.way.chunks(_CHUNK // self.width):
             rows = self.way.span(steps)
@@ -418,7 +419,7 @@ def by_step(rows: Tensor, sizes: tuple[int, ...]) -> Tensor:
     if sizes[0] == sizes[-1]:
         return rows.unflatten(0, (len(sizes), sizes[0]))
     padded = rows.new_zeros(len(sizes), sizes[0], *rows.shape[1:])
-    keep = torch.arange(sizes[0])[None] < torch.tensor(sizes)[:, None]
+    keep = torch.arange(sizes[0], device="cpu")[None] < torch.tensor(sizes, device="cpu")[:, None]
     padded[keep.to(rows.device)] = rows
     return padded
 

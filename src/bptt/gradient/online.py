@@ -56,7 +56,7 @@ class _Online(Strategy):
             if isinstance(module, nn.RNNBase) and module.bidirectional:
                 raise ValueError("a bidirectional layer needs steps that have not come yet: use Exact() or Truncated()")
         walk = _Walk(self, chunk.model, chunk.past)
-        state, loss = chunk.state, torch.zeros(())
+        state, loss = chunk.state, torch.zeros((), device="cpu")
         for t in range(chunk.steps):
             reset = None if chunk.reset is None else cut(chunk.reset, t, t + 1)
             value, state = walk.step(chunk, cut(chunk.x, t, t + 1), cut(chunk.y, t, t + 1), state, reset)
