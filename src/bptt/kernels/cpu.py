@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
@@ -45,7 +46,7 @@ class Cpu(LayerKernel):
 
     def run(self, stack: Stack, sequences: Sequences, state: State) -> tuple[Tensor, State]:
         """Under autocast with products in bfloat16, where the processor has them."""
-        if not torch.is_autocast_enabled("cpu"):
+        if not _in_autocast():
             return self._run(stack, sequences, state)
         kernel = _IN_BFLOAT16 if _in_bfloat16() else self
         return in_the_weights_format(kernel._run, stack, sequences, state)
@@ -110,10 +111,14 @@ class Cpu(LayerKernel):
 _IN_BFLOAT16 = Cpu(bfloat16=True)
 
 
+def _in_autocast() -> bool:
+    """Whether autocast of the CPU is in force; the first question is the cheaper one."""
+    return torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled("cpu")
+
+
 def _in_bfloat16() -> bool:
     """Whether autocast asks for it, and the processor has it."""
-    asked = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    return asked and _native().has_bfloat16
+    return torch.get_autocast_dtype("cpu") == torch.bfloat16 and _native().has_bfloat16
 
 
 def _number(cell: Cell) -> int | None:
@@ -202,7 +207,7 @@ def _inputs(walk: Walk, x: Tensor, state: State, weights: Weights) -> list[Tenso
 
 def _unfit_numbers(stack: Stack, sequences: Sequences, state: State) -> str | None:
     """Why the core cannot compute with these tensors; what it is given it takes at its word, so here all is checked."""
-    x, autocast = sequences.x, torch.is_autocast_enabled("cpu")
+    x, autocast = sequences.x, _in_autocast()
     every = [w for directions in stack.weights for weights in directions for w in weights.values()]
     inside = every[0].dtype if autocast else x.dtype  # under autocast `LayerKernel.run` converts the input
     if not x.is_cpu or inside not in _FORMATS or not x.numel():
@@ -222,7 +227,7 @@ def _unfit_numbers(stack: Stack, sequences: Sequences, state: State) -> str | No
 
 def _unfit_derivative(x: Tensor) -> str | None:
     """Why this call may ask for a derivative, or a recording, that only torch's own operators give."""
-    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return "torch.func and forward-mode derivatives go through torch's own operators"
     if torch.compiler.is_compiling():
         return "torch.compile goes through torch's own operators"

@@ -84,11 +84,12 @@ class LayerKernel(Kernel):
 
     def layer(self, cell: Any, walk: Walk, x: Tensor, state: State, weights: Weights) -> tuple[Tensor, State]:
         """One layer in one direction, with the kernel's own gradient for autograd."""
-        tensors = (x, *state, *weights.values())
-        if not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
-            return self.forward(cell, walk, x, state, weights, keep=False)[:2]
-        outputs, *final = _Layer.apply(self, cell, walk, tuple(weights), *tensors)
-        return outputs, tuple(final)
+        if torch.is_grad_enabled():
+            tensors = (x, *state, *weights.values())
+            if any([t.requires_grad for t in tensors]):
+                outputs, *final = _Layer.apply(self, cell, walk, tuple(weights), *tensors)
+                return outputs, tuple(final)
+        return self.forward(cell, walk, x, state, weights, keep=False)[:2]
 
 
 def plain_layer(cell: Cell, walk: Walk, x: Tensor, state: State, weights: Weights) -> tuple[Tensor, State]:

@@ -41,7 +41,8 @@ class Walk:
         if sizes is not None:
             walk = Walk(len(sizes), int(sizes[0]), F.pad(sizes.cumsum(0), (1, 0)), reverse, cut)
         else:
-            walk = Walk(x.shape[0], x.shape[1], None, reverse, None if cut is None else cut.flatten())
+            length, batch, _ = x.shape
+            walk = Walk(length, batch, None, reverse, None if cut is None else cut.flatten())
         if walk.cut is None or not reverse:
             return walk
         spans = walk.spans
