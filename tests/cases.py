@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 import bptt
 from bptt.cells import GRU, LSTM, Cell, Elman, PointwiseCell
+from bptt.kernels.autocast import onednn_has_lstm
 from bptt.network import Linear, Sigmoid, Softmax
 
 
@@ -125,6 +126,11 @@ def targets(head, steps, batch, outputs):
     if head == "sigmoid":
         return torch.randint(2, (steps, batch))
     return torch.randn(steps, batch, outputs, dtype=torch.float64)
+
+
+def lstm_under_autocast():
+    """torch.nn.LSTM where its oneDNN has one in bfloat16 for this processor; else bptt's, which needs none."""
+    return nn.LSTM if onednn_has_lstm(torch.bfloat16) else bptt.LSTM
 
 
 def named_gradients(model: nn.Module):

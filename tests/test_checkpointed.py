@@ -25,7 +25,7 @@ from bptt.gradient.measure import Measured, NativeWork, Peak, levels_of
 from bptt.gradient.plan import Planner, as_text, parse_bytes
 from bptt.gradient.schedule import extra_links
 from bptt.gradient.snapshots import OnDisk, open_snapshots
-from tests.cases import CELLS, assert_same, named_gradients, network, random_reset, seeds, targets
+from tests.cases import CELLS, assert_same, lstm_under_autocast, named_gradients, network, random_reset, seeds, targets
 
 DOUBLE = torch.float64
 
@@ -234,7 +234,7 @@ def test_buffers_end_as_after_one_pass():
     assert model.seen == 100
 
 
-@pytest.mark.parametrize("layer", [nn.RNN, nn.GRU, nn.LSTM, bptt.LSTM])
+@pytest.mark.parametrize("layer", [nn.RNN, nn.GRU, lstm_under_autocast(), bptt.LSTM])
 def test_autocast_is_entered_again(layer):
     """Chunks with and without a tape take turns, and share what autocast converted."""
     torch.manual_seed(0)

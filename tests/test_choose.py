@@ -30,8 +30,9 @@ def without_the_core(monkeypatch):
 @pytest.mark.usefixtures("without_the_core")
 def test_a_missing_core_is_said_once_and_at_the_first_run():
     layer, x = bptt.GRU(2, 3), torch.randn(4, 1, 2)
-    with pytest.warns(UserWarning, match=r"torch's own operators \(backend aten\).*install a C\+\+ compiler"):
+    with pytest.warns(UserWarning, match=r"torch's own operators \(backend aten\).*install a C\+\+ compiler") as said:
         layer(x)
+    assert said[0].filename == __file__  # the line that called the layer, past bptt's lines and torch's
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         layer(x)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import bptt
 from bptt.kernels import Sequences, cpu
+from bptt.kernels.autocast import onednn_has_lstm
 from bptt.kernels.cpu import Cpu, library
 from bptt.kernels.reference import Reference
 from bptt.kernels.tape import lean_tape
@@ -402,7 +403,11 @@ def test_under_autocast_formats_are_torchs_and_numbers_those_of_float64(name, ba
     ours.backend = backend
     x = torch.randn(50, 7, 24, dtype=dtype)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        (y, final), (wanted, wanted_final) = ours(x), theirs(x)
+        y, final = ours(x)
+        if name == "LSTM" and not onednn_has_lstm(torch.bfloat16):
+            wanted, wanted_final = torch.utils._pytree.tree_map(torch.Tensor.bfloat16, (y, final))
+        else:
+            wanted, wanted_final = theirs(x)
     assert y.dtype == wanted.dtype
     assert torch.utils._pytree.tree_map(lambda s: s.dtype, final) == torch.utils._pytree.tree_map(
         lambda s: s.dtype, wanted_final

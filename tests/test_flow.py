@@ -16,7 +16,7 @@ from bptt.flow import closed, words
 from bptt.flow.verdict import START
 from bptt.kernels import cpu
 from bptt.train.watching import figures
-from tests.cases import Leaky, Normed, Peephole
+from tests.cases import Leaky, Normed, Peephole, lstm_under_autocast
 from tests.flow_cases import cases, right
 
 T, B, D, H = 6, 4, 3, 5
@@ -307,7 +307,7 @@ def test_reach_ends_where_a_packed_sequence_or_a_reset_does():
 
 
 def test_half_precision_is_watched_in_float32():
-    for maker in (nn.LSTM, bptt.GRU):
+    for maker in (lstm_under_autocast(), bptt.GRU):
         model = maker(D, H, 2)
         with bptt.watch(model) as flow, torch.autocast("cpu", torch.bfloat16):
             model(torch.randn(T, B, D))[0].float().square().sum().backward()

@@ -61,7 +61,7 @@ class _Layer(nn.Module):
         self._check_input(sequences, next(iter(stack.weights[0][0].values())))
         state = self._initial_state(sequences, hx, form)
         uphold(self, self.cell, stack.weights[0][0])
-        outputs, final = choose(self.backend, stack, sequences).run(stack, sequences, state)
+        outputs, final = choose(self.backend, stack, sequences, state).run(stack, sequences, state)
         final = tuple(form.state_out(s) for s in final)
         return form.out(outputs), final if len(final) > 1 else final[0]
 
@@ -93,7 +93,7 @@ class _Layer(nn.Module):
 
     def _check_input(self, sequences: Sequences, weight: Tensor) -> None:
         x = sequences.x
-        if x.dtype != weight.dtype and not torch._C._is_any_autocast_enabled():
+        if x.dtype is not weight.dtype and not _converts(x, weight):
             raise ValueError(
                 f"input has dtype {x.dtype}, the weights have {weight.dtype}: "
                 f"pass input.to({weight.dtype}), or convert the layer with .to({x.dtype})"
@@ -126,7 +126,7 @@ class _Layer(nn.Module):
             )
         for name, component, width in zip(self.cell.states, given, widths, strict=True):
             self._check_state(name, component, (rows, batch, width), form)
-            if component.device != x.device or (component.dtype != x.dtype and not torch._C._is_any_autocast_enabled()):
+            if component.device != x.device or (component.dtype is not x.dtype and not _converts(x, component)):
                 raise RuntimeError(
                     f"hidden state {name} is {component.dtype} on {component.device}, the input {x.dtype} on {x.device}: "
                     f"pass state.to(input)"
@@ -439,6 +439,12 @@ def _check_sizes(
         )
     if not 0 <= proj_size < hidden_size:
         raise ValueError(f"proj_size is {proj_size}, must be at least 0 and smaller than hidden_size {hidden_size}")
+
+
+def _converts(x: Tensor, other: Tensor) -> bool:
+    """Whether autocast brings both into one number format; float64 it leaves alone."""
+    formats = {torch.float32, torch.bfloat16, torch.float16}
+    return torch.is_autocast_enabled(x.device.type) and {x.dtype, other.dtype} <= formats
 
 
 _NN_CELLS: dict[str, Cell] = {

@@ -153,7 +153,7 @@ class Call:
         """The row of each sample in the traces' order, int64 [B]."""
         if isinstance(self.x, PackedSequence) and self.x.unsorted_indices is not None:
             return self.x.unsorted_indices.cpu()
-        return torch.arange(len(self.samples_of(self.final)))
+        return torch.arange(len(self.samples_of(self.final)), device="cpu")
 
     @property
     def rounding(self) -> float:
@@ -307,7 +307,7 @@ class _Anew:
         batched = inputs if self.packed is not None else inputs.unflatten(0, (len(self.sizes), self.sizes[0]))
         sequences = Sequences(batched, None if self.packed is None else self.packed.batch_sizes, self.reset)
         state = tuple(torch.stack(component) for component in zip(*starts, strict=True))
-        outputs = choose("auto", stack, sequences).run(stack, sequences, state)[0]
+        outputs = choose("auto", stack, sequences, state).run(stack, sequences, state)[0]
         return outputs if self.packed is not None else outputs.flatten(0, 1)
 
     def _dropout(self) -> float:

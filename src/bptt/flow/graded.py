@@ -53,9 +53,9 @@ class GradedProduct:
     """
 
     def __init__(self, size: int) -> None:
-        self.q = torch.eye(size, dtype=torch.float64)
+        self.q = torch.eye(size, dtype=torch.float64, device="cpu")
         self.t = self.q.clone()
-        self.log = torch.zeros(size, dtype=torch.float64)
+        self.log = torch.zeros(size, dtype=torch.float64, device="cpu")
         self._steps = 0
 
     def multiply(self, factor: Tensor) -> None:
@@ -121,7 +121,7 @@ def _rounds(size: int) -> list[tuple[Tensor, Tensor]]:
         half = len(players) // 2
         pairs = [sorted(pair) for pair in zip(players[:half], reversed(players[half:]), strict=True)]
         pairs = [pair for pair in pairs if pair[1] < size]
-        i, j = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).T
+        i, j = torch.tensor(pairs, dtype=torch.long, device="cpu").reshape(-1, 2).T
         rounds.append((i, j))
         players = [players[0], players[-1], *players[1:-1]]
     return rounds

@@ -94,7 +94,7 @@ def _growth(trajectory: Trajectory, n: int) -> Tensor:
     """ln R_t[i, i] for each step, [T, n]."""
     # A fixed random start: a coordinate axis may be an invariant direction, and would then hide the larger exponents.
     generator = torch.Generator().manual_seed(0)
-    q = torch.linalg.qr(torch.randn(trajectory.size, n, generator=generator, dtype=torch.float64))[0]
+    q = torch.linalg.qr(torch.randn(trajectory.size, n, generator=generator, dtype=torch.float64, device="cpu"))[0]
     growth = []
     for factor in forwards(trajectory):
         q, r = torch.linalg.qr(factor @ q)
@@ -104,7 +104,7 @@ def _growth(trajectory: Trajectory, n: int) -> Tensor:
 
 def _mean(growth: Tensor) -> Tensor:
     """Weighted Birkhoff mean over the steps, [n]."""
-    u = (torch.arange(len(growth), dtype=torch.float64) + 1) / (len(growth) + 1)
+    u = (torch.arange(len(growth), dtype=torch.float64, device="cpu") + 1) / (len(growth) + 1)
     weight = torch.exp(4 - 1 / (u * (1 - u))).unsqueeze(-1)
     dead = growth.isneginf().any(0)
     mean = (torch.where(dead, 0.0, growth) * weight).sum(0) / weight.sum()
@@ -115,7 +115,7 @@ def _error(growth: Tensor) -> Tensor:
     """Standard error of the mean, from the means of blocks, [n]; NaN if there are too few steps to tell."""
     blocks = min(BLOCKS, len(growth) // 2)
     if blocks < 2:
-        return torch.full(growth.shape[1:], math.nan, dtype=torch.float64)
+        return torch.full(growth.shape[1:], math.nan, dtype=torch.float64, device="cpu")
     dead = growth.isneginf().any(0)
     means = torch.stack([block.mean(0) for block in torch.where(dead, 0.0, growth).tensor_split(blocks)])
     return means.std(0) / math.sqrt(blocks) * math.sqrt(2)

@@ -107,12 +107,12 @@ def sources(later: "Call", candidates: Sequence[tuple["Call", bool]]) -> tuple[S
         return ()
     dtype, found = later.hx[0].dtype, []
     now = _bits(later.samples_of(later.hx), dtype)
-    free = torch.ones(len(now), dtype=torch.bool)
+    free = torch.ones(len(now), dtype=torch.bool, device="cpu")
     for call, through_outputs in candidates:
         left = _bits(call.samples_of(call.final), dtype)
         here, there = _found_again(now, left, free)
         free[here] = False
-        found.append(Source(call, here, there, torch.zeros(len(here), dtype=torch.bool), through_outputs))
+        found.append(Source(call, here, there, torch.zeros(len(here), dtype=torch.bool, device="cpu"), through_outputs))
     found[0] = _with_resets(found[0], now, free, len(candidates[0][0].samples_of(candidates[0][0].final)))
     return tuple(source for source in found if len(source.here))
 
@@ -156,7 +156,7 @@ def _with_resets(source: Source, now: Tensor, free: Tensor, samples: int) -> Sou
     zero = free & ((now == 0) | (now == lowest)).all(1)
     zero[samples:] = False
     rows = zero.nonzero().squeeze(1)
-    cut = torch.cat([source.cut, torch.ones(len(rows), dtype=torch.bool)])
+    cut = torch.cat([source.cut, torch.ones(len(rows), dtype=torch.bool, device="cpu")])
     return source._replace(here=torch.cat([source.here, rows]), there=torch.cat([source.there, rows]), cut=cut)
 
 
@@ -217,7 +217,7 @@ def _handed_on(path: Sequence["Call"], stacks: Sequence[list[Link]]) -> list[_Ha
 
 def _severed(earlier: list[Trace], later: list[Trace], over: _HandOver) -> Tensor:
     """Which samples' gradient the later call sends back, but the earlier one does not get: they were detached."""
-    sent = torch.zeros(len(over.here), dtype=torch.bool)
+    sent = torch.zeros(len(over.here), dtype=torch.bool, device="cpu")
     arrived = torch.zeros_like(sent)
     for before, after in zip(earlier, later, strict=True):
         sent |= _any([d[over.here.to(d.device)] for d in after.d_start])

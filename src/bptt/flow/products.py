@@ -94,7 +94,7 @@ def products(
         )
     return Products(
         t=trajectory.steps - 1 - anchor if trajectory.reverse else anchor,
-        lags=torch.tensor(wanted),
+        lags=torch.tensor(wanted, device="cpu"),
         log10=log10,
         direct=torch.stack(direct),
     )
@@ -104,7 +104,7 @@ def _accumulate(
     trajectory: Trajectory, anchor: int, lags: list[int]
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """At each of the lags: d and T of the graded product, and the largest singular value of the plain one."""
-    graded, plain = GradedProduct(trajectory.size), torch.eye(trajectory.size, dtype=trajectory.x.dtype)
+    graded, plain = GradedProduct(trajectory.size), torch.eye(trajectory.size, dtype=trajectory.x.dtype, device="cpu")
     logs, rows, direct, places = [], [], [], set(lags)
     factors = backwards(trajectory, anchor, lags[-1])
     for lag in range(lags[-1] + 1):
@@ -140,7 +140,7 @@ def _batch(trajectory: Trajectory) -> int:
 
 def _largest(product: Tensor) -> Tensor:
     if not product.isfinite().all():
-        return torch.tensor(torch.inf, dtype=product.dtype)
+        return torch.tensor(torch.inf, dtype=product.dtype, device="cpu")
     return torch.linalg.matrix_norm(product, 2)
 
 
@@ -158,7 +158,7 @@ def one_trajectory(layer: RecurrentLayer, inputs: Inputs, sample: int, depth: in
             raise ValueError(f"{name} is {value!r}, wanted a whole number from 0 to {count - 1}")
         places.append(number)
     place, depth, direction = places
-    alone = inputs.of(torch.tensor([place]))
+    alone = inputs.of(torch.tensor([place], device="cpu"))
     if alone.lengths is not None:
         length = int(alone.lengths)
         reset = None if alone.reset is None else alone.reset[:length]

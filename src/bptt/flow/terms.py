@@ -177,7 +177,7 @@ class _LayerTerms:
     def by_lag(self, short: str, component: int | None) -> Tensor:
         compact = self._norms(short, component)
         steps, rows, samples = compact.shape
-        lag = self.loss_steps[None, :] - torch.arange(steps)[:, None]
+        lag = self.loss_steps[None, :] - torch.arange(steps, device="cpu")[:, None]
         lag = lag.clamp(min=0).to(compact.device)  # where k is after t, all norms are 0
         sums = compact.new_zeros(steps, samples)
         return sums.index_add_(0, lag.flatten(), compact.reshape(steps * rows, samples)).T

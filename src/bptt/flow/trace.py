@@ -54,17 +54,19 @@ class Joined(NamedTuple):
     def of(source: Tensor, ends: Tensor, initial: int, first: int) -> "Joined":
         """With the lineages that follow. `initial`: how many initial states all calls have, `first`: those of the first."""
         n = len(source)
-        is_last = torch.ones(n + initial, dtype=torch.bool)
+        is_last = torch.ones(n + initial, dtype=torch.bool, device="cpu")
         is_last[source] = False
         rows = is_last[:n].nonzero().squeeze(1)
-        earlier = torch.cat([source, torch.arange(n, n + initial)])
+        earlier = torch.cat([source, torch.arange(n, n + initial, device="cpu")])
         back = []
         while bool((rows < n).any()):
             back.append(rows)
             rows = earlier[rows]
         order = rows.argsort(stable=True)
         table = torch.stack(back)[:, order]
-        place = (table < n).sum(0) - 1 - torch.arange(len(table)).unsqueeze(1)  # the last step comes first in `table`
+        place = (
+            (table < n).sum(0) - 1 - torch.arange(len(table), device="cpu").unsqueeze(1)
+        )  # the last step comes first in `table`
         lineages = torch.where(place >= 0, table.gather(0, place.clamp_min(0)), n)
         return Joined(source, ends, lineages, rows[order] < n + first)
 
@@ -124,9 +126,9 @@ class Way:
         """Where the state before each row lies in [outputs; initial state]: int64 [N]."""
         if self.joined is not None:
             return self.joined.source
-        sizes, starts = torch.tensor(self.sizes), torch.tensor(self.starts)
-        step = torch.repeat_interleave(torch.arange(self.steps), sizes)
-        row = torch.arange(self.starts[-1]) - starts[step]
+        sizes, starts = (torch.tensor(n, device="cpu") for n in (self.sizes, self.starts))
+        step = torch.repeat_interleave(torch.arange(self.steps, device="cpu"), sizes)
+        row = torch.arange(self.starts[-1], device="cpu") - starts[step]
         initial = self.starts[-1] + row
         if not self.reverse:
             return torch.where(step > 0, starts[(step - 1).clamp_min(0)] + row, initial)
@@ -139,11 +141,13 @@ class Way:
         """The rows that leave a final state: int64 [B], of joined calls all of theirs in turn."""
         if self.joined is not None:
             return self.joined.ends
-        samples = torch.arange(self.batch)
+        samples = torch.arange(self.batch, device="cpu")
         if self.reverse:
             return samples
-        lengths = torch.searchsorted(-torch.tensor(self.sizes), -samples)  # how many steps have more rows than that
-        return torch.tensor(self.starts)[lengths - 1] + samples
+        lengths = torch.searchsorted(
+            -torch.tensor(self.sizes, device="cpu"), -samples
+        )  # how many steps have more rows than that
+        return torch.tensor(self.starts, device="cpu")[lengths - 1] + samples
 
     @property
     def longest(self) -> int:
@@ -162,7 +166,8 @@ class Way:
     def walk(self) -> Walk:
         """The same for a kernel."""
         even = self.batch == self.sizes[-1]
-        return Walk(self.steps, self.batch, None if even else torch.tensor(self.starts), self.reverse, self.cut)
+        offsets = None if even else torch.tensor(self.starts, dtype=torch.int64, device="cpu")
+        return Walk(self.steps, self.batch, offsets, self.reverse, self.cut)
 
     def before_some(self, outputs: Tensor, start: Tensor, rows: Tensor) -> Tensor:
         """The same of a few rows, without the cost of all."""
@@ -215,7 +220,7 @@ class Trace:
     start: State
     tape: Saved | None = None
     states: State = ()
-    external: Tensor = field(default_factory=lambda: torch.empty(0))
+    external: Tensor = field(default_factory=lambda: torch.empty(0, device="cpu"))
     d_final: State = ()
     delta: State = ()
     d_start: State = ()
@@ -386,7 +391,7 @@ class Trace:
 
     def contribution_norms(self, kind: str) -> Tensor:
         """Norm of every step's contribution to a gradient, for each gate [T, G]: "weight_hh", "weight_ih" or "bias"."""
-        norms = torch.empty(self.way.steps, self.cell.gates, dtype=torch.float64)
+        norms = torch.empty(self.way.steps, self.cell.gates, dtype=torch.float64, device="cpu")
         v = {"weight_hh": self.before[0], "weight_ih": self.x}.get(kind)
         for steps in self.way.chunks(_CHUNK // self.width):
             rows = self.way.span(steps)
@@ -490,7 +495,7 @@ def by_step(rows: Tensor, sizes: tuple[int, ...]) -> Tensor:
     if widest == min(sizes):
         return rows.unflatten(0, (len(sizes), widest))
     padded = rows.new_zeros(len(sizes), widest, *rows.shape[1:])
-    keep = torch.arange(widest)[None] < torch.tensor(sizes)[:, None]
+    keep = torch.arange(widest, device="cpu")[None] < torch.tensor(sizes, device="cpu")[:, None]
     padded[keep.to(rows.device)] = rows
     return padded
 

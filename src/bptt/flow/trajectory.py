@@ -283,7 +283,7 @@ def _run(
     steps, batch = x.shape[:2]
     active = None
     if inputs.lengths is not None and int(inputs.lengths.min()) < steps:
-        active = (torch.arange(steps)[:, None] < inputs.lengths).to(x.device)
+        active = (torch.arange(steps, device="cpu")[:, None] < inputs.lengths).to(x.device)
     cut = inputs.reset
     if cut is not None and reverse:  # backwards in time, what starts at t+1 must not reach t
         cut = torch.cat([cut[1:], cut.new_zeros(1, batch)])
@@ -360,7 +360,7 @@ def whole(number: object) -> int | None:
 def chosen(samples: Sequence[int] | None, batch: int) -> Tensor:
     """The indices of the samples that are to be shown; all if None. Raises ValueError."""
     if samples is None:
-        return torch.arange(batch)
+        return torch.arange(batch, device="cpu")
     wanted = []
     for index in listed("samples", samples):
         place = whole(index)
@@ -369,4 +369,4 @@ def chosen(samples: Sequence[int] | None, batch: int) -> Tensor:
         wanted.append(place)
     if not wanted or len(set(wanted)) != len(wanted):
         raise ValueError(f"samples is {wanted}, wanted at least one place in the batch, and each only once")
-    return torch.tensor(wanted)
+    return torch.tensor(wanted, device="cpu")

@@ -349,7 +349,7 @@ class Flow:
         So the usual update passes as it is and the rare large one is shortened (R. Pascanu et al. 2013, section 3.2, take a
         multiple of the average norm). None if none was seen.
         """
-        norms = torch.tensor(self.norms, dtype=torch.float64)
+        norms = torch.tensor(self.norms, dtype=torch.float64, device="cpu")
         norms = norms[norms.isfinite()]
         return float(norms.quantile(quantile)) if len(norms) else None
 

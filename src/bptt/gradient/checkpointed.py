@@ -116,7 +116,7 @@ class Checkpointed(Strategy):
 
 
 def _sum(outputs: Any, _: Any) -> Tensor:
-    return sum((o.float().sum() for o in tree_leaves(outputs) if isinstance(o, Tensor)), torch.zeros(()))
+    return sum((o.float().sum() for o in tree_leaves(outputs) if isinstance(o, Tensor)), torch.zeros((), device="cpu"))
 
 
 def _prepared(chunk: Chunk, strategy: Checkpointed) -> tuple[Plan, Replay, bool]:

@@ -6,6 +6,7 @@ import torch
 from torch import _VF, Tensor
 
 from bptt.cells import GRU, LSTM, Cell, Elman, State
+from bptt.kernels.autocast import in_the_weights_format, is_onednn, onednn_has_lstm
 from bptt.kernels.base import Kernel, Sequences, Stack
 
 _OPERATORS: dict[Cell, Any] = {
@@ -21,10 +22,12 @@ class Aten(Kernel):
 
     name = "aten"
 
-    def refusal(self, stack: Stack, sequences: Sequences) -> str | None:
-        """Other cells, and resets in two directions or in packed sequences."""
+    def refusal(self, stack: Stack, sequences: Sequences, state: State = ()) -> str | None:
+        """Other cells, resets in two directions or in packed sequences, and derivatives that its operators do not have."""
         if type(stack.cell) not in (Elman, GRU, LSTM) or stack.cell not in _OPERATORS:
             return f"torch has no operator for {stack.cell}, only for Elman('tanh'), Elman('relu'), GRU() and LSTM()"
+        if not _only_first_derivatives():
+            return "torch's operators have no vmap, no forward-mode derivatives, and oneDNN's no second derivatives"
         if sequences.reset is None:
             return None
         if len(stack.weights[0]) == 2:
@@ -34,7 +37,9 @@ class Aten(Kernel):
         return None
 
     def run(self, stack: Stack, sequences: Sequences, state: State) -> tuple[Tensor, State]:
-        """One call, or one for each stretch of steps between two resets."""
+        """One call, or one for each stretch of steps between two resets; in float32 where autocast's format has no LSTM."""
+        if _lacks_lstm(stack, sequences):
+            return in_the_weights_format(self.run, stack, sequences, state)
         if sequences.reset is None:
             return _call(stack, sequences, state)
         x, reset = sequences.x, sequences.reset
@@ -46,6 +51,25 @@ class Aten(Kernel):
             y, state = _call(stack, Sequences(x[start:stop]), state)
             outputs.append(y)
         return torch.cat(outputs), state
+
+
+def _only_first_derivatives() -> bool:
+    """Whether neither vmap nor forward mode is in force, nor a derivative of a derivative."""
+    if torch.autograd.forward_ad._current_level >= 0:
+        return False
+    if not torch._C._are_functorch_transforms_active():
+        return True
+    if torch.compiler.is_compiling():  # which cannot ask for more
+        return False
+    transforms = torch._C._functorch.get_interpreter_stack() or []
+    return [transform.key() for transform in transforms] == [torch._C._functorch.TransformType.Grad]
+
+
+def _lacks_lstm(stack: Stack, sequences: Sequences) -> bool:
+    """Whether autocast would ask oneDNN for an LSTM that it does not have for this processor."""
+    if not sequences.x.is_cpu or not torch.is_autocast_enabled("cpu") or not is_onednn(stack, sequences):
+        return False
+    return not onednn_has_lstm(torch.get_autocast_dtype("cpu"))
 
 
 def _call(stack: Stack, sequences: Sequences, state: State) -> tuple[Tensor, State]:

@@ -42,8 +42,8 @@ class Kernel(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    def refusal(self, stack: Stack, sequences: Sequences) -> str | None:
-        """Why this kernel cannot do it, or None if it can."""
+    def refusal(self, stack: Stack, sequences: Sequences, state: State = ()) -> str | None:
+        """Why this kernel cannot do it, or None if it can; without a `state` for one that is like the input."""
 
     @abstractmethod
     def run(self, stack: Stack, sequences: Sequences, state: State) -> tuple[Tensor, State]:

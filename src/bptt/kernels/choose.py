@@ -1,26 +1,27 @@
 """Which kernel runs, or why not."""
 
 import functools
-import warnings
 
+from bptt.cells import State
 from bptt.kernels.aten import Aten
 from bptt.kernels.base import Kernel, Sequences, Stack
 from bptt.kernels.cpu import NOT_BUILT, Cpu
 from bptt.kernels.reference import Reference
+from bptt.warning import warn
 
 _FASTEST_FIRST: tuple[Kernel, ...] = (Cpu(), Aten(), Reference())
 BACKENDS = ("auto", *(kernel.name for kernel in _FASTEST_FIRST))
 
 
-def choose(backend: str, stack: Stack, sequences: Sequences) -> Kernel:
-    """The fastest kernel that can run `stack` over `sequences`; or the one that `backend` insists on.
+def choose(backend: str, stack: Stack, sequences: Sequences, state: State = ()) -> Kernel:
+    """The fastest kernel that can run `stack` over `sequences` from `state`; or the one that `backend` insists on.
 
     Raises RuntimeError, with the reason, if the one insisted on refuses.
     """
     for kernel in _FASTEST_FIRST:
         if backend not in ("auto", kernel.name):
             continue
-        reason = kernel.refusal(stack, sequences)
+        reason = kernel.refusal(stack, sequences, state)
         if reason is None:
             return kernel
         if backend != "auto":
@@ -43,8 +44,7 @@ def fallback(stack: Stack, sequences: Sequences) -> str | None:
 
 @functools.cache
 def _say_that_it_was_not_built() -> None:
-    warnings.warn(
+    warn(
         "bptt runs on torch's own operators (backend aten), since its native core was not built: "
-        "install a C++ compiler and reinstall bptt for the fused kernels",
-        stacklevel=2,
+        "install a C++ compiler and reinstall bptt for the fused kernels"
     )

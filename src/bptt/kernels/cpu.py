@@ -5,6 +5,7 @@ The specification is `reference.py`.
 
 import ctypes
 import functools
+import math
 import os
 from array import array
 from pathlib import Path
@@ -12,11 +13,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from bptt.cells import GRU, LSTM, Cell, Elman, PointwiseCell, State, Weights
+from bptt.kernels.autocast import in_the_weights_format
 from bptt.kernels.base import Sequences, Stack
+from bptt.kernels.gate import look_readable, readable
 from bptt.kernels.layered import Gradients, LayerKernel
 from bptt.kernels.tape import Saved, is_lean, lean_tape
 from bptt.kernels.walk import Walk
@@ -27,6 +31,7 @@ _CORE = Path(os.environ.get("BPTT_CORE", Path(__file__).with_name("csrc") / "lib
 _ELMAN = ("tanh", "relu", "sigmoid")  # the numbers that csrc/problem.h gives the cells: 0, 1, 2
 _GATED: dict[type[Cell], int] = {GRU: 3, LSTM: 4}
 _WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+_FORMATS = (torch.float32, torch.float64)
 _NUMBERS, _POINTERS = 10, 29  # that bptt_problem of csrc/problem.h has
 
 
@@ -41,24 +46,22 @@ class Cpu(LayerKernel):
 
     def run(self, stack: Stack, sequences: Sequences, state: State) -> tuple[Tensor, State]:
         """Under autocast with products in bfloat16, where the processor has them."""
+        if not _in_autocast():
+            return self._run(stack, sequences, state)
         kernel = _IN_BFLOAT16 if _in_bfloat16() else self
-        return LayerKernel.run(kernel, stack, sequences, state)
+        return in_the_weights_format(kernel._run, stack, sequences, state)
 
-    def refusal(self, stack: Stack, sequences: Sequences) -> str | None:
+    def refusal(self, stack: Stack, sequences: Sequences, state: State = ()) -> str | None:
         """Other cells, devices and number formats, and kinds of derivatives that bypass autograd."""
         reason = _unfit_derivative(sequences.x)  # first: torch.compile cannot compare the other reasons with NOT_BUILT
         if reason is None and _number(stack.cell) is None:
             return f"the native core has no {stack.cell}"
-        reason = reason or _unfit_numbers(stack, sequences)
+        reason = reason or _unfit_numbers(stack, sequences, state)
         if reason is None and library() is None:
             return (
                 "the native core does not fit this torch or this version of bptt: install bptt once more"
                 if _CORE.exists()
                 else NOT_BUILT
-            )
-        if reason is None and isinstance(stack.cell, LSTM) and torch.is_autocast_enabled("cpu") and not _in_bfloat16():
-            return (
-                "under autocast the LSTM is left to torch in float16, and where the processor has no bfloat16 products"
             )
         return reason
 
@@ -68,15 +71,15 @@ class Cpu(LayerKernel):
         """Kept is what the step's derivative needs: the states; unless `lean_tape` the gates, and the GRU candidate's zh."""
         keep = keep and not is_lean()
         native, w_hh = _native(), weights["weight_hh"]
-        form, H, P = x.shape[:-1], w_hh.shape[0] // cell.gates, w_hh.shape[1]
-        N = form.numel()
-        h, h_last = torch.empty(*form, P, dtype=x.dtype), _empty(state[0])
-        c, c_last = (torch.empty(N, H, dtype=x.dtype), _empty(state[1])) if len(state) == 2 else (None, None)
+        (*form, _), (rows, P) = x.shape, w_hh.shape
+        N, H = math.prod(form), rows // cell.gates
+        h, h_last = x.new_empty(*form, P), _empty(state[0])
+        c, c_last = (x.new_empty(N, H), _empty(state[1])) if len(state) == 2 else (None, None)
         gates, candidate = None, None
         if keep and cell.gates > 1:
             units = native.units(H, x.dtype == torch.float64)
-            gates = torch.empty(N, cell.gates, units, dtype=x.dtype)
-            candidate = torch.empty(N, units, dtype=x.dtype) if isinstance(cell, GRU) else None
+            gates = x.new_empty(N, cell.gates, units)
+            candidate = x.new_empty(N, units) if isinstance(cell, GRU) else None
         outputs = [h, c, gates, candidate, h_last, c_last]
         native.run(cell, walk, _inputs(walk, x, state, weights), outputs, bfloat16=self.bfloat16)
         return h, (h_last,) if c_last is None else (h_last, c_last), (h, c, gates, candidate)
@@ -97,7 +100,7 @@ class Cpu(LayerKernel):
         d_x = _empty(x) if x_wanted else None
         d_state = [_empty(s) for s in state]
         d_weights = {name: _empty(weight) for name, weight in weights.items()}
-        given = [None if d is None else d.contiguous() for d in (d_outputs, *d_final)]
+        saved, given = tuple(readable(saved, x.dtype)), readable((d_outputs, *d_final), x.dtype)
         none = [None] * (2 - len(state))
         outputs = [*saved, None, None, *given, *none, d_x, *d_state, *none, *map(d_weights.get, _WEIGHTS)]
         inputs = _inputs(walk, x, state, weights)
@@ -108,10 +111,14 @@ class Cpu(LayerKernel):
 _IN_BFLOAT16 = Cpu(bfloat16=True)
 
 
+def _in_autocast() -> bool:
+    """Whether autocast of the CPU is in force; the first question is the cheaper one."""
+    return torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled("cpu")
+
+
 def _in_bfloat16() -> bool:
     """Whether autocast asks for it, and the processor has it."""
-    asked = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    return asked and _native().has_bfloat16
+    return torch.get_autocast_dtype("cpu") == torch.bfloat16 and _native().has_bfloat16
 
 
 def _number(cell: Cell) -> int | None:
@@ -123,9 +130,8 @@ def serves(cell: Cell, x: Tensor, weights: Weights) -> bool:
     """Whether the core has this cell, and the device and number format of x and the weights."""
     return (
         _number(cell) is not None
-        and x.device.type == "cpu"
-        and x.dtype in (torch.float32, torch.float64)
-        and all((w.dtype, w.device) == (x.dtype, x.device) for w in weights.values())
+        and x.dtype in _FORMATS
+        and look_readable((x, *weights.values()), x.dtype)
         and x.numel() > 0
         and library() is not None
     )
@@ -156,7 +162,7 @@ def states(cell: PointwiseCell, walk: Walk, x: Tensor, state: State, weights: We
 
 def replay(cell: PointwiseCell, walk: Walk, x: Tensor, state: State, weights: Weights, h: Tensor) -> Saved:
     """What `Cpu.forward` keeps, for a layer whose outputs h [N, P] are known: one product over all rows, without a loop."""
-    h = h.contiguous()
+    (h,) = readable([h], x.dtype)
     if len(state) == 1:
         return h, None, None, None  # nothing else is needed: backward finds a block's gates in the same way
     c = x.new_empty(len(x), state[1].shape[1])
@@ -177,11 +183,11 @@ def sensitivity(
     x_wanted: bool,
 ) -> Sensitivity:
     """∂L/∂state of every step: the loop of `Cpu.backward`, which hands it out, without the gradients of the weights."""
-    saved = tuple(None if s is None else s.contiguous() for s in saved)
+    saved = tuple(readable(saved, x.dtype))
     states = tuple(s for s in saved[: len(state)] if s is not None)
     delta, d_start = tuple(map(_empty, states)), tuple(map(_empty, state))
     d_x = _empty(x) if x_wanted else None
-    given = [None if d is None else d.contiguous() for d in (d_outputs, *d_final)]
+    given = readable((d_outputs, *d_final), x.dtype)
     none = [None] * (2 - len(state))
     outputs = [*saved, None, None, *given, *none, d_x, *d_start, *none, *[None] * len(_WEIGHTS), *delta]
     _native().run(cell, walk, _inputs(walk, x, state, weights), outputs, backward=True)
@@ -189,25 +195,29 @@ def sensitivity(
 
 
 def _empty(tensor: Tensor) -> Tensor:
-    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+    return tensor.new_empty(*tensor.shape)
 
 
 def _inputs(walk: Walk, x: Tensor, state: State, weights: Weights) -> list[Tensor | None]:
     """What csrc/problem.h has from `offsets` to `c0`."""
-    inputs = (walk.offsets, walk.cut, x, *map(weights.get, _WEIGHTS), *state, *[None] * (2 - len(state)))
-    return [None if tensor is None else tensor.contiguous() for tensor in inputs]
+    offsets = [None] if walk.offsets is None else readable([walk.offsets], torch.int64)
+    cut = [None] if walk.cut is None else readable([walk.cut], torch.bool)
+    return offsets + cut + readable((x, *map(weights.get, _WEIGHTS), *state, *[None] * (2 - len(state))), x.dtype)
 
 
-def _unfit_numbers(stack: Stack, sequences: Sequences) -> str | None:
+def _unfit_numbers(stack: Stack, sequences: Sequences, state: State) -> str | None:
     """Why the core cannot compute with these tensors; what it is given it takes at its word, so here all is checked."""
-    x, autocast = sequences.x, torch.is_autocast_enabled("cpu")
+    x, autocast = sequences.x, _in_autocast()
     every = [w for directions in stack.weights for weights in directions for w in weights.values()]
     inside = every[0].dtype if autocast else x.dtype  # under autocast `LayerKernel.run` converts the input
-    if not x.is_cpu or inside not in (torch.float32, torch.float64) or not x.numel():
+    if not x.is_cpu or inside not in _FORMATS or not x.numel():
         return f"it runs float32 and float64 on the CPU, not {x.numel()} numbers of {inside} on {x.device}"
-    for w in every:
-        if w.dtype != inside or not w.is_cpu:
-            return "the weights are not of the input's number format and device"
+    if x.layout is not torch.strided:
+        return f"it reads strided tensors, not {x.layout}"
+    if not look_readable(every, inside):
+        return "the weights are not plain tensors of the input's number format and device"
+    if not all(look_readable([s], s.dtype) for s in state) if autocast else not look_readable(state, inside):
+        return "the state is not of plain tensors of the input's number format and device"
     if autocast and inside == torch.float64:
         return "under autocast float64 is left to torch"
     if sequences.batch_sizes is not None and not _packable(sequences.batch_sizes, x.shape[0]):
@@ -217,7 +227,7 @@ def _unfit_numbers(stack: Stack, sequences: Sequences) -> str | None:
 
 def _unfit_derivative(x: Tensor) -> str | None:
     """Why this call may ask for a derivative, or a recording, that only torch's own operators give."""
-    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return "torch.func and forward-mode derivatives go through torch's own operators"
     if torch.compiler.is_compiling():
         return "torch.compile goes through torch's own operators"

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bptt.cells import GRU, Cell, PointwiseCell, State, Weights
+from bptt.cells import Cell, PointwiseCell, State, Weights
 from bptt.cells.contract import check_unchanged, checked_step, state_names, versions
+from bptt.kernels.autocast import in_the_weights_format
 from bptt.kernels.base import Kernel, Sequences, Stack
+from bptt.kernels.gate import Unreadable
 from bptt.kernels.tape import Saved, note
 from bptt.kernels.walk import Walk, loop
 
@@ -34,7 +36,8 @@ class LayerKernel(Kernel):
     ) -> tuple[Tensor, State, Saved]:
         """Rows x and the initial state → outputs, of H or P units, the final state, what backward needs.
 
-        The outputs are no view, or nobody could change them in place. Unless `keep`, nobody will ask for a gradient.
+        The outputs are no view, or nobody could change them in place; of what is kept only the first may be they themselves.
+        Unless `keep`, nobody will ask for a gradient.
         """
 
     @abstractmethod
@@ -57,21 +60,10 @@ class LayerKernel(Kernel):
         """
 
     def run(self, stack: Stack, sequences: Sequences, state: State) -> tuple[Tensor, State]:
-        """Layer by layer, direction by direction.
-
-        Under autocast in the number format of the weights, which is the wider one; the results then have the format that
-        torch.nn's have there: autocast's, but for the GRU that of the input.
-        """
-        x, device = sequences.x, sequences.x.device.type
-        if not torch.is_autocast_enabled(device):
-            return self._run(stack, sequences, state)
-        inside = next(iter(stack.weights[0][0].values())).dtype
-        outside = x.dtype if isinstance(stack.cell, GRU) else torch.get_autocast_dtype(device)
-        with torch.autocast(device, enabled=False):
-            y, final = self._run(stack, sequences._replace(x=x.to(inside)), tuple(s.to(inside) for s in state))
-        if inside == torch.float64:  # which autocast leaves alone
-            return y, final
-        return y.to(outside), tuple(s.to(outside) for s in final)
+        """Layer by layer, direction by direction; under autocast in the number format of the weights (autocast.py)."""
+        if torch.is_autocast_enabled(sequences.x.device.type):
+            return in_the_weights_format(self._run, stack, sequences, state)
+        return self._run(stack, sequences, state)
 
     def _run(self, stack: Stack, sequences: Sequences, state: State) -> tuple[Tensor, State]:
         x = sequences.x
@@ -91,25 +83,14 @@ class LayerKernel(Kernel):
                 x = F.dropout(x, stack.dropout, training=stack.dropout > 0)
         return x, tuple(torch.cat(component) for component in zip(*finals, strict=True))
 
-    def layer(self, cell: Cell, walk: Walk, x: Tensor, state: State, weights: Weights) -> tuple[Tensor, State]:
-        """One layer in one direction, for autograd.
-
-        A pointwise cell gets the kernel's own gradient; any other cell, and any other kind of derivative, goes through
-        autograd over the plain loop.
-        """
-        # torch.func, torch.compile and torch.jit.trace cannot see through the Function below.
-        opaque = (
-            torch._C._are_functorch_transforms_active()
-            or torch.compiler.is_compiling()
-            or torch._C._get_tracing_state()
-        )
-        if opaque or not isinstance(cell, PointwiseCell):
-            return plain_layer(cell, walk, x, state, weights)
-        tensors = (x, *state, *weights.values())
-        if not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
-            return self.forward(cell, walk, x, state, weights, keep=False)[:2]
-        outputs, *final = _Layer.apply(self, cell, walk, tuple(weights), *tensors)
-        return outputs, tuple(final)
+    def layer(self, cell: Any, walk: Walk, x: Tensor, state: State, weights: Weights) -> tuple[Tensor, State]:
+        """One layer in one direction, with the kernel's own gradient for autograd."""
+        if torch.is_grad_enabled():
+            tensors = (x, *state, *weights.values())
+            if any([t.requires_grad for t in tensors]):
+                outputs, *final = _Layer.apply(self, cell, walk, tuple(weights), *tensors)
+                return outputs, tuple(final)
+        return self.forward(cell, walk, x, state, weights, keep=False)[:2]
 
 
 def plain_layer(cell: Cell, walk: Walk, x: Tensor, state: State, weights: Weights) -> tuple[Tensor, State]:
@@ -132,7 +113,7 @@ def as_rows(tensor: Tensor) -> Tensor:
 
 def as_given(rows: Tensor, form: Tensor) -> Tensor:
     """The way back: [N, ·] → [..., ·], where `form` is [..., ·] of any width."""
-    return rows.view(*form.shape[:-1], rows.shape[-1])
+    return rows.reshape(*form.shape[:-1], rows.shape[-1])
 
 
 class _Layer(torch.autograd.Function):
@@ -147,23 +128,57 @@ class _Layer(torch.autograd.Function):
         note(kernel, x, state, outputs, saved)
         ctx.kernel, ctx.cell, ctx.walk, ctx.names = kernel, cell, walk, names
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, *saved)
+        # Whoever changes the outputs in place need not know that they are also what backward needs: they are kept under
+        # another count of changes, and backward runs the layer again if their own has moved.
+        ctx.count = None
+        if saved[0] is outputs:
+            saved, ctx.count = (outputs.data, *saved[1:]), _count_of_changes(outputs)
+            ctx.version = ctx.count._version
+        every = (*tensors, *saved)
+        ctx.shapes = [None if t is None else t.shape for t in every]
+        ctx.save_for_backward(*every)
         return outputs, *final
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         if all(grad is None for grad in grads):
             return (None,) * (4 + 1 + len(ctx.cell.states) + len(ctx.names))
-        n = 1 + len(ctx.cell.states) + len(ctx.names)
         every = ctx.saved_tensors  # asked for once: under torch.utils.checkpoint it answers no second time
+        _check_shapes(every, ctx.shapes)
+        n = 1 + len(ctx.cell.states) + len(ctx.names)
         tensors, saved = every[:n], every[n:]
-        if torch.is_grad_enabled():  # create_graph=True: the gradient must itself have a gradient
-            return None, None, None, None, *_differentiable_backward(ctx, tensors, grads)
-        parts = _parts(ctx.cell, ctx.names, tensors)
-        found = ctx.kernel.backward(
-            ctx.cell, ctx.walk, *parts, saved, grads[0], grads[1:], x_wanted=ctx.needs_input_grad[4]
-        )
-        return None, None, None, None, found.x, *found.state, *(found.weights[name] for name in ctx.names)
+        if torch.is_grad_enabled() or _is_batched(grads):
+            return None, None, None, None, *_through_autograd(ctx, tensors, grads)
+        try:
+            return None, None, None, None, *_through_the_kernel(ctx, tensors, saved, grads)
+        except Unreadable:  # a gradient, or what a hook gave back for a saved tensor
+            return None, None, None, None, *_through_autograd(ctx, tensors, grads)
+
+
+def _count_of_changes(tensor: Tensor) -> Tensor:
+    """A tensor without memory that shares the count of how often this one was changed in place, its `_version`."""
+    alias = tensor.detach()
+    alias.data = _NOTHING
+    return alias
+
+
+_NOTHING = torch.empty(0, device="cpu")
+
+
+def _check_shapes(tensors: tuple[Tensor | None, ...], shapes: list[torch.Size | None]) -> None:
+    for tensor, shape in zip(tensors, shapes, strict=True):
+        if tensor is not None and tensor.shape != shape:
+            raise RuntimeError(
+                f"a hook on saved tensors gave back shape {tuple(tensor.shape)} for one of {tuple(shape or ())}: "
+                "it must give back what it was given"
+            )
+
+
+def _is_batched(grads: tuple[Tensor | None, ...]) -> bool:
+    """Whether these are many gradients in one: under vmap, or torch.autograd.grad with is_grads_batched."""
+    if torch._C._are_functorch_transforms_active():
+        return True
+    return any(g is not None and torch._C._functorch.is_legacy_batchedtensor(g) for g in grads)
 
 
 def _parts(cell: PointwiseCell, names: tuple[str, ...], tensors: tuple[Tensor, ...]) -> tuple[Tensor, State, Weights]:
@@ -171,18 +186,36 @@ def _parts(cell: PointwiseCell, names: tuple[str, ...], tensors: tuple[Tensor, .
     return tensors[0], tuple(tensors[1:n]), dict(zip(names, tensors[n:], strict=True))
 
 
-def _differentiable_backward(
+def _through_the_kernel(
+    ctx: Any, tensors: tuple[Tensor, ...], saved: Saved, grads: tuple[Tensor | None, ...]
+) -> tuple[Tensor | None, ...]:
+    """The kernel's own gradient."""
+    x, state, weights = _parts(ctx.cell, ctx.names, tensors)
+    if ctx.count is not None and ctx.count._version != ctx.version:
+        saved = ctx.kernel.forward(ctx.cell, ctx.walk, x, state, weights, keep=True)[2]
+    found = ctx.kernel.backward(
+        ctx.cell, ctx.walk, x, state, weights, saved, grads[0], grads[1:], x_wanted=ctx.needs_input_grad[4]
+    )
+    d_weights: dict[str, Tensor | None] = dict(found.weights)
+    if "weight_hr" in d_weights and ctx.walk.length == 1 and grads[0] is None and grads[1] is None:
+        d_weights["weight_hr"] = None  # as with torch.nn: c of a single step depends on no projection
+    return found.x, *found.state, *(d_weights[name] for name in ctx.names)
+
+
+def _through_autograd(
     ctx: Any, tensors: tuple[Tensor, ...], grads: tuple[Tensor | None, ...]
 ) -> tuple[Tensor | None, ...]:
-    """The gradient through autograd over the plain loop, with a graph of its own for second derivatives.
+    """The gradient through autograd over the plain loop: for all kinds of tensors, and for second derivatives.
 
     The loop runs on aliases of the inputs: one input may have been computed from another (tied weights), and only the
     direct dependence belongs to this node.
     """
-    aliases = tuple(t.view_as(t) for t in tensors)
-    outputs, final = plain_layer(ctx.cell, ctx.walk, *_parts(ctx.cell, ctx.names, aliases))
+    twice = torch.is_grad_enabled()
+    with torch.enable_grad():
+        aliases = tuple(t.view_as(t) for t in tensors)
+        outputs, final = plain_layer(ctx.cell, ctx.walk, *_parts(ctx.cell, ctx.names, aliases))
     wanted = [a for a in aliases if a.requires_grad]
     given = [(y, d) for y, d in zip((outputs, *final), grads, strict=True) if d is not None]
     ends, d_ends = zip(*given, strict=True)
-    found = iter(torch.autograd.grad(ends, wanted, d_ends, create_graph=True, allow_unused=True))
+    found = iter(torch.autograd.grad(ends, wanted, d_ends, create_graph=twice, allow_unused=True))
     return tuple(next(found) if a.requires_grad else None for a in aliases)

@@ -19,9 +19,9 @@ all later loss steps.
 import torch
 from torch import Tensor
 
-from bptt.cells import Partials, PointwiseCell, State, Weights
+from bptt.cells import Cell, Partials, PointwiseCell, State, Weights
 from bptt.kernels.base import Sequences, Stack
-from bptt.kernels.layered import Gradients, LayerKernel, as_given, as_rows
+from bptt.kernels.layered import Gradients, LayerKernel, as_given, as_rows, plain_layer
 from bptt.kernels.tape import Saved
 from bptt.kernels.walk import Walk, loop, merge
 
@@ -31,9 +31,15 @@ class Reference(LayerKernel):
 
     name = "reference"
 
-    def refusal(self, stack: Stack, sequences: Sequences) -> str | None:
+    def refusal(self, stack: Stack, sequences: Sequences, state: State = ()) -> str | None:
         """None: nothing is refused."""
         return None
+
+    def layer(self, cell: Cell, walk: Walk, x: Tensor, state: State, weights: Weights) -> tuple[Tensor, State]:
+        """A pointwise cell with the gradient below; any other, and any other kind of derivative, by autograd."""
+        if not isinstance(cell, PointwiseCell) or _sees_through():
+            return plain_layer(cell, walk, x, state, weights)
+        return super().layer(cell, walk, x, state, weights)
 
     def forward(
         self, cell: PointwiseCell, walk: Walk, x: Tensor, state: State, weights: Weights, keep: bool
@@ -74,6 +80,16 @@ class Reference(LayerKernel):
             d_weights["bias_ih"] = d_rows.sum(0)
         d_x = as_given(d_rows @ weights["weight_ih"], x) if x_wanted else None
         return Gradients(d_x, tuple(map(as_given, d_state, state)), d_weights)
+
+
+def _sees_through() -> bool:
+    """Whether what is in force (torch.func, forward mode, torch.compile, torch.jit.trace) cannot see through a kernel."""
+    return (
+        torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+    )
 
 
 def walk_back(

@@ -173,7 +173,7 @@ def _unflatten(shape: Any, tensors: Tensors, deepest: int) -> Any:
         raise Unexpected("its hidden state is none that it could have written")
     parts = [_unflatten(child, tensors, deepest - 1) for child in children]
     if kind == "result" and deepest == _DEEPEST:
-        return Result(torch.zeros(()), *parts)
+        return Result(torch.zeros((), device="cpu"), *parts)
     if kind == "past":
         return Past(*parts)
     if kind == "tuple":
@@ -194,7 +194,7 @@ def map_lanes(join: Any, first: Any, *others: Any) -> Any:
         parts = (
             map_lanes(join, *column) for column in zip(*((r.state, r.past) for r in (first, *others)), strict=True)
         )
-        return Result(torch.zeros(()), *parts)
+        return Result(torch.zeros((), device="cpu"), *parts)
     if isinstance(first, Past):
         columns = zip(*((p.x, p.state, p.reset) for p in (first, *others)), strict=True)
         return Past(*(map_lanes(join, *column) for column in columns))

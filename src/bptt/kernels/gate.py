@@ -1,0 +1,90 @@
+"""The gate in front of the native core, which takes a pointer at its word.
+
+A tensor need not be a block of numbers: it may be of somebody's own class, a fake without memory, on another device, with a
+minus that is still to be carried out, all zeros without a place where they stand, or with its memory freed. What passes here
+is plain: the numbers themselves, in the format that was asked for, row after row, in the memory of the CPU.
+"""
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+T = TypeVar("T", Tensor, Tensor | None)
+
+_PLAIN = (Tensor, Parameter)
+_STRIDED = torch.strided
+
+
+class Unreadable(RuntimeError):
+    """A tensor whose numbers the core cannot read, though torch's operators may; the message says which and why."""
+
+
+class Freed(RuntimeError):
+    """A tensor whose memory is gone: there is nothing to compute with, whoever does it."""
+
+
+def look_readable(tensors: Iterable[Tensor], dtype: torch.dtype) -> bool:
+    """Whether all are of a class, device, layout and number format that the core reads: a glance, at every call."""
+    for tensor in tensors:
+        if (
+            type(tensor) not in _PLAIN
+            or tensor.dtype is not dtype
+            or not tensor.is_cpu
+            or tensor.layout is not _STRIDED
+        ):
+            return False
+    return True
+
+
+def readable(tensors: Iterable[T], dtype: torch.dtype) -> list[T]:
+    """Of each tensor itself, or a copy, as plain contiguous memory; None stays None.
+
+    Raises:
+        Unreadable: one is of another class, layout, device or number format.
+        Freed: one has no memory.
+    """
+    try:
+        return [
+            tensor
+            if tensor is None
+            else tensor.contiguous()
+            if type(tensor) in _PLAIN
+            and tensor.dtype is dtype
+            and tensor.is_cpu
+            and not tensor.is_neg()
+            and tensor.untyped_storage().data_ptr()  # the tensor's own is not 0 if it starts somewhere in what was freed
+            else _made_readable(tensor, dtype)
+            for tensor in tensors
+        ]
+    except (Unreadable, Freed):
+        raise
+    except RuntimeError:  # of data_ptr: one has no memory of its own
+        return [tensor if tensor is None else _made_readable(tensor, dtype) for tensor in tensors]
+
+
+def _made_readable(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    tensor = torch._C._functorch.unwrap_if_dead(tensor)  # what a finished torch.func has left around it
+    said = f"a {type(tensor).__name__} of {tensor.dtype} and shape {tuple(tensor.shape)} on {tensor.device}"
+    if not look_readable([tensor], dtype):
+        raise Unreadable(
+            f"{said}, {tensor.layout}, came where the native core wants a plain one of {dtype} on the CPU: "
+            "pass such a tensor, or backend='auto'"
+        )
+    if tensor._is_zerotensor():
+        return tensor.new_zeros(tensor.shape)
+    if tensor.numel() and not _has_memory(tensor):
+        raise Freed(
+            f"{said} has no memory: its storage was freed, as sharding does between two uses; "
+            "gather it before the layer runs"
+        )
+    return tensor.resolve_neg().contiguous()
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    try:
+        return tensor.untyped_storage().data_ptr() != 0
+    except RuntimeError:
+        return False
