@@ -21,12 +21,15 @@ class Form(NamedTuple):
         """Find the form of an input. Raises ValueError if it has neither 2 nor 3 axes."""
         if isinstance(input, PackedSequence):
             return Form(packed=input)
-        if input.dim() not in (2, 3):
+        axes = input.dim()
+        if axes == 3:
+            return _BATCH_FIRST if batch_first else _TIME_FIRST
+        if axes != 2:
             raise ValueError(
-                f"input has {input.dim()} axes, wanted 3 (time, batch, features) or 2 (time, features): "
+                f"input has {axes} axes, wanted 3 (time, batch, features) or 2 (time, features): "
                 "add the missing axis with unsqueeze, or flatten what is too many"
             )
-        return Form(batch_first=batch_first and input.dim() == 3, unbatched=input.dim() == 2)
+        return _UNBATCHED
 
     @property
     def batch_sizes(self) -> Tensor | None:
@@ -72,3 +75,6 @@ class Form(NamedTuple):
         if self.packed is not None and self.packed.unsorted_indices is not None:
             return component.index_select(1, self.packed.unsorted_indices)
         return component
+
+
+_TIME_FIRST, _BATCH_FIRST, _UNBATCHED = Form(), Form(batch_first=True), Form(unbatched=True)

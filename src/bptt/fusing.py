@@ -95,6 +95,8 @@ def fuse(model: Model, *, report: Report | None = None) -> Model:
 
     Outputs and gradients stay the same up to rounding. Each layer stays the same object with the same Parameter objects
     under the same names: an optimizer made before goes on, a state_dict fits both ways, hooks and shared layers stay.
+    A fused layer is a `bptt.LSTM` and a `torch.nn.LSTM` (GRU, RNN), and its class is found where torch.nn's is looked up; so
+    quantization takes it, and torch.compile goes around it as it goes around torch.nn's.
 
     Left as they are: subclasses (they may have a forward of their own; a parametrized layer is one), single-step cells,
     quantized and scripted layers. Where the fused kernel cannot serve (a GPU, float16), the swapped layer
@@ -138,9 +140,10 @@ def fuse(model: Model, *, report: Report | None = None) -> Model:
 def unfuse(model: Model, *, report: Report | None = None) -> Model:
     """Make every bptt.RNN, GRU and LSTM in `model` the torch.nn layer of that name, in place, and return `model`.
 
-    For what needs torch's own classes: `isinstance(layer, nn.LSTM)`, torch.jit.script, quantization. Layers that torch.nn
-    does not have (nonlinearity='sigmoid', `bptt.Recurrent`) are left. A `backend` that was insisted on is forgotten, and
-    calls with `reset=` fail: torch.nn knows no resets.
+    For what needs torch's own classes: torch.jit.script, `type(layer) is nn.LSTM`, and for layers made as `bptt.LSTM(...)`
+    also `isinstance(layer, nn.LSTM)` and quantization. Layers that torch.nn does not have (nonlinearity='sigmoid',
+    `bptt.Recurrent`) are left. A `backend` that was insisted on is forgotten, and calls with `reset=` fail: torch.nn knows
+    no resets.
 
     Args:
         model: any torch.nn.Module; the layer itself too.

@@ -19,7 +19,7 @@ from bptt.cells.elman import Nonlinearity
 from bptt.forms import Form, Hidden, Input
 from bptt.kernels import BACKENDS, Sequences, Stack, choose
 from bptt.overrides import end_as_overridden, overrides_any, start_as_overridden
-from bptt.parameters import Named, fitting, named_shapes
+from bptt.parameters import Named, fitting, named_shapes, named_shapes_anew
 from bptt.recording import as_one_node, is_recorded, unrecorded_checks
 
 
@@ -56,7 +56,7 @@ class _Layer(nn.Module):
             ValueError: the input has neither 2 nor 3 axes, or another dtype than the weights.
             RuntimeError: sizes do not fit, or the backend insisted on refuses.
         """
-        if is_recorded(input, hx):
+        if (hx is not None or type(input) is not Tensor) and is_recorded(input, hx):
             return as_one_node(self, input, hx, reset)
         form = Form.of(input, self.batch_first)
         if torch._C._get_tracing_state() is None:
@@ -81,7 +81,8 @@ class _Layer(nn.Module):
         self, form: Form, input: Input, hx: Hidden | None, reset: Input | None
     ) -> tuple[Stack, Sequences, State]:
         """What a kernel is given: the weights, the input and the initial state."""
-        sequences = Sequences(form.time_first(input), form.batch_sizes, form.reset(reset))
+        given = None if reset is None else form.reset(reset)
+        sequences = Sequences(form.time_first(input), form.batch_sizes, given)
         stack = self._stack()
         if self._overrides:
             hx, form = start_as_overridden(self, form, sequences, hx)
@@ -89,15 +90,20 @@ class _Layer(nn.Module):
         return stack, sequences, self._initial_state(sequences, hx, form)
 
     def _stack(self) -> Stack:
-        cell = self.cell
-        sizes = (self.num_layers, self.bidirectional, self.input_size, self.hidden_size, self.bias, self.proj_size)
-        named = named_shapes(cell, *sizes)
-        tensors = iter(self._tensors(named))
+        cell, compiling = self.cell, torch.compiler.is_compiling()
+        # From memory: worked out at each call, it costs more than a small step. But torch.compile warns of such memories.
+        named = (named_shapes_anew if compiling else named_shapes)(
+            cell, self.num_layers, self.bidirectional, self.input_size, self.hidden_size, self.bias, self.proj_size
+        )
+        tensors = iter(self._by_name(named) if compiling else self._tensors(named))
         weights = tuple([tuple([fitting(names, tensors) for names in directions]) for directions in named])
         return Stack(cell, weights, self.dropout if self.training else 0.0)
 
     def _tensors(self, named: Named) -> Iterable[Tensor]:
         """The weights in use, in the order of `named`."""
+        return self._by_name(named)
+
+    def _by_name(self, named: Named) -> Iterable[Tensor]:
         own = self._parameters
         names = [name for directions in named for parameters in directions for _, name, _ in parameters]
         # What is not there is parametrized, or was replaced by a plain tensor.
@@ -193,12 +199,12 @@ class _TorchLayer(_Layer, nn.RNNBase):
 
     def _tensors(self, named: Named) -> Iterable[Tensor]:
         """torch.nn runs by the list `_flat_weights`, which other code may fill with tensors of its own."""
-        if torch.compiler.is_compiling():  # which knows the parameters alone
-            return super()._tensors(named)
-        names, own = self._flat_weights_names, self._parameters
-        if not all(map(operator.is_, self._flat_weights, map(own.get, names))):
+        flat, own = self._flat_weights, self._parameters
+        if len(own) < len(flat) or not all(map(operator.is_, flat, own.values())):
             self._update_flat_weights()  # as torch.nn does at each call
-            missing = [name for name, weight in zip(names, self._flat_weights, strict=True) if weight is None]
+            missing = [
+                n for n, weight in zip(self._flat_weights_names, self._flat_weights, strict=True) if weight is None
+            ]
             if missing:
                 raise RuntimeError(f"the layer has no tensor {missing[0]}: set it before the call")
         return self._flat_weights  # type: ignore[return-value]  # none of them is None
@@ -240,10 +246,7 @@ class RNN(_TorchLayer):
     @property
     def cell(self) -> Elman:  # type: ignore[override]
         """The cell that `mode` names, also if it is set later; as in torch.nn, `nonlinearity` then decides nothing."""
-        cell = _ELMAN.get(self.mode)
-        if cell is None:
-            raise AssertionError(f"mode is {self.mode!r}: set it to one of {', '.join(map(repr, _ELMAN))}")
-        return cell
+        return _ELMAN[self.mode]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Also that of bptt 0.1.0, which kept the cell."""
@@ -416,7 +419,12 @@ def _check_sizes(
         raise ValueError(f"proj_size is {proj_size}, must be at least 0 and smaller than hidden_size {hidden_size}")
 
 
-_ELMAN = {f"RNN_{name.upper()}": Elman(name) for name in get_args(Nonlinearity)}
+class _Modes(dict[str, Elman]):
+    def __missing__(self, mode: str) -> Elman:
+        raise AssertionError(f"mode is {mode!r}: set it to one of {', '.join(map(repr, self))}")
+
+
+_ELMAN = _Modes({f"RNN_{name.upper()}": Elman(name) for name in get_args(Nonlinearity)})
 _NN_CELLS: dict[str, Cell] = {**_ELMAN, "GRU": GRUCell(), "LSTM": LSTMCell()}
 
 

@@ -4,7 +4,6 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from bptt.cells import Cell, Weights
@@ -14,7 +13,7 @@ Names = tuple[tuple[str, str, tuple[int, ...]], ...]
 Named = tuple[tuple[Names, ...], ...]
 
 
-def _names_and_shapes(
+def named_shapes_anew(
     cell: Cell, num_layers: int, bidirectional: bool, input_size: int, hidden_size: int, bias: bool, proj_size: int
 ) -> Named:
     """Name and shape each parameter of a stack."""
@@ -28,17 +27,15 @@ def _names_and_shapes(
     return tuple([tuple([names(n, d) for d in range(directions)]) for n in range(num_layers)])
 
 
-_names_and_shapes_kept = functools.lru_cache(maxsize=1024)(_names_and_shapes)
+_kept = functools.lru_cache(maxsize=1024)(named_shapes_anew)
 
 
 def named_shapes(cell: Cell, *sizes: Any) -> Named:
-    """`_names_and_shapes`, from memory where that is possible: asked for at each call, it costs more than a small step."""
-    if torch.compiler.is_compiling():  # which warns of such memories
-        return _names_and_shapes(cell, *sizes)
+    """`named_shapes_anew`, from memory unless the cell has no hash."""
     try:
-        return _names_and_shapes_kept(cell, *sizes)
-    except TypeError:  # a cell without hash
-        return _names_and_shapes(cell, *sizes)
+        return _kept(cell, *sizes)
+    except TypeError:
+        return named_shapes_anew(cell, *sizes)
 
 
 def fitting(names: Names, tensors: Iterator[Tensor]) -> Weights:

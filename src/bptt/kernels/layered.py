@@ -96,8 +96,9 @@ class LayerKernel(Kernel):
         A pointwise cell gets the kernel's own gradient; any other cell, and any other kind of derivative, goes through
         autograd over the plain loop.
         """
-        # torch.func and torch.compile cannot see through the Function below.
+        # torch.func, torch.compile and torch.jit.trace cannot see through the Function below.
         opaque = torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling()
+        opaque = opaque or torch._C._get_tracing_state() is not None
         if opaque or not isinstance(cell, PointwiseCell):
             return plain_layer(cell, walk, x, state, weights)
         tensors = (x, *state, *weights.values())
