@@ -85,7 +85,8 @@ def test_the_layer_stays_the_same_object_with_the_same_parameters(variant):
     before, keys, type_before = list(layer.named_parameters()), list(layer.state_dict()), type(layer)
     holder = {"plain reference": layer}
     assert bptt.fuse(layer) is layer is holder["plain reference"]
-    assert type(layer) is getattr(bptt, type_before.__name__)
+    assert isinstance(layer, getattr(bptt, type_before.__name__))
+    assert isinstance(layer, type_before)
     assert all(a is b and m == n for (m, a), (n, b) in zip(before, layer.named_parameters(), strict=True))
     assert list(layer.state_dict()) == keys
     assert layer.note == "mine"
@@ -166,7 +167,7 @@ def test_nested_and_shared_layers():
         "tower.1.1: torch.nn.GRU -> bptt.GRU",
     ]
     assert model["again"] is model["tower"][1][0] is shared
-    assert type(shared) is bptt.LSTM
+    assert isinstance(shared, bptt.LSTM)
     assert model["relu"].cell == bptt.cells.Elman("relu")
 
 
@@ -197,11 +198,22 @@ def test_copies_pickles_and_replicas(twins):
     assert torch.equal(replica(x)[0], fused.recurrent(x)[0])
 
 
-def test_it_compiles_whole_and_one_compiled_before_goes_on(twins):
+def test_it_compiles_as_the_plain_one_and_one_compiled_before_goes_on(twins, caplog):
     plain, fused = twins
+    torch._dynamo.reset()
     x = torch.randn(6, 3, 4)
-    compiled = torch.compile(fused, fullgraph=True, backend="eager")
+    compiled = torch.compile(fused, backend="aot_eager")  # around the layer, as around torch.nn's
     torch.testing.assert_close(compiled(x), plain(x))
+    got = {n.removeprefix("_orig_mod."): g for n, g in gradients(compiled, x).items()}
+    assert_same(got, gradients(plain, x), 1e-5)
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(allow_rnn=True):
+        whole = torch.compile(fused, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(whole(x), plain(x))
+        got = {n.removeprefix("_orig_mod."): g for n, g in gradients(whole, x).items()}
+        assert_same(got, gradients(plain, x), 1e-5)
+    torch._dynamo.reset()
+    assert "recompile_limit" not in caplog.text
     before = torch.compile(copy.deepcopy(plain), backend="eager")
     want = before(x)
     torch.testing.assert_close(bptt.fuse(before)(x), want)
@@ -251,7 +263,7 @@ def test_pruned_and_old_weight_norm_layers_are_swapped_and_right():
     for layer in (pruned, normed):
         want, keys = layer(x)[0], list(layer.state_dict())
         torch.testing.assert_close(bptt.fuse(layer)(x)[0], want)
-        assert type(layer) is bptt.LSTM
+        assert isinstance(layer, bptt.LSTM)
         assert list(layer.state_dict()) == keys
 
 

@@ -12,8 +12,8 @@ SOURCE = Path(bptt.__file__).parent
 # Each layer may import itself and what stands before it; the leaves may be imported by all.
 LEAVES = {"errors", "files", "options", "reading", "terminal", "typed", "warning"}
 LAYERS = [
-    {"cells"}, {"kernels"}, {"layers"}, {"fusing"}, {"network"}, {"gradient", "flow"}, {"explaining"}, {"tasks"}, {"train"},
-    {"bench"}, {"cli"}, {"__main__"},
+    {"cells"}, {"kernels"}, {"forms", "parameters"}, {"overrides", "recording"}, {"layers"}, {"fusing"}, {"network"},
+    {"gradient", "flow"}, {"explaining"}, {"tasks"}, {"train"}, {"bench"}, {"cli"}, {"__main__"},
 ]  # fmt: skip
 
 # Independent witnesses: neither may rest on the other.

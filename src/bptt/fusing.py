@@ -1,29 +1,93 @@
 """fuse: the recurrent layers of a model that exists become bptt's, in place; unfuse: the way back.
 
-A layer of torch.nn and its twin in `bptt.layers` differ in their class and at most two attributes, so a layer is swapped by
-changing these. It stays the same object: parameters, optimizers, hooks, names and whoever else holds it notice nothing.
+A layer of torch.nn and its twin here differ in their class and one attribute, so a layer is swapped by changing these. It
+stays the same object: parameters, optimizers, hooks, names and whoever else holds it notice nothing.
+A fused layer is both, a `bptt.LSTM` and a `torch.nn.LSTM`. A layer made as `bptt.LSTM(...)` is no `torch.nn.LSTM`, for
+torch.compile refuses those.
 (The file is not called fuse.py: a module of that name would take the place of the function `bptt.fuse` once it is loaded.)
 """
 
+import contextlib
+import types
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from bptt.cells import Elman
+import bptt.layers as layers
 from bptt.kernels import Sequences, fallback
-from bptt.layers import GRU, LSTM, RNN, Recurrent, _Layer, _TorchLayer
+from bptt.layers import Recurrent, _Layer, _TorchLayer
+from bptt.overrides import METHODS
 from bptt.warning import warn
 
 Model = TypeVar("Model", bound=nn.Module)
 Report = Callable[[str], object]
 
+
+class _Fused(type):
+    """Makes a fused layer's class equal to the class of torch.nn that it stands for, so that a dict finds it by that.
+
+    torch.ao's quantization and many other programs (counters of operations, replacers of layers) look up `type(layer)` in
+    a dict like {nn.LSTM: ...}, where no subclass is found. Subclasses of a fused class are equal to themselves alone.
+    """
+
+    def __eq__(cls, other: object) -> bool:
+        return cls is other or vars(cls).get("stands_for", cls) is other
+
+    def __hash__(cls) -> int:
+        return type.__hash__(vars(cls).get("stands_for", cls))
+
+
+def _run_eagerly(function: Any) -> Any:
+    """A copy that torch.compile leaves alone, with all that it calls, as it leaves the forward of torch.nn.LSTM.
+
+    It refuses to compile a method of such a layer, but not the functions inside, one by one. torch.compiler.disable would do
+    the same, load the whole compiler at import, and cost time at each call.
+    """
+    own = types.FunctionType(
+        function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__
+    )
+    own.__kwdefaults__, own.__doc__, own.__qualname__ = function.__kwdefaults__, function.__doc__, function.__qualname__
+    with contextlib.suppress(ImportError):  # private to torch: without it more is compiled, and nothing wrong
+        from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
+
+        set_code_exec_strategy(own.__code__, _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.SKIP))
+    return own
+
+
+_forward = _run_eagerly(_Layer.forward)
+
+
+class RNN(layers.RNN, nn.RNN, metaclass=_Fused):
+    """A torch.nn.RNN that `fuse` has made a bptt.RNN."""
+
+    stands_for = nn.RNN
+    forward = _forward
+
+
+class GRU(layers.GRU, nn.GRU, metaclass=_Fused):
+    """A torch.nn.GRU that `fuse` has made a bptt.GRU."""
+
+    stands_for = nn.GRU
+    forward = _forward
+
+
+class LSTM(layers.LSTM, nn.LSTM, metaclass=_Fused):
+    """A torch.nn.LSTM that `fuse` has made a bptt.LSTM."""
+
+    stands_for = nn.LSTM
+    forward = _forward
+
+
 _TWINS: dict[type[nn.Module], type[_TorchLayer]] = {nn.RNN: RNN, nn.GRU: GRU, nn.LSTM: LSTM}
-_TORCH: dict[type[nn.Module], type[nn.Module]] = {ours: theirs for theirs, ours in _TWINS.items()}
+# The way back, for fused layers and for those that were made as bptt's.
+_TORCH: dict[type[nn.Module], type[nn.Module]] = {
+    RNN: nn.RNN, layers.RNN: nn.RNN, GRU: nn.GRU, layers.GRU: nn.GRU, LSTM: nn.LSTM, layers.LSTM: nn.LSTM,
+}  # fmt: skip
 # What an object must not have of its own, since the class of the other side reads it.
-_OURS = {"backend", "cell"} | {name for name in vars(_Layer) if not name.startswith("__")}
-_THEIRS = {"forward", "permute_hidden", "check_forward_args", "check_hidden_size"}
+_OURS = {"backend", "cell", *METHODS} | {name for name in vars(_Layer) if not name.startswith("__")}
+_THEIRS = {"forward", *METHODS}
 
 
 def fuse(model: Model, *, report: Report | None = None) -> Model:
@@ -31,6 +95,8 @@ def fuse(model: Model, *, report: Report | None = None) -> Model:
 
     Outputs and gradients stay the same up to rounding. Each layer stays the same object with the same Parameter objects
     under the same names: an optimizer made before goes on, a state_dict fits both ways, hooks and shared layers stay.
+    A fused layer is a `bptt.LSTM` and a `torch.nn.LSTM` (GRU, RNN), and its class is found where torch.nn's is looked up; so
+    quantization takes it, and torch.compile goes around it as it goes around torch.nn's.
 
     Left as they are: subclasses (they may have a forward of their own; a parametrized layer is one), single-step cells,
     quantized and scripted layers. Where the fused kernel cannot serve (a GPU, float16), the swapped layer
@@ -54,7 +120,7 @@ def fuse(model: Model, *, report: Report | None = None) -> Model:
     _check(model, "fuse")
     lines, fused = [], 0
     for name, module in _named(model):
-        if type(module) in _TORCH:
+        if isinstance(module, _Layer) and type(module) in _TORCH:
             fused += 1
             lines.append(f"{name}: already bptt.{type(module).__name__}")
         elif type(module) in _TWINS:
@@ -74,9 +140,10 @@ def fuse(model: Model, *, report: Report | None = None) -> Model:
 def unfuse(model: Model, *, report: Report | None = None) -> Model:
     """Make every bptt.RNN, GRU and LSTM in `model` the torch.nn layer of that name, in place, and return `model`.
 
-    For what needs torch's own classes: `isinstance(layer, nn.LSTM)`, torch.jit.script, quantization. Layers that torch.nn
-    does not have (nonlinearity='sigmoid', `bptt.Recurrent`) are left. A `backend` that was insisted on is forgotten, and
-    calls with `reset=` fail: torch.nn knows no resets.
+    For what needs torch's own classes: torch.jit.script, `type(layer) is nn.LSTM`, and for layers made as `bptt.LSTM(...)`
+    also `isinstance(layer, nn.LSTM)` and quantization. Layers that torch.nn does not have (nonlinearity='sigmoid',
+    `bptt.Recurrent`) are left. A `backend` that was insisted on is forgotten, and calls with `reset=` fail: torch.nn knows
+    no resets.
 
     Args:
         model: any torch.nn.Module; the layer itself too.
@@ -150,21 +217,14 @@ def _swap(module: nn.Module) -> str:
     module.__class__ = kind
     assert isinstance(module, _TorchLayer)
     module.backend = "auto"
-    if kind is RNN:
-        module.nonlinearity = _nonlinearity(module)
-        module.cell = Elman(module.nonlinearity)
     served = _served_by(module)
     return f"torch.nn.{kind.__name__} -> bptt.{kind.__name__}{'' if served is None else f', which runs on {served}'}"
 
 
-def _nonlinearity(module: _TorchLayer) -> Any:
-    """The one that torch.nn.RNN runs: its mode decides, not its attribute `nonlinearity`."""
-    return module.mode.removeprefix("RNN_").lower()
-
-
 def _served_by(layer: _TorchLayer) -> str | None:
-    weight = next(iter(layer.layer_weights(0, 0).values()))
-    return fallback(layer._stack(), Sequences(weight.new_empty(1, 1, layer.input_size)))
+    stack = layer._stack()
+    weight = next(iter(stack.weights[0][0].values()))
+    return fallback(stack, Sequences(weight.new_empty(1, 1, layer.input_size)))
 
 
 def _unlike_its_class(module: Any, reserved: set[str]) -> str | None:
@@ -178,6 +238,8 @@ def _unlike_its_class(module: Any, reserved: set[str]) -> str | None:
     missing = [name for name in names if not isinstance(getattr(module, name, None), torch.Tensor)]
     if missing:
         return f"it has no tensor {missing[0]}"
+    if isinstance(module, nn.RNN) and module.mode not in ("RNN_TANH", "RNN_RELU"):
+        return f"its mode is {module.mode!r}"
     return None
 
 
@@ -209,8 +271,7 @@ def _why_torch_cannot(module: _Layer) -> str | None:
         if nn.utils.parametrize.is_parametrized(module):
             return "it is parametrized, which made it a class of its own: unfuse first, then parametrize"
         return "torch.nn has no such layer"
-    wanted = Elman(_nonlinearity(module)) if isinstance(module, RNN) else type(module).cell
-    if module.cell != wanted:
+    if getattr(module, "mode", None) == "RNN_SIGMOID" or "cell" in vars(module):
         return f"torch.nn has no layer of {module.cell}"
     return _unlike_its_class(module, _THEIRS)
 

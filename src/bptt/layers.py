@@ -4,23 +4,25 @@ One path serves all: bring the input into the form of `kernels.Sequences`, let `
 outputs back in the form of the input.
 """
 
-import functools
-from typing import Any, NamedTuple
+import operator
+from collections.abc import Iterable
+from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
 from bptt.cells import GRU as GRUCell
 from bptt.cells import LSTM as LSTMCell
 from bptt.cells import Cell, Elman, PointwiseCell, State, Weights, draw_uniform
 from bptt.cells.contract import check_declaration
+from bptt.cells.elman import Nonlinearity
 from bptt.cells.probe import uphold
+from bptt.forms import Form, Hidden, Input
 from bptt.kernels import BACKENDS, Sequences, Stack, choose
+from bptt.overrides import end_as_overridden, overrides_any, start_as_overridden
+from bptt.parameters import Named, fitting, named_shapes, named_shapes_anew
+from bptt.recording import as_one_node, is_recorded, unrecorded_checks
 from bptt.warning import warn
-
-Input = Tensor | PackedSequence
-Hidden = Tensor | tuple[Tensor, ...]
 
 
 class _Layer(nn.Module):
@@ -41,6 +43,7 @@ class _Layer(nn.Module):
     bidirectional: bool
     proj_size: int
     backend: str
+    _overrides: ClassVar[bool] = False  # whether a subclass overrides methods that torch.nn's forward calls
 
     def forward(self, input: Input, hx: Hidden | None = None, *, reset: Input | None = None) -> tuple[Any, Any]:
         """Run over all steps from the initial state `hx` (zeros if None).
@@ -55,14 +58,18 @@ class _Layer(nn.Module):
             ValueError: the input has neither 2 nor 3 axes, or another dtype than the weights.
             RuntimeError: sizes do not fit, or the backend insisted on refuses.
         """
-        form = _Form.of(input, self.batch_first)
-        sequences = Sequences(form.time_first(input), form.batch_sizes, form.reset(reset))
-        stack = self._stack()
-        self._check_input(sequences, next(iter(stack.weights[0][0].values())))
-        state = self._initial_state(sequences, hx, form)
-        uphold(self, self.cell, stack.weights[0][0])
+        if (hx is not None or type(input) is not Tensor) and is_recorded(input, hx):
+            return as_one_node(self, input, hx, reset)
+        form = Form.of(input, self.batch_first)
+        if torch._C._get_tracing_state() is None:
+            stack, sequences, state = self._checked(form, input, hx, reset)
+        else:
+            with unrecorded_checks():
+                stack, sequences, state = self._checked(form, input, hx, reset)
         outputs, final = choose(self.backend, stack, sequences, state).run(stack, sequences, state)
-        final = tuple(form.state_out(s) for s in final)
+        if self._overrides:
+            return form.out(outputs), end_as_overridden(self, form, final)
+        final = tuple([form.state_out(component) for component in final])
         return form.out(outputs), final if len(final) > 1 else final[0]
 
     def layer_weights(self, layer: int, direction: int) -> Weights:
@@ -70,26 +77,48 @@ class _Layer(nn.Module):
 
         Raises RuntimeError if one was replaced by a tensor of another shape: a kernel takes that from the layer's sizes.
         """
-        width = self.input_size if layer == 0 else (1 + self.bidirectional) * (self.proj_size or self.hidden_size)
-        own, weights = self._parameters, {}
-        for short, name, shape in _named(
-            self.cell, layer, direction, width, self.hidden_size, self.bias, self.proj_size
-        ):
-            weight = own.get(name)
-            if weight is None:  # parametrized, or replaced
-                weight = getattr(self, name)
-            if weight.shape != shape:
-                raise RuntimeError(
-                    f"{name} has shape {tuple(weight.shape)}, wanted {shape}: "
-                    "give it that shape, or make a layer of other sizes"
-                )
-            weights[short] = weight
-        return weights
+        return self._stack().weights[layer][direction]
+
+    def _checked(
+        self, form: Form, input: Input, hx: Hidden | None, reset: Input | None
+    ) -> tuple[Stack, Sequences, State]:
+        """What a kernel is given: the weights, the input and the initial state."""
+        given = None if reset is None else form.reset(reset)
+        sequences = Sequences(form.time_first(input), form.batch_sizes, given)
+        stack = self._stack()
+        if self._overrides:
+            hx, form = start_as_overridden(self, form, sequences, hx)
+        self._check_input(sequences, next(iter(stack.weights[0][0].values())))
+        state = self._initial_state(sequences, hx, form)
+        uphold(self, self.cell, stack.weights[0][0])
+        return stack, sequences, state
 
     def _stack(self) -> Stack:
-        directions = (0, 1) if self.bidirectional else (0,)
-        weights = tuple([tuple([self.layer_weights(n, d) for d in directions]) for n in range(self.num_layers)])
-        return Stack(self.cell, weights, self.dropout if self.training else 0.0)
+        cell, compiling = self.cell, torch.compiler.is_compiling()
+        # From memory: worked out at each call, it costs more than a small step. But torch.compile warns of such memories.
+        named = (named_shapes_anew if compiling else named_shapes)(
+            cell, self.num_layers, self.bidirectional, self.input_size, self.hidden_size, self.bias, self.proj_size
+        )
+        tensors = iter(self._by_name(named) if compiling else self._tensors(named))
+        weights = tuple([tuple([fitting(names, tensors) for names in directions]) for directions in named])
+        return Stack(cell, weights, self.dropout if self.training else 0.0)
+
+    def _tensors(self, named: Named) -> Iterable[Tensor]:
+        """The weights in use, in the order of `named`."""
+        return self._by_name(named)
+
+    def _by_name(self, named: Named) -> Iterable[Tensor]:
+        own = self._parameters
+        names = [name for directions in named for parameters in directions for _, name, _ in parameters]
+        # What is not there is parametrized, or was replaced by a plain tensor.
+        return [getattr(self, name) if (weight := own.get(name)) is None else weight for name in names]
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Refuse torch.jit.script, which asks each module for this method and compiles what it gives back."""
+        raise RuntimeError(
+            f"torch.jit.script got bptt.{type(self).__name__}, and compiles torch.nn's own layers alone: "
+            "call bptt.unfuse(model) first, or use torch.jit.trace or torch.export"
+        )
 
     def _check_input(self, sequences: Sequences, weight: Tensor) -> None:
         x = sequences.x
@@ -111,7 +140,7 @@ class _Layer(nn.Module):
         if x.shape[0] == 0:
             raise RuntimeError("input has 0 time steps, at least 1 is wanted: drop empty sequences before the layer")
 
-    def _initial_state(self, sequences: Sequences, hx: Hidden | None, form: "_Form") -> State:
+    def _initial_state(self, sequences: Sequences, hx: Hidden | None, form: Form) -> State:
         x, sizes = sequences.x, sequences.batch_sizes
         batch = int(sizes[0]) if sizes is not None else x.shape[1]
         rows = self.num_layers * (2 if self.bidirectional else 1)
@@ -133,7 +162,7 @@ class _Layer(nn.Module):
                 )
         return tuple(form.state_in(component) for component in given)
 
-    def _check_state(self, name: str, component: Tensor, wanted: tuple[int, int, int], form: "_Form") -> None:
+    def _check_state(self, name: str, component: Tensor, wanted: tuple[int, int, int], form: Form) -> None:
         wanted_shape = (wanted[0], wanted[2]) if form.unbatched else wanted
         got = tuple(component.shape)
         if got == wanted_shape:
@@ -155,9 +184,33 @@ class _TorchLayer(_Layer, nn.RNNBase):
         nn.RNNBase.__init__(self, mode, *args, **keywords)
         self.backend = _known_backend(backend)
 
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        cls._overrides = overrides_any(cls)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "qconfig" and not isinstance(self, (nn.RNN, nn.GRU, nn.LSTM)):  # set by torch.ao's quantization
+            warn(
+                f"torch.ao's quantization knows torch.nn's own layers alone and leaves bptt.{type(self).__name__} as it is: "
+                "call bptt.unfuse(model) first to have it quantized"
+            )
+        super().__setattr__(name, value)
+
     def extra_repr(self) -> str:
         """torch.nn's text, and the backend if one is insisted on."""
         return super().extra_repr() + ("" if self.backend == "auto" else f", backend={self.backend}")
+
+    def _tensors(self, named: Named) -> Iterable[Tensor]:
+        """torch.nn runs by the list `_flat_weights`, which other code may fill with tensors of its own."""
+        flat, own = self._flat_weights, self._parameters
+        if len(own) < len(flat) or not all(map(operator.is_, flat, own.values())):
+            self._update_flat_weights()  # as torch.nn does at each call
+            missing = [
+                n for n, weight in zip(self._flat_weights_names, self._flat_weights, strict=True) if weight is None
+            ]
+            if missing:
+                raise RuntimeError(f"the layer has no tensor {missing[0]}: set it before the call")
+        return self._flat_weights  # type: ignore[return-value]  # none of them is None
 
 
 class RNN(_TorchLayer):
@@ -187,12 +240,22 @@ class RNN(_TorchLayer):
         **unknown: Any,
     ) -> None:
         _refuse(unknown, "RNN")
-        cell = Elman(nonlinearity)  # type: ignore[arg-type]  # which checks it
-        # nn.RNNBase knows no sigmoid; the mode decides nothing but the width of the gates.
-        mode = "RNN_RELU" if nonlinearity == "relu" else "RNN_TANH"
+        mode = _mode_of(Elman(nonlinearity))  # type: ignore[arg-type]  # Elman checks it
         options = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
-        super().__init__(mode, backend, *options, device=device, dtype=dtype)
-        self.nonlinearity, self.cell = nonlinearity, cell
+        # nn.RNNBase knows no sigmoid; it takes no more from the mode than the width of the gates.
+        super().__init__("RNN_TANH", backend, *options, device=device, dtype=dtype)
+        self.nonlinearity, self.mode = nonlinearity, mode
+
+    @property
+    def cell(self) -> Elman:  # type: ignore[override]
+        """The cell that `mode` names, also if it is set later; as in torch.nn, `nonlinearity` then decides nothing."""
+        return _ELMAN[self.mode]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Also that of bptt 0.1.0, which kept the cell."""
+        cell = state.get("cell")
+        state = {name: value for name, value in state.items() if name != "cell"}
+        super().__setstate__(state if cell is None else state | {"mode": _mode_of(cell)})
 
 
 class GRU(_TorchLayer):
@@ -238,6 +301,9 @@ class LSTM(_TorchLayer):
     """
 
     cell = LSTMCell()
+    get_expected_cell_size = nn.LSTM.get_expected_cell_size
+    check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]  # of two states, as torch.nn.LSTM's
+    permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -296,11 +362,9 @@ class Recurrent(_Layer):
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.dropout = bias, batch_first, float(dropout)
         self.bidirectional, self.proj_size = bidirectional, proj_size
-        directions = 2 if bidirectional else 1
-        for layer in range(num_layers):
-            width = input_size if layer == 0 else directions * (proj_size or hidden_size)
-            for direction in range(directions):
-                for _, name, shape in _named(cell, layer, direction, width, hidden_size, bias, proj_size):
+        for directions in named_shapes(cell, num_layers, bidirectional, input_size, hidden_size, bias, proj_size):
+            for names in directions:
+                for _, name, shape in names:
                     self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         self.reset_parameters()
 
@@ -323,86 +387,6 @@ class Recurrent(_Layer):
         }  # fmt: skip
         options = [f"{k}={getattr(self, k)}" for k, default in defaults.items() if getattr(self, k) != default]
         return ", ".join([str(self.cell), str(self.input_size), str(self.hidden_size), *options])
-
-
-class _Form(NamedTuple):
-    """In which of torch.nn's four forms the input came, and the way back to it."""
-
-    batch_first: bool = False
-    unbatched: bool = False
-    packed: PackedSequence | None = None
-
-    @staticmethod
-    def of(input: Input, batch_first: bool) -> "_Form":
-        if isinstance(input, PackedSequence):
-            return _Form(packed=input)
-        if input.dim() not in (2, 3):
-            raise ValueError(
-                f"input has {input.dim()} axes, wanted 3 (time, batch, features) or 2 (time, features): "
-                "add the missing axis with unsqueeze, or flatten what is too many"
-            )
-        return _Form(batch_first=batch_first and input.dim() == 3, unbatched=input.dim() == 2)
-
-    @property
-    def batch_sizes(self) -> Tensor | None:
-        return None if self.packed is None else self.packed.batch_sizes
-
-    def time_first(self, input: Input) -> Tensor:
-        if isinstance(input, PackedSequence):
-            return input.data
-        if self.unbatched:
-            return input.unsqueeze(1)
-        return input.transpose(0, 1) if self.batch_first else input
-
-    def reset(self, reset: Input | None) -> Tensor | None:
-        if reset is None:
-            return None
-        if isinstance(reset, PackedSequence) != (self.packed is not None):
-            raise RuntimeError("reset must have the form of the input: both packed, or both padded tensors")
-        return self.time_first(reset)
-
-    def out(self, outputs: Tensor) -> Any:
-        if self.packed is not None:
-            return PackedSequence(outputs, *self.packed[1:])
-        if self.unbatched:
-            return outputs.squeeze(1)
-        return outputs.transpose(0, 1) if self.batch_first else outputs
-
-    def state_in(self, component: Tensor) -> Tensor:
-        if self.unbatched:
-            return component.unsqueeze(1)
-        if self.packed is not None and self.packed.sorted_indices is not None:
-            return component.index_select(1, self.packed.sorted_indices)
-        return component
-
-    def state_out(self, component: Tensor) -> Tensor:
-        if self.unbatched:
-            return component.squeeze(1)
-        if self.packed is not None and self.packed.unsorted_indices is not None:
-            return component.index_select(1, self.packed.unsorted_indices)
-        return component
-
-
-def _names_and_shapes(
-    cell: Cell, layer: int, direction: int, input_size: int, hidden_size: int, bias: bool, proj_size: int
-) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
-    """Of each parameter of a layer and direction the cell's short name for it, the layer's name, and the shape."""
-    end = f"_l{layer}{'_reverse' if direction else ''}"
-    shapes = cell.shapes(input_size, hidden_size, bias, proj_size)
-    return tuple((name, name + end, shape) for name, shape in shapes.items())
-
-
-_names_and_shapes_kept = functools.lru_cache(maxsize=1024)(_names_and_shapes)
-
-
-def _named(cell: Cell, *sizes: Any) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
-    """`_names_and_shapes`, from memory where that is possible: asked for at each call, it costs more than a small step."""
-    if torch.compiler.is_compiling():  # which warns of such memories
-        return _names_and_shapes(cell, *sizes)
-    try:
-        return _names_and_shapes_kept(cell, *sizes)
-    except TypeError:  # a cell without hash
-        return _names_and_shapes(cell, *sizes)
 
 
 def _known_backend(backend: str) -> str:
@@ -447,12 +431,18 @@ def _converts(x: Tensor, other: Tensor) -> bool:
     return torch.is_autocast_enabled(x.device.type) and {x.dtype, other.dtype} <= formats
 
 
-_NN_CELLS: dict[str, Cell] = {
-    "RNN_TANH": Elman("tanh"),
-    "RNN_RELU": Elman("relu"),
-    "GRU": GRUCell(),
-    "LSTM": LSTMCell(),
-}
+class _Modes(dict[str, Elman]):
+    def __missing__(self, mode: str) -> Elman:
+        raise AssertionError(f"mode is {mode!r}: set it to one of {', '.join(map(repr, self))}")
+
+
+_ELMAN = _Modes({f"RNN_{name.upper()}": Elman(name) for name in get_args(Nonlinearity)})
+_NN_CELLS: dict[str, Cell] = {**_ELMAN, "GRU": GRUCell(), "LSTM": LSTMCell()}
+
+
+def _mode_of(cell: Elman) -> str:
+    """torch.nn.RNN's word for it."""
+    return f"RNN_{cell.nonlinearity.upper()}"
 
 
 def cell_of(module: nn.Module) -> Cell | None:

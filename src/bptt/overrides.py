@@ -1,0 +1,74 @@
+"""The methods that the forward of torch.nn's layers calls: where a subclass of ours overrides one, it is called as there.
+
+    RNN, GRU   permute_hidden (of a given state), check_forward_args
+    LSTM       check_forward_args (not for packed sequences), permute_hidden (of a given state)
+    all        permute_hidden of the final state
+
+`check_forward_args` calls the others. Where nothing is overridden, none is called: `layers` has checks of its own.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from bptt.cells import State
+from bptt.forms import Form, Hidden
+from bptt.kernels import Sequences
+
+METHODS = (
+    "check_forward_args",
+    "check_hidden_size",
+    "check_input",
+    "get_expected_cell_size",
+    "get_expected_hidden_size",
+    "permute_hidden",
+)
+
+
+def overrides_any(kind: type) -> bool:
+    """Whether one of these methods of the class `kind` is not torch.nn's."""
+    methods = [getattr(kind, name) for name in METHODS if hasattr(kind, name)]
+    return any(getattr(method, "__module__", None) != nn.RNNBase.__module__ for method in methods)
+
+
+def start_as_overridden(layer: Any, form: Form, sequences: Sequences, hx: Hidden | None) -> tuple[Hidden, Form]:
+    """The initial state after the calls that torch.nn makes before the loop, and the form that it is in then."""
+    hidden = _zeros(layer, sequences) if hx is None else _batched(hx, form)
+    permutation = None if form.packed is None else form.packed.sorted_indices
+    calls = [lambda h: _checked(layer, form, sequences, h)]
+    if hx is not None:
+        calls.append(lambda h: layer.permute_hidden(h, permutation))
+    if len(layer.cell.states) == 1:
+        calls.reverse()
+    for call in calls:
+        hidden = call(hidden)
+    return hidden, Form()
+
+
+def end_as_overridden(layer: Any, form: Form, final: State) -> Hidden:
+    """The final state, as the layer's `permute_hidden` puts it out."""
+    if form.unbatched:
+        final = tuple([component.squeeze(1) for component in final])
+    hidden: Hidden = final if len(final) > 1 else final[0]
+    permuted: Hidden = layer.permute_hidden(hidden, None if form.packed is None else form.packed.unsorted_indices)
+    return permuted
+
+
+def _checked(layer: Any, form: Form, sequences: Sequences, hidden: Hidden) -> Hidden:
+    if form.packed is None:
+        x = sequences.x.transpose(0, 1) if layer.batch_first else sequences.x
+        layer.check_forward_args(x, hidden, None)
+    elif len(layer.cell.states) == 1:  # torch.nn.LSTM leaves the state of a packed sequence unchecked
+        layer.check_forward_args(sequences.x, hidden, sequences.batch_sizes)
+    return hidden
+
+
+def _batched(hx: Hidden, form: Form) -> Hidden:
+    if not form.unbatched:
+        return hx
+    return hx.unsqueeze(1) if isinstance(hx, Tensor) else tuple([component.unsqueeze(1) for component in hx])
+
+
+def _zeros(layer: Any, sequences: Sequences) -> Hidden:
+    state: State = layer._initial_state(sequences, None, Form())
+    return state if len(state) > 1 else state[0]

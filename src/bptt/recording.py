@@ -1,0 +1,42 @@
+"""What torch's recorders meet in a layer: torch.fx.symbolic_trace one node, torch.jit.trace checks that leave no warning."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from torch.fx import Proxy
+from torch.jit._trace import TracerWarning
+
+from bptt.forms import Hidden, Input
+
+
+def is_recorded(input: Input, hx: Hidden | None) -> bool:
+    """Whether torch.fx.symbolic_trace asks: then what is given stands for tensors that a later call will bring."""
+    return isinstance(input, Proxy) or isinstance(hx[0] if type(hx) is tuple and hx else hx, Proxy)
+
+
+def as_one_node(layer: nn.Module, input: Any, hx: Any, reset: Any) -> Any:
+    """A call of `layer` in the graph that torch.fx records, as it records one of torch.nn's layers.
+
+    Raises RuntimeError if the layer has hooks: they have been recorded by now, and the node would run them once more.
+    """
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        raise RuntimeError(
+            f"torch.fx got bptt.{type(layer).__name__} with hooks, which it would both record and run: "
+            "call bptt.unfuse(model) first, or take the hooks off"
+        )
+    first = next(value for value in (input, *(hx if type(hx) is tuple else (hx,))) if isinstance(value, Proxy))
+    arguments = (input,) if hx is None else (input, hx)
+    keywords = {} if reset is None else {"reset": reset}
+    tracer: Any = first.tracer
+    return tracer.create_proxy("call_module", tracer.path_of_module(layer), arguments, keywords)
+
+
+@contextmanager
+def unrecorded_checks() -> Iterator[None]:
+    """Inside, torch.jit.trace does not warn that a comparison of sizes is not recorded: a check changes no result."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TracerWarning)
+        yield
