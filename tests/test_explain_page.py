@@ -412,6 +412,19 @@ def test_nothing_is_cut_small_or_faint(scene, size, dark, show):
         assert page.evaluate(AUDIT) == [], setting
 
 
+@pytest.mark.parametrize("scene", SCENES)
+def test_letters_are_large_enough_in_any_font(scene, show):
+    """A font for formulas says how much smaller an index is than its base; one that says nothing makes it smallest."""
+    page = show(f"#{scene}{FULL[scene][1]}", PHONE)
+    page.add_style_tag(content="math { font-family: monospace !important; }")
+    sizes = page.evaluate(
+        "[...document.querySelectorAll('body :not(script, style)')].filter((n) => n.checkVisibility() && "
+        "[...n.childNodes].some((c) => c.nodeType === Node.TEXT_NODE && c.data.trim()))"
+        ".map((n) => [parseFloat(getComputedStyle(n).fontSize), n.textContent.slice(0, 30)])"
+    )
+    assert min(sizes)[0] >= 12.5, min(sizes)
+
+
 def test_every_control_has_a_name(show):
     for scene in SCENES:
         page = show(f"#{scene}")
