@@ -21,9 +21,12 @@
     if (!node.checkVisibility({ visibilityProperty: true }) || node.closest("script, style, noscript")) continue;
     const style = getComputedStyle(node);
     const text = (node.matches("input") ? node.value : node.textContent).slice(0, 30);
-    if (parseFloat(style.fontSize) < 12) wrong.push(`${text}: ${style.fontSize}`);
-    const [a, b] = [brightness(numbers(node.closest("svg") ? style.fill : style.color)), brightness(behind(node))];
-    const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    const { b, d } = node.closest("svg") ? node.getScreenCTM() : { b: 0, d: 1 };
+    const scale = Math.hypot(b, d); // a drawing may be shrunk as a whole
+    const size = scale * parseFloat(style.fontSize);
+    if (size < 12) wrong.push(`${text}: ${size}px`);
+    const both = [brightness(numbers(node.closest("svg") ? style.fill : style.color)), brightness(behind(node))];
+    const contrast = (Math.max(...both) + 0.05) / (Math.min(...both) + 0.05);
     if (contrast < 4.5) wrong.push(`${text}: contrast ${contrast.toFixed(2)}`);
     const box = node.getBoundingClientRect();
     if (!node.closest("pre") && (box.left < -0.5 || box.right > innerWidth + 0.5)) wrong.push(`${text}: cut at the side`);

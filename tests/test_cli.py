@@ -13,7 +13,7 @@ import bptt
 import bptt.train.run
 from bptt import cli
 from bptt.options import TASKS, PredictOptions
-from tests.runs import ENVIRONMENT, Run, corpus, failed, losses
+from tests.runs import ENVIRONMENT, PATIENCE, Run, corpus, failed, losses
 from tests.runs import bptt as run_bptt
 
 NEEDED = {"series": ["--data", "x.csv", "--target", "y"], "labels": ["--data", "x.csv"]}
@@ -242,7 +242,7 @@ def test_a_reader_that_goes_away_is_no_error(text_run):
     folder, _ = text_run
     command = f"{sys.executable} -m bptt predict {folder} --length 3000 | head -c 5"
     result = subprocess.run(
-        command, shell=True, capture_output=True, text=True, env=os.environ | ENVIRONMENT, timeout=60, check=False
+        command, shell=True, capture_output=True, text=True, env=os.environ | ENVIRONMENT, timeout=PATIENCE, check=False
     )
     assert (len(result.stdout), result.stderr) == (5, "")
 

@@ -3,14 +3,26 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 
 import pytest
 
-from tests.runs import ENVIRONMENT, Run, bptt, corpus, failed, losses, metrics, several, size, wait_for
+from tests.runs import (
+    ENVIRONMENT,
+    PATIENCE,
+    Run,
+    bptt,
+    corpus,
+    failed,
+    losses,
+    meeting,
+    metrics,
+    several,
+    size,
+    wait_for,
+)
 
 ARGUMENTS = ["--dtype", "float64", "--hidden", "8", "--validate-every", "4", "--steps", "12"]
 TASKS = {
@@ -59,11 +71,12 @@ def test_fewer_rows_than_processes_in_the_last_validation_batch(tmp_path):
 
 
 def test_torchrun_starts_it(tmp_path):
+    port = meeting(2)["MASTER_PORT"]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
-    command += ["--master-port", str(20000 + os.getpid() % 20000), "-m", "bptt", "train", "adding", "--length", "9"]
+    command += ["--master-port", port, "-m", "bptt", "train", "adding", "--length", "9"]
     result = subprocess.run(
         [*command, *ARGUMENTS, "--out", tmp_path / "run"],
-        capture_output=True, text=True, timeout=120, env=os.environ | ENVIRONMENT, check=False,
+        capture_output=True, text=True, timeout=PATIENCE, env=os.environ | ENVIRONMENT, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert len(losses(tmp_path / "run")) == 12
@@ -86,14 +99,12 @@ assert threads() == before, f"{threads()} threads, {before} before"
 
 def test_parting_ends_the_threads_that_carried_the_messages():
     """One that was left behind took Python's lock during its last moments, and aborted one process in ten."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    shared = meeting(2)
     both = [
         subprocess.Popen([sys.executable, "-c", PARTING], env=os.environ | ENVIRONMENT | shared | {"RANK": rank})
         for rank in "01"
     ]
-    assert [process.wait(120) for process in both] == [0, 0]
+    assert [process.wait(PATIENCE) for process in both] == [0, 0]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +117,7 @@ def test_parting_ends_the_threads_that_carried_the_messages():
     ],
 )
 def test_mistakes_are_said_once_and_nobody_hangs(arguments, message, tmp_path):
-    result = bptt("train", *arguments, processes=2, timeout=60, cwd=tmp_path)
+    result = bptt("train", *arguments, processes=2, cwd=tmp_path)
     assert message in failed(result)
 
 
@@ -115,13 +126,13 @@ def test_a_process_that_is_killed_ends_the_others(tmp_path):
     runs = several("train", "adding", "--length", "9", *ARGUMENTS[:-1], "100000", "--out", folder, processes=2)
     wait_for(lambda: size(folder) > 0, runs[0])
     runs[1].kill()
-    assert "another process of this run has stopped" in failed(runs[0].result(timeout=60))
+    assert "another process of this run has stopped" in failed(runs[0].result())
     assert bptt("train", "--resume", folder, "--steps", "10").returncode == 0
 
 
 def test_a_diverged_run_ends_everywhere(tmp_path):
     arguments = ["adding", "--length", "9", "--optimizer", "sgd", "--lr", "1e300", "--clip", "0", *ARGUMENTS]
-    result = bptt("train", *arguments, "--out", tmp_path / "run", processes=2, timeout=60)
+    result = bptt("train", *arguments, "--out", tmp_path / "run", processes=2)
     assert "the checkpoint of step 0 is kept" in failed(result, code=1)
 
 
@@ -142,15 +153,17 @@ def test_ctrl_c_in_any_process_stops_all_at_the_same_step(which, tmp_path):
     ]
     assert bptt("train", *arguments, "--out", tmp_path / "whole", processes=2).returncode == 0
     folder = tmp_path / "cut"
-    runs = several("train", *arguments, "--out", folder, processes=2)
-    wait_for(lambda: size(folder) > 0, runs[0])
+    hold = {"hold_after": 150}
+    given = ["train", *arguments, "--out", folder]
+    runs = several(*given, processes=2, same_press=1e9, of_rank=lambda r: hold if r in which else {})
     for rank in which:
+        wait_for(runs[rank].held.exists, runs[rank])
         runs[rank].send_signal(signal.SIGINT)
     time.sleep(0.05)
     for rank in which:  # torchrun passes on what the terminal has sent already
         with contextlib.suppress(ProcessLookupError):  # a quick one is gone by now
             runs[rank].send_signal(signal.SIGINT)
-    results = [run.result(timeout=60) for run in runs]
+    results = [run.result() for run in runs]
     assert [r.returncode for r in results] == [130, 130], results
     assert "go on with" in results[0].stderr
     assert "Traceback" not in results[0].stderr + results[1].stderr
@@ -160,7 +173,7 @@ def test_ctrl_c_in_any_process_stops_all_at_the_same_step(which, tmp_path):
 
 def test_the_clock_of_the_first_counts(tmp_path):
     arguments = ["adding", "--length", "9", "--hidden", "8", "--minutes", "0.03"]
-    assert bptt("train", *arguments, "--out", tmp_path / "run", processes=2, timeout=60).returncode == 0
+    assert bptt("train", *arguments, "--out", tmp_path / "run", processes=2).returncode == 0
 
 
 def test_one_process_alone_still_says_its_mistakes(tmp_path):

@@ -624,8 +624,9 @@ def test_a_block_of_lags_is_said_to_be_one(show):
 
 def test_the_address_restores_the_view(show):
     page = show("plain", "#own?own_t=12&own_k=3&own_sample=1&own_parameter=bias_hh")
+    page.evaluate("window.bptt.app.store.set({ own_t: 13 })")
+    page.wait_for_function("location.hash.includes('own_t=13')")
     wanted = state(page)
-    page.wait_for_timeout(300)
     assert state(show("plain", page.evaluate("location.hash"))) == wanted
     assert state(show("plain", "#own?own_sample=9")) == state(show("plain"))
 

@@ -235,7 +235,6 @@ def test_the_forget_bias_lengthens_the_horizon_and_the_lstm_vanishes_too(show):
     lengths = []
     for name in ("The LSTM vanishes too", "Forget bias 0", "Forget bias 4"):
         page.get_by_role("button", name=name).click()
-        page.wait_for_timeout(60)
         lengths.append(horizons(page)[-1])
     assert lengths[0] < lengths[1] < lengths[2]
     assert lengths[0] <= 5

@@ -1,9 +1,9 @@
 """The layering, and what importing costs."""
 
 import ast
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import bptt
@@ -73,7 +73,8 @@ def test_help_answers_at_once_and_without_torch():
     assert _fresh(code).strip().endswith("False")
     durations = []
     for _ in range(5):
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-m", "bptt", "--help"], capture_output=True, check=True)
-        durations.append(time.perf_counter() - start)
-    assert min(durations) < 0.3, f"bptt --help took {min(durations):.2f} s at best"
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        durations.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(durations) < 0.3, f"bptt --help took {min(durations):.2f} s of a processor at best"

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -413,11 +412,11 @@ def test_options_that_are_not_for_ts(tmp_path):
 def test_japanese_vowels_at_95_percent(tmp_path, seed):
     """The promise, with nothing but defaults, within two minutes."""
     train, test = archive("JapaneseVowels")
-    run, started = tmp_path / "run", time.monotonic()
+    run = tmp_path / "run"
     done = bptt("train", "labels", "--data", train, "--test-data", test, "--seed", seed, "--out", run)
     assert done.returncode == 0, done.stderr
     assert json.loads((run / "report.json").read_text())["test accuracy (%)"] >= 95
-    assert time.monotonic() - started < 120
+    assert done.seconds < 120
     lines = bptt("predict", run).stdout.splitlines()
     assert len(lines) == 371
 

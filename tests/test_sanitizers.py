@@ -19,7 +19,7 @@ _RUN = """
 import pytest, sys
 from bptt.kernels.cpu import library
 assert library().instructions == sys.argv[1], library().instructions
-sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "--timeout", "900", "-k", *sys.argv[2:]]))
+sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "--timeout", "3600", "-k", *sys.argv[2:]]))
 """
 
 
@@ -37,7 +37,7 @@ def _supported(name):
     return name == "baseline" or (name in flags if name == "avx2" else "avx512bw" in flags)
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", [name for name in SETS if _supported(name)])
 def test_no_sanitizer_complains(name, checked_core):
     gcc = shutil.which("gcc")

@@ -78,10 +78,10 @@ def test_with_room_for_every_state_each_link_is_run_twice():
 def test_the_formula_is_quick():
     durations = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.process_time()
         for snapshots in (1, 10, 10**3, 10**7):
             extra_links(10**7, snapshots)
-        durations.append(time.perf_counter() - start)
+        durations.append(time.process_time() - start)
     assert min(durations) < 0.05
 
 

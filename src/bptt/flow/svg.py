@@ -1,8 +1,8 @@
 """Line and bar charts as SVG text, for pages that are read on a phone, printed, and opened without a network.
 
 Not matplotlib's: a curve of any length takes a few kilobytes here, the letters stay letters, and a chart takes a
-millisecond, so that a report may be written anew while training goes on. Title, legend and notes are HTML around the
-picture, where they wrap: nothing overlaps at any width.
+millisecond, so that a report may be written anew while training goes on. Title, name of what is measured, legend and
+notes are HTML around the picture, where they wrap: nothing overlaps at any width, whatever the fonts.
 """
 
 import math
@@ -17,7 +17,7 @@ from bptt.flow.plot import COLOURS
 from bptt.flow.profile import Array
 
 _WIDTH, _HEIGHT = 380, 240  # user units; on a phone one is 0.9 CSS pixels
-_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 20, 24, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 20, 10, 40
 _DASHES = ("", "7 4", "2 4", "9 3 2 3")  # with the colours: told apart in print without colour
 _COLUMNS = 180  # a longer curve is drawn as the lowest and highest value of so many stretches
 _MARKED = 40  # up to so many points each has a dot
@@ -86,21 +86,21 @@ def line_chart(
     marks, without = _drawable(marks, shown, log)
     note = " ".join(filter(None, (note, without)))
     across, up = _axes(shown, marks, log)
-    parts = [_grid(across, up, x, y + (", log scale" if log else ""))]
+    parts = [_grid(across, up, x)]
     points = [(across(float(p)), up(float(v))) for c in shown for p, v in zip(c.places(), c.y, strict=True) if v == v]
     drawn = [_mark(mark, across, up, points) for mark in marks]
     parts += [line for line, _ in drawn]
     parts += [_path(curve, n, across, up) for n, curve in enumerate(shown)]
     parts += [word for _, word in drawn]  # above the curves, with a white edge
     below = _legend(shown) if len(curves) > 1 else ""
-    return _figure(title, _svg(parts, f"{title}: {y} over {x}"), below + (f"<p>{escape(note)}</p>" if note else ""))
+    picture = _measured(y + (", log scale" if log else "")) + _svg(parts, f"{title}: {y} over {x}")
+    return _figure(title, picture, below + (f"<p>{escape(note)}</p>" if note else ""))
 
 
 def bar_chart(title: str, x: str, bars: dict[str, float]) -> str:
     """A figure element with a bar for each share, from 0 to 1."""
-    height = 26 * len(bars) + _BOTTOM + 8
+    bottom = 26 * len(bars) + 8
     across = _Axis(0, 1, _LEFT, _WIDTH - _RIGHT - 30)
-    bottom = height - _BOTTOM
     parts = []
     for value in (0.0, 0.25, 0.5, 0.75, 1.0):
         place = across(value)
@@ -111,10 +111,7 @@ def bar_chart(title: str, x: str, bars: dict[str, float]) -> str:
         parts.append(f'<rect x="{_LEFT}" y="{top}" width="{width:.1f}" height="17" fill="{COLOURS[0]}"/>')
         parts.append(f'<text x="{_LEFT - 7}" y="{top + 13}" text-anchor="end">{escape(name)}</text>')
         parts.append(f'<text class="m" x="{_LEFT + width + 5:.1f}" y="{top + 13}">{_share(share)}</text>')
-    parts.append(
-        f'<text x="{(across.begin + across.end) / 2:.0f}" y="{height - 6}" text-anchor="middle">{escape(x)}</text>'
-    )
-    return _figure(title, _svg(parts, f"{title}: {x}", height), "")
+    return _figure(title, _measured(x) + _svg(parts, f"{title}: {x}", bottom + 22), "")
 
 
 def thinned(x: Array, y: Array) -> tuple[Array, Array]:
@@ -193,7 +190,7 @@ def _axes(curves: Sequence[Curve], marks: Sequence[Mark], log: bool) -> tuple[_A
     return _Axis(left, right, _LEFT, _WIDTH - _RIGHT), _Axis(low, high, _HEIGHT - _BOTTOM, _TOP, log)
 
 
-def _grid(across: _Axis, up: _Axis, x: str, y: str) -> str:
+def _grid(across: _Axis, up: _Axis, x: str) -> str:
     parts = [f'<path class="a" d="M{_LEFT} {_TOP}V{up.begin}H{_WIDTH - _RIGHT}"/>']
     for value, text in up.ticks():
         place = up(value)
@@ -204,7 +201,6 @@ def _grid(across: _Axis, up: _Axis, x: str, y: str) -> str:
             place = across(value)
             parts.append(f'<path class="a" d="M{place:.1f} {up.begin}v4"/>')
             parts.append(f'<text x="{place:.1f}" y="{up.begin + 17}" text-anchor="middle">{text}</text>')
-    parts.append(f'<text x="4" y="13">{escape(y)}</text>')
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     parts.append(f'<text x="{middle:.0f}" y="{_HEIGHT - 6}" text-anchor="middle">{escape(x)}</text>')
     return "".join(parts)
@@ -270,6 +266,11 @@ def _legend(curves: Sequence[Curve]) -> str:
 
 def _svg(parts: Sequence[str], label: str, height: int = _HEIGHT) -> str:
     return f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
+
+
+def _measured(name: str) -> str:
+    """What a chart shows, and in which unit, above it."""
+    return f"<p>{escape(name)}</p>"
 
 
 def _figure(title: str, picture: str, below: str) -> str:

@@ -30,6 +30,8 @@ from bptt.train.watching import Once, can_be_watched
 if TYPE_CHECKING:
     from bptt.train.record import Record
 
+CLOCK = time.monotonic  # in seconds: what --minutes is measured with
+
 
 class Diverged(RuntimeError):
     """The loss or its gradient is no longer a finite number. The message says where, and what to try.
@@ -130,7 +132,7 @@ class Training:
         self.standing = Standing()
         self.carried: Result | None = None
         self.best: Tensors = {}
-        self._clock_started = time.monotonic()
+        self._clock_started = CLOCK()
         self._warn_once = Once()
 
     def _seed_dropout(self, salt: int = 0) -> None:
@@ -276,7 +278,7 @@ class Training:
 
     def elapsed(self) -> float:
         """Seconds of training, earlier sessions included."""
-        return time.monotonic() - self._clock_started
+        return CLOCK() - self._clock_started
 
     def checkpoint(self, metrics: Json) -> Checkpoint | None:
         """Everything to go on from here, in the first process; None in the others, which must call it as well.
@@ -312,7 +314,7 @@ class Training:
         carried = lanes_of_one(checkpoint.carried, self.processes.shard)
         self.carried = map_lanes(lambda tensors: tensors[0].to(self.device), carried)
         self.standing, self.best = checkpoint.standing, checkpoint.best
-        self._clock_started = time.monotonic() - checkpoint.standing.elapsed
+        self._clock_started = CLOCK() - checkpoint.standing.elapsed
         self._restore_generators(checkpoint)
 
     def _restore_generators(self, checkpoint: Checkpoint) -> None:
