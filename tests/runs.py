@@ -156,6 +156,23 @@ def _held(after, held):
     return asked
 
 
+def printed(program):
+    """What a Python program prints, which must end well."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out"
+        process = _forks.Process(target=_program, args=(program, out))
+        process.start()
+        process.join(PATIENCE)
+        assert process.exitcode == 0, program
+        return out.read_text(encoding="utf-8")
+
+
+def _program(program, out):
+    """What happens in the forked process."""
+    with out.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+        exec(compile(program, "program", "exec"), {"__name__": "__main__"})
+
+
 def bptt(*arguments, processes=1, timeout=PATIENCE, **keywords):
     """Run `bptt ARGUMENTS` to its end, in several processes if wanted: then the largest code, and all their output."""
     if processes == 1:

@@ -15,6 +15,7 @@ from bptt.explaining.bundle import join
 from tests.browser import DESKTOP, PHONE, processor_time
 from tests.explain_golden import answers
 from tests.explain_page import LONG, address_says, forward, press, shown, state
+from tests.runs import printed
 from tests.test_explain_engine import RUNNER, WHOLE, assert_equal, cases
 
 SCENES = ("fold", "forward", "losses", "gradient", "map", "vanish", "remedies", "werbos", "predict")
@@ -144,8 +145,7 @@ def test_the_pytorch_code_prints_the_digits_that_the_page_says(scene, setting, s
     expect(page.locator(f"#scene-{scene} pre").nth(1)).not_to_be_empty()
     code, prints = (page.locator(f"#scene-{scene} pre").nth(i).inner_text() for i in (0, 1))
     assert len(code.splitlines()) <= 15
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.split() == prints.split()
+    assert printed(code).split() == prints.split()
 
 
 # The scenes --------------------------------------------------------------------------------------------------------
