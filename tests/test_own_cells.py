@@ -746,14 +746,20 @@ def test_a_general_cell_may_draw_random_numbers_and_close_over_parameters():
     outputs, _ = plain(layer.cell, layer.layer_weights(0, 0), x, (torch.zeros(B, H, dtype=torch.float64),))
     want = dict(zip(leaves, torch.autograd.grad(outputs.square().sum(), list(leaves.values())), strict=True))
     assert_same(dict(zip(leaves, got, strict=True)), want)
-    for strategy in (bptt.Exact(), bptt.Checkpointed(memory="100KB"), bptt.RTRL()):
+
+    def backward(strategy):
+        bptt.backward(layer, x, x, lambda outputs, _: outputs.square().sum(), strategy=strategy)
+
+    for strategy in (bptt.Exact(), bptt.Checkpointed(memory="100KB")):
         ran.clear()
         torch.manual_seed(3)
-        bptt.backward(layer, x, x, lambda outputs, _: outputs.square().sum(), strategy=strategy)
+        backward(strategy)
         assert_same({n: p.grad for n, p in layer.named_parameters()}, {n: want[n] for n, _ in layer.named_parameters()})
         assert (len(ran) > 200) == isinstance(strategy, bptt.Checkpointed)
         layer.zero_grad()
     outside.grad = None
+    with pytest.raises(ValueError, match="a tensor that wants a gradient and is no parameter of the model"):
+        backward(bptt.RTRL())  # which carries the influence of the model's parameters alone
 
 
 def test_what_runs_a_general_cell_twice_refuses_one_that_draws_random_numbers():
