@@ -6,8 +6,14 @@ from playwright.sync_api import expect
 LONG = "x=1,0;0,1;1,1;0.5,-1;1,0;0,1&labels=0,1,1,0,0,1&targets=1,0;0,1;0.5,0.5;-1,0;1,0;0,1"
 
 
+_AFTER_A_FRAME = (
+    "(read) => new Promise((give) => requestAnimationFrame(() => requestAnimationFrame(() => give(eval(read)))))"
+)
+
+
 def state(page):
-    return page.evaluate("window.bptt.app.store.get()")
+    """The page's state, two frames on: on a busy machine a key that was pressed may still be on its way to the page."""
+    return page.evaluate(_AFTER_A_FRAME, "window.bptt.app.store.get()")
 
 
 def forward(page):
