@@ -90,7 +90,7 @@ class _Layer(nn.Module):
             hx, form = start_as_overridden(self, form, sequences, hx)
         self._check_input(sequences, next(iter(stack.weights[0][0].values())))
         state = self._initial_state(sequences, hx, form)
-        uphold(self, self.cell, stack.weights[0][0])
+        uphold(self, stack.cell, stack.weights[0][0])
         return stack, sequences, state
 
     def _stack(self) -> Stack:

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from bptt.cells import GRU, LSTM, Cell, Elman, PointwiseCell, State, Weights
 from bptt.kernels.autocast import in_the_weights_format
 from bptt.kernels.base import Sequences, Stack
-from bptt.kernels.gate import look_readable, readable
+from bptt.kernels.gate import look_readable, readable, resolved
 from bptt.kernels.layered import Gradients, LayerKernel
 from bptt.kernels.tape import Saved, is_lean, lean_tape
 from bptt.kernels.walk import Walk
@@ -66,7 +66,14 @@ class Cpu(LayerKernel):
         return reason
 
     def forward(
-        self, cell: PointwiseCell, walk: Walk, x: Tensor, state: State, weights: Weights, keep: bool
+        self,
+        cell: PointwiseCell,
+        walk: Walk,
+        x: Tensor,
+        state: State,
+        weights: Weights,
+        keep: bool,
+        known: bool = False,
     ) -> tuple[Tensor, State, Saved]:
         """Kept is what the step's derivative needs: the states; unless `lean_tape` the gates, and the GRU candidate's zh."""
         keep = keep and not is_lean()
@@ -81,7 +88,8 @@ class Cpu(LayerKernel):
             gates = x.new_empty(N, cell.gates, units)
             candidate = x.new_empty(N, units) if isinstance(cell, GRU) else None
         outputs = [h, c, gates, candidate, h_last, c_last]
-        native.run(cell, walk, _inputs(walk, x, state, weights), outputs, bfloat16=self.bfloat16)
+        inputs = _inputs(walk, x, state, weights, resolved if known else readable)
+        native.run(cell, walk, inputs, outputs, bfloat16=self.bfloat16)
         return h, (h_last,) if c_last is None else (h_last, c_last), (h, c, gates, candidate)
 
     def backward(
@@ -95,15 +103,18 @@ class Cpu(LayerKernel):
         d_outputs: Tensor | None,
         d_final: tuple[Tensor | None, ...],
         x_wanted: bool,
+        state_wanted: bool = True,
+        known: bool = False,
     ) -> Gradients:
         """The gradients of all weights; of x only if wanted, for that is a product of its own."""
         d_x = _empty(x) if x_wanted else None
-        d_state = [_empty(s) for s in state]
+        d_state = [_empty(s) if state_wanted else None for s in state]
         d_weights = {name: _empty(weight) for name, weight in weights.items()}
-        saved, given = tuple(readable(saved, x.dtype)), readable((d_outputs, *d_final), x.dtype)
+        look = resolved if known else readable
+        saved, given = tuple(look(saved, x.dtype)), readable((d_outputs, *d_final), x.dtype)
         none = [None] * (2 - len(state))
         outputs = [*saved, None, None, *given, *none, d_x, *d_state, *none, *map(d_weights.get, _WEIGHTS)]
-        inputs = _inputs(walk, x, state, weights)
+        inputs = _inputs(walk, x, state, weights, look)
         _native().run(cell, walk, inputs, outputs, backward=True, bfloat16=self.bfloat16)
         return Gradients(d_x, tuple(d_state), d_weights)
 
@@ -198,11 +209,11 @@ def _empty(tensor: Tensor) -> Tensor:
     return tensor.new_empty(*tensor.shape)
 
 
-def _inputs(walk: Walk, x: Tensor, state: State, weights: Weights) -> list[Tensor | None]:
-    """What csrc/problem.h has from `offsets` to `c0`."""
+def _inputs(walk: Walk, x: Tensor, state: State, weights: Weights, look: Any = readable) -> list[Tensor | None]:
+    """What csrc/problem.h has from `offsets` to `c0`; `look` is the gate that they pass."""
     offsets = [None] if walk.offsets is None else readable([walk.offsets], torch.int64)
     cut = [None] if walk.cut is None else readable([walk.cut], torch.bool)
-    return offsets + cut + readable((x, *map(weights.get, _WEIGHTS), *state, *[None] * (2 - len(state))), x.dtype)
+    return offsets + cut + look((x, *map(weights.get, _WEIGHTS), *state, *[None] * (2 - len(state))), x.dtype)
 
 
 def _unfit_numbers(stack: Stack, sequences: Sequences, state: State) -> str | None:

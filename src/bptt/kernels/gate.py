@@ -65,6 +65,21 @@ def readable(tensors: Iterable[T], dtype: torch.dtype) -> list[T]:
         return [tensor if tensor is None else _made_readable(tensor, dtype) for tensor in tensors]
 
 
+def resolved(tensors: tuple[T, ...], dtype: torch.dtype) -> list[T]:
+    """Like `readable`, in half of its time, for tensors that `look_readable` has passed already."""
+    try:
+        return [
+            tensor
+            if tensor is None
+            else tensor.contiguous()
+            if not tensor.is_neg() and tensor.untyped_storage().data_ptr()
+            else _made_readable(tensor, dtype)
+            for tensor in tensors
+        ]
+    except RuntimeError:  # of data_ptr: one has no memory of its own
+        return readable(tensors, dtype)
+
+
 def _made_readable(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     tensor = torch._C._functorch.unwrap_if_dead(tensor)  # what a finished torch.func has left around it
     said = f"a {type(tensor).__name__} of {tensor.dtype} and shape {tuple(tensor.shape)} on {tensor.device}"

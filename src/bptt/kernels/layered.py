@@ -17,10 +17,10 @@ from bptt.kernels.walk import Walk, loop
 
 
 class Gradients(NamedTuple):
-    """What the backward of one layer finds: for x (None if nobody asked), the initial state, each weight."""
+    """What the backward of one layer finds: for x and the initial state (None if nobody asked), for each weight."""
 
     x: Tensor | None
-    state: State
+    state: tuple[Tensor | None, ...]
     weights: dict[str, Tensor]
 
 
@@ -32,12 +32,19 @@ class LayerKernel(Kernel):
 
     @abstractmethod
     def forward(
-        self, cell: PointwiseCell, walk: Walk, x: Tensor, state: State, weights: Weights, keep: bool
+        self,
+        cell: PointwiseCell,
+        walk: Walk,
+        x: Tensor,
+        state: State,
+        weights: Weights,
+        keep: bool,
+        known: bool = False,
     ) -> tuple[Tensor, State, Saved]:
         """Rows x and the initial state → outputs, of H or P units, the final state, what backward needs.
 
         The outputs are no view, or nobody could change them in place; of what is kept only the first may be they themselves.
-        Unless `keep`, nobody will ask for a gradient.
+        Unless `keep`, nobody will ask for a gradient. `known`: `refusal` has looked at the tensors.
         """
 
     @abstractmethod
@@ -52,11 +59,13 @@ class LayerKernel(Kernel):
         d_outputs: Tensor | None,
         d_final: tuple[Tensor | None, ...],
         x_wanted: bool,
+        state_wanted: bool = True,
+        known: bool = False,
     ) -> Gradients:
         """The gradients of x, the initial state and the weights from those of the outputs and the final state.
 
         None stands for a gradient that is zero. It may be called more than once with the same `saved`, so it leaves it as
-        it is.
+        it is. `known`: x, state, weights and `saved` are the very tensors that forward had.
         """
 
     def run(self, stack: Stack, sequences: Sequences, state: State) -> tuple[Tensor, State]:
@@ -90,7 +99,7 @@ class LayerKernel(Kernel):
             if any([t.requires_grad for t in tensors]):
                 outputs, *final = _Layer.apply(self, cell, walk, tuple(weights), *tensors)
                 return outputs, tuple(final)
-        return self.forward(cell, walk, x, state, weights, keep=False)[:2]
+        return self.forward(cell, walk, x, state, weights, keep=False, known=True)[:2]
 
 
 def plain_layer(cell: Cell, walk: Walk, x: Tensor, state: State, weights: Weights) -> tuple[Tensor, State]:
@@ -124,7 +133,7 @@ class _Layer(torch.autograd.Function):
         ctx: Any, kernel: LayerKernel, cell: PointwiseCell, walk: Walk, names: tuple[str, ...], *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         x, state, weights = _parts(cell, names, tensors)
-        outputs, final, saved = kernel.forward(cell, walk, x, state, weights, keep=True)
+        outputs, final, saved = kernel.forward(cell, walk, x, state, weights, keep=True, known=True)
         note(kernel, x, state, outputs, saved)
         ctx.kernel, ctx.cell, ctx.walk, ctx.names = kernel, cell, walk, names
         ctx.set_materialize_grads(False)
@@ -135,7 +144,8 @@ class _Layer(torch.autograd.Function):
             saved, ctx.count = (outputs.data, *saved[1:]), _count_of_changes(outputs)
             ctx.version = ctx.count._version
         every = (*tensors, *saved)
-        ctx.shapes = [None if t is None else t.shape for t in every]
+        ctx.identities = tuple(map(id, every))
+        ctx.shapes = [None if t is None else t.shape for t in every] if _hooks_on_saved_tensors() else None
         ctx.save_for_backward(*every)
         return outputs, *final
 
@@ -144,13 +154,15 @@ class _Layer(torch.autograd.Function):
         if all(grad is None for grad in grads):
             return (None,) * (4 + 1 + len(ctx.cell.states) + len(ctx.names))
         every = ctx.saved_tensors  # asked for once: under torch.utils.checkpoint it answers no second time
-        _check_shapes(every, ctx.shapes)
         n = 1 + len(ctx.cell.states) + len(ctx.names)
         tensors, saved = every[:n], every[n:]
-        if torch.is_grad_enabled() or _is_batched(grads):
+        others = tuple(map(id, every)) != ctx.identities  # given back by a hook
+        if others and ctx.shapes is not None:
+            _check_shapes(every, ctx.shapes)
+        if torch.is_grad_enabled() or (others and ctx.shapes is None) or _is_batched(grads):
             return None, None, None, None, *_through_autograd(ctx, tensors, grads)
         try:
-            return None, None, None, None, *_through_the_kernel(ctx, tensors, saved, grads)
+            return None, None, None, None, *_through_the_kernel(ctx, tensors, saved, grads, known=not others)
         except Unreadable:  # a gradient, or what a hook gave back for a saved tensor
             return None, None, None, None, *_through_autograd(ctx, tensors, grads)
 
@@ -163,6 +175,11 @@ def _count_of_changes(tensor: Tensor) -> Tensor:
 
 
 _NOTHING = torch.empty(0, device="cpu")
+
+
+def _hooks_on_saved_tensors() -> bool:
+    """Whether saved tensors may come back as others (saved_tensors_hooks, save_on_cpu, torch.utils.checkpoint)."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 def _check_shapes(tensors: tuple[Tensor | None, ...], shapes: list[torch.Size | None]) -> None:
@@ -187,14 +204,15 @@ def _parts(cell: PointwiseCell, names: tuple[str, ...], tensors: tuple[Tensor, .
 
 
 def _through_the_kernel(
-    ctx: Any, tensors: tuple[Tensor, ...], saved: Saved, grads: tuple[Tensor | None, ...]
+    ctx: Any, tensors: tuple[Tensor, ...], saved: Saved, grads: tuple[Tensor | None, ...], known: bool
 ) -> tuple[Tensor | None, ...]:
     """The kernel's own gradient."""
     x, state, weights = _parts(ctx.cell, ctx.names, tensors)
     if ctx.count is not None and ctx.count._version != ctx.version:
         saved = ctx.kernel.forward(ctx.cell, ctx.walk, x, state, weights, keep=True)[2]
+    x_wanted, *state_wanted = ctx.needs_input_grad[4 : 5 + len(state)]
     found = ctx.kernel.backward(
-        ctx.cell, ctx.walk, x, state, weights, saved, grads[0], grads[1:], x_wanted=ctx.needs_input_grad[4]
+        ctx.cell, ctx.walk, x, state, weights, saved, grads[0], grads[1:], x_wanted, any(state_wanted), known
     )
     d_weights: dict[str, Tensor | None] = dict(found.weights)
     if "weight_hr" in d_weights and ctx.walk.length == 1 and grads[0] is None and grads[1] is None:

@@ -42,7 +42,14 @@ class Reference(LayerKernel):
         return super().layer(cell, walk, x, state, weights)
 
     def forward(
-        self, cell: PointwiseCell, walk: Walk, x: Tensor, state: State, weights: Weights, keep: bool
+        self,
+        cell: PointwiseCell,
+        walk: Walk,
+        x: Tensor,
+        state: State,
+        weights: Weights,
+        keep: bool,
+        known: bool = False,
     ) -> tuple[Tensor, State, Saved]:
         """The plain loop; what is kept is zx and the state before each row."""
         zx = cell.net_input(as_rows(x), weights["weight_ih"], weights.get("bias_ih"))  # N,G,H
@@ -68,6 +75,8 @@ class Reference(LayerKernel):
         d_outputs: Tensor | None,
         d_final: tuple[Tensor | None, ...],
         x_wanted: bool,
+        state_wanted: bool = True,
+        known: bool = False,
     ) -> Gradients:
         """The recursion of this module's header, then one product for each weight."""
         zx, *before = (s for s in saved if s is not None)

@@ -116,8 +116,8 @@ template <class S, class C, class W = S> class Layer {
     }
     settle(block.remainders);
     for (int64_t r = 0; r < p.batch; ++r) {
-      std::copy_n(block.dh + r * whole<S>(P), P, static_cast<S*>(p.d_h0) + r * P);
-      if (C::kStates == 2) std::copy_n(block.dc + r * U, H, static_cast<S*>(p.d_c0) + r * H);
+      if (p.d_h0) std::copy_n(block.dh + r * whole<S>(P), P, static_cast<S*>(p.d_h0) + r * P);
+      if (C::kStates == 2 && p.d_c0) std::copy_n(block.dc + r * U, H, static_cast<S*>(p.d_c0) + r * H);
     }
   }
 

@@ -29,7 +29,7 @@ typedef struct {
   // backward
   const void *d_h, *d_h_last, *d_c_last;          // null: zero
   void *d_x;                                      // N,D   null: not wanted
-  void *d_h0, *d_c0;                              // B,P  B,H
+  void *d_h0, *d_c0;                              // B,P  B,H  null: not wanted
   void *d_w_ih, *d_w_hh, *d_b_ih, *d_b_hh, *d_w_hr;  // null: not wanted
   void *delta_h, *delta_c;                           // N,P  N,H   dL/dstate after each row, or null
 } bptt_problem;
