@@ -11,7 +11,7 @@ import argparse
 import multiprocessing
 import sys
 from pathlib import Path
-from statistics import geometric_mean, median
+from statistics import geometric_mean
 
 from peers import serve
 from speed import BATCHES, HIDDEN, STEPS, Peer, describe, differ
@@ -41,7 +41,7 @@ class Version(Peer):
 
 
 def ratio(versions, case, options):
-    """Time after / time before of one case: the median over rounds of the ratio of the fastest calls of each round."""
+    """Time after / time before of one case: of the fastest calls, which other work on the machine disturbs least."""
     found = [version.ask("case", case) for version in versions]
     error = differ(found[1], found[0], 0)
     rounds = []
@@ -49,8 +49,8 @@ def ratio(versions, case, options):
         order = versions if i % 2 else versions[::-1]  # whoever comes second finds a warmer machine
         taken = {v.name: min(v.ask("time", options.seconds / options.rounds)) for v in order}
         rounds.append((taken["before"], taken["after"]))
-    result = median(after / before for before, after in rounds)
-    before, after = (1e3 * median(column) for column in zip(*rounds, strict=True))
+    before, after = (1e3 * min(column) for column in zip(*rounds, strict=True))
+    result = after / before
     print(
         f"{describe(case)}  before {before:8.3f}  after {after:8.3f} ms  {result:5.3f}"
         f"  gradients differ by {error or 0:.0e}",

@@ -151,7 +151,7 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        if all(grad is None for grad in grads):
+        if all([grad is None for grad in grads]):
             return (None,) * (4 + 1 + len(ctx.cell.states) + len(ctx.names))
         every = ctx.saved_tensors  # asked for once: under torch.utils.checkpoint it answers no second time
         n = 1 + len(ctx.cell.states) + len(ctx.names)
@@ -195,7 +195,8 @@ def _is_batched(grads: tuple[Tensor | None, ...]) -> bool:
     """Whether these are many gradients in one: under vmap, or torch.autograd.grad with is_grads_batched."""
     if torch._C._are_functorch_transforms_active():
         return True
-    return any(g is not None and torch._C._functorch.is_legacy_batchedtensor(g) for g in grads)
+    is_batched = torch._C._functorch.is_legacy_batchedtensor
+    return any([g is not None and is_batched(g) for g in grads])
 
 
 def _parts(cell: PointwiseCell, names: tuple[str, ...], tensors: tuple[Tensor, ...]) -> tuple[Tensor, State, Weights]:
@@ -214,10 +215,10 @@ def _through_the_kernel(
     found = ctx.kernel.backward(
         ctx.cell, ctx.walk, x, state, weights, saved, grads[0], grads[1:], x_wanted, any(state_wanted), known
     )
-    d_weights: dict[str, Tensor | None] = dict(found.weights)
-    if "weight_hr" in d_weights and ctx.walk.length == 1 and grads[0] is None and grads[1] is None:
+    d_weights: dict[str, Any] = found.weights
+    if grads[0] is None and grads[1] is None and ctx.walk.length == 1 and "weight_hr" in d_weights:
         d_weights["weight_hr"] = None  # as with torch.nn: c of a single step depends on no projection
-    return found.x, *found.state, *(d_weights[name] for name in ctx.names)
+    return found.x, *found.state, *map(d_weights.__getitem__, ctx.names)
 
 
 def _through_autograd(
