@@ -21,14 +21,15 @@ from bptt.gradient.parallel import forward_of, parallel_modules
 ADDED = 1 << 14  # numbers that are added to a sum at a time: torch converts what it adds as a whole
 _TOGETHER = 8  # float32 gradients that are added up before their sum goes on to the next sum
 _HALF = (torch.float16, torch.bfloat16, torch.complex32)
-_ACCUMULATE = "torch::autograd::AccumulateGrad"
+_FUNCTIONS: Any = torch._C._functions
+_ACCUMULATE = _FUNCTIONS.AccumulateGrad
 
 
 class Sum:
     """Σ of gradients of one tensor, with an error that does not grow with their number.
 
     Groups of `together` gradients are added up in their own format, so are groups of such sums, and what these come to in
-    float64 (complex128). So a few gradients cost no more than a running sum of them: float64 takes twice the memory and time.
+    float64 (complex128), which takes twice the memory and time: a few gradients cost no more than a running sum of them.
 
     Args:
         together: the size of a group. 1: each gradient goes to float64 at once, and none is held in its own format.
@@ -46,8 +47,7 @@ class Sum:
             self._begin(gradient)
         is_own = False
         for level in self._levels:
-            level.add(gradient, is_own)
-            if level.count < self._together or level.is_sparse:
+            if level.add(gradient, is_own) < self._together or level.is_sparse:
                 return
             gradient, is_own = level.take(), True
         self._widen(gradient)
@@ -102,15 +102,17 @@ class _Running:
         """Whether it is a sparse tensor; a sum with one that is not is none."""
         return bool(self._total.is_sparse)
 
-    def add(self, gradient: Tensor, is_own: bool) -> None:
-        """One more, which may be written into if `is_own`."""
-        self.count += 1
-        if self.count == 1:
+    def add(self, gradient: Tensor, is_own: bool) -> int:
+        """One more, which may be written into if `is_own`. The new count."""
+        if self.count == 0:
             self._total, self._is_own = gradient, is_own
-        elif self._is_own and not gradient.is_sparse and not self._total.is_sparse:
+        elif self._is_own and not gradient.is_sparse:
             self._total.add_(gradient)
         else:
-            self._total, self._is_own = _added(self._total, gradient), True
+            self._total = _added(self._total, gradient)
+            self._is_own = not self._total.is_sparse
+        self.count += 1
+        return self.count
 
     def take(self) -> Tensor:
         """The sum; this object is empty then."""
@@ -145,7 +147,7 @@ class Collected:
     def __init__(self, together: int = _TOGETHER) -> None:
         self._together = together
         self._sums: dict[int, tuple[Tensor, Sum]] = {}
-        self._stands_for: dict[int, tuple[Tensor, Tensor]] = {}
+        self._stand_ins: dict[int, tuple[Tensor, Tensor]] = {}
 
     def stand_in(self, tree: Any) -> Any:
         """The tree with new leaves, of the same values, in place of tensors that want a gradient.
@@ -161,17 +163,19 @@ class Collected:
         if not isinstance(leaf, Tensor) or not leaf.requires_grad:
             return leaf
         fresh = leaf.detach().requires_grad_()
-        self._stands_for[id(fresh)] = fresh, leaf
+        self._stand_ins[id(fresh)] = fresh, leaf
         return fresh
 
     def add(self, tensor: Tensor, gradient: Tensor | None) -> None:
         """A piece's gradient of a tensor, or of the one that it stands for."""
         if gradient is None:
             return
-        _, tensor = self._stands_for.get(id(tensor), (tensor, tensor))
-        if id(tensor) not in self._sums:
-            self._sums[id(tensor)] = tensor, Sum(self._together)
-        self._sums[id(tensor)][1].add(gradient)
+        if id(tensor) in self._stand_ins:
+            tensor = self._stand_ins[id(tensor)][1]
+        found = self._sums.get(id(tensor))
+        if found is None:
+            found = self._sums[id(tensor)] = tensor, Sum(self._together)
+        found[1].add(gradient)
 
     def back(self, loss: Tensor) -> None:
         """Collect the gradients of one piece's loss, of every leaf that it depends on."""
@@ -288,7 +292,7 @@ def leaves_of(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
     while nodes:
         node = nodes.pop()
         edges = node.next_functions
-        if not edges and node.name() == _ACCUMULATE:
+        if not edges and isinstance(node, _ACCUMULATE):
             yield node.variable
         for following, _ in edges:
             if following is not None and following not in seen:
