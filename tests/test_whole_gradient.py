@@ -7,6 +7,7 @@ from torch.autograd.graph import register_multi_grad_hook
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import bptt
+from bptt.gradient.collect import Sum
 from tests.cases import CELLS, assert_same, named_gradients
 
 DOUBLE = torch.float64
@@ -391,6 +392,36 @@ def test_sparse_gradients_stay_sparse(k1, dense_too):
     found = model.table.weight.grad
     assert found.is_sparse == (not dense_too)
     torch.testing.assert_close(found.to_dense(), want.to_dense(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("together", [1, 8])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64, torch.complex64])
+def test_sums_of_any_number_of_gradients(dtype, together):
+    """Up to the end of each group and beyond; what is added stays as it is, also where its numbers share memory."""
+    wide = torch.complex128 if dtype.is_complex else torch.float64
+    for n in (1, 2, 8, 9, 63, 64, 65, 1000):
+        gradients = [torch.randn(3, 1, dtype=dtype).expand(3, 4) + 3 * (k % 2) for k in range(n)]
+        kept, total = [gradient.clone() for gradient in gradients], Sum(together)
+        for gradient in gradients:
+            total.add(gradient)
+        right, size = (sum(f(gradient.to(wide)) for gradient in kept) for f in (lambda g: g, torch.abs))
+        found = total.take()
+        assert found.dtype == dtype
+        assert ((found - right).abs() <= 3 * torch.finfo(dtype).eps * size.abs()).all(), n
+        assert all(map(torch.equal, gradients, kept)), n
+
+
+@pytest.mark.parametrize("together", [1, 8])
+def test_sums_of_sparse_and_dense_gradients(together):
+    for n in (1, 9, 100):
+        for dense in (0, 3, n):
+            total, right = Sum(together), torch.zeros(5, 2, dtype=torch.float64)
+            for k in range(n):
+                gradient = torch.zeros(5, 2)
+                gradient[k % 5] = torch.randn(2)
+                right += gradient
+                total.add(gradient if k < dense else gradient.to_sparse(1))
+            torch.testing.assert_close(total.take().to_dense().double(), right, rtol=1e-5, atol=1e-5)
 
 
 # Online strategies ---------------------------------------------------------------------------------------------------

@@ -4,8 +4,9 @@ So whatever is attached to a parameter sees the whole gradient, once a call: hoo
 the backward pass, say), DistributedDataParallel. And an error on the way leaves `.grad` as it was.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -18,76 +19,111 @@ from bptt.gradient.packed import PackedSteps
 from bptt.gradient.parallel import forward_of, parallel_modules
 
 ADDED = 1 << 14  # numbers that are added to a sum at a time: torch converts what it adds as a whole
-_TOGETHER = (
-    8  # float32 gradients that are added up before their sum goes to the float64 one, which costs twice the time
-)
+_TOGETHER = 8  # float32 gradients that are added up before their sum goes on to the next sum
 _HALF = (torch.float16, torch.bfloat16, torch.complex32)
-_ACCUMULATE = "torch::autograd::AccumulateGrad"
+_FUNCTIONS: Any = torch._C._functions
+_ACCUMULATE = _FUNCTIONS.AccumulateGrad
 
 
 class Sum:
     """Σ of gradients of one tensor, with an error that does not grow with their number.
 
+    Groups of `together` gradients are added up in their own format, so are groups of such sums, and what these come to in
+    float64 (complex128), which takes twice the memory and time: a few gradients cost no more than a running sum of them.
+
     Args:
-        together: how many are added up in their own format before that sum is added to one in float64 (complex128). 1: each
-            goes there at once, and none is held in its own format.
+        together: the size of a group. 1: each gradient goes to float64 at once, and none is held in its own format.
     """
 
     def __init__(self, together: int = _TOGETHER) -> None:
-        self._together = together
-        self._near: Any = None  # the sum of the last `_count`
-        self._count = 0
-        self._is_own = False  # whether `_near` may be written into: it shares memory with nothing
+        self._together: float = together
+        self._levels: tuple[_Running, ...] = ()
         self._wide: Tensor | None = None
-        self._dtype = torch.float32
+        self._dtype: torch.dtype | None = None
 
     def add(self, gradient: Tensor) -> None:
         """One more. It may share memory with others, so it is not written into."""
-        if not self._is_own or gradient.is_sparse:
-            self._add_aside(gradient)
-        elif self._count:
-            self._near += gradient
-        else:
-            self._near.copy_(gradient)
-        self._count += 1
-        if self._count >= self._together and not self._near.is_sparse:
-            self._widen()
-
-    def _add_aside(self, gradient: Tensor) -> None:
-        """The first, which is kept as it is; the second; and sparse ones."""
-        self._dtype = gradient.dtype
-        if gradient.dtype in _HALF:
-            self._together = 1
-        if gradient.is_sparse and self._wide is not None:
-            gradient = gradient.to_dense()
-        if self._count == 0:
-            self._near, self._is_own = gradient, False
-        else:  # torch adds a sparse tensor to a dense one, not the other way round
-            self._near = gradient + self._near if self._near.is_sparse else self._near + gradient
-            self._is_own = not self._near.is_sparse
+        if self._dtype is None:
+            self._begin(gradient)
+        is_own = False
+        for level in self._levels:
+            if level.add(gradient, is_own) < self._together or level.is_sparse:
+                return
+            gradient, is_own = level.take(), True
+        self._widen(gradient)
 
     def take(self) -> Tensor:
         """The sum, in the gradients' format; this object is empty then."""
+        found: Tensor | None = None
+        for level in reversed(self._levels):  # the largest sums first
+            if level.count:
+                rest = level.take()
+                if self._wide is not None:
+                    self._widen(rest)
+                else:
+                    found = rest if found is None else _added(found, rest)
         if self._wide is not None:
-            if self._count:
-                self._widen()
-            self._near = None  # before there is one more
-            self._near, self._wide = self._wide.to(self._dtype), None
-        found, self._near, self._count, self._is_own = self._near, None, 0, False
+            found, self._wide = self._wide, None
+            found = found.to(self._dtype)
+        assert found is not None
         return found
 
-    def _widen(self) -> None:
-        gradient = self._near
-        wide = _wide(gradient)
-        if wide == self._dtype and self._together > 1:
-            return  # there is no wider format: all are added in this one
+    def _begin(self, gradient: Tensor) -> None:
+        self._dtype = gradient.dtype
+        if gradient.dtype in _HALF:
+            self._together = 1
+        if self._together > 1:
+            has_wider = _wide(gradient) != gradient.dtype
+            self._levels = (_Running(), _Running()) if has_wider else (_Running(),)
+            self._together = self._together if has_wider else math.inf
+
+    def _widen(self, gradient: Tensor) -> None:
+        gradient = gradient.to_dense() if gradient.is_sparse else gradient
         if self._wide is None:
-            self._wide = torch.zeros_like(gradient, dtype=wide, memory_format=torch.contiguous_format)
+            self._wide = torch.zeros_like(gradient, dtype=_wide(gradient), memory_format=torch.contiguous_format)
         for part, more in zip(self._wide.view(-1).split(ADDED), gradient.reshape(-1).split(ADDED), strict=True):
             part.add_(more)
-        self._count = 0
-        if not self._is_own:
-            self._near = None
+
+
+class _Running:
+    """A sum of some gradients, in their own format.
+
+    Attributes:
+        count: how many there are in it.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._total: Any = None
+        self._is_own = False  # whether it may be written into: it shares memory with nothing
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether it is a sparse tensor; a sum with one that is not is none."""
+        return bool(self._total.is_sparse)
+
+    def add(self, gradient: Tensor, is_own: bool) -> int:
+        """One more, which may be written into if `is_own`. The new count."""
+        if self.count == 0:
+            self._total, self._is_own = gradient, is_own
+        elif self._is_own and not gradient.is_sparse:
+            self._total.add_(gradient)
+        else:
+            self._total = _added(self._total, gradient)
+            self._is_own = not self._total.is_sparse
+        self.count += 1
+        return self.count
+
+    def take(self) -> Tensor:
+        """The sum; this object is empty then."""
+        total: Tensor = self._total
+        self._total, self.count = None, 0
+        return total
+
+
+def _added(a: Tensor, b: Tensor) -> Tensor:
+    """a + b: torch adds a sparse tensor to a dense one, not the other way round."""
+    return b + a if a.is_sparse else a + b
 
 
 def _wide(tensor: Tensor) -> torch.dtype:
@@ -111,7 +147,7 @@ class Collected:
     def __init__(self, together: int = _TOGETHER) -> None:
         self._together = together
         self._sums: dict[int, tuple[Tensor, Sum]] = {}
-        self._stands_for: dict[int, tuple[Tensor, Tensor]] = {}
+        self._stand_ins: dict[int, tuple[Tensor, Tensor]] = {}
 
     def stand_in(self, tree: Any) -> Any:
         """The tree with new leaves, of the same values, in place of tensors that want a gradient.
@@ -127,17 +163,19 @@ class Collected:
         if not isinstance(leaf, Tensor) or not leaf.requires_grad:
             return leaf
         fresh = leaf.detach().requires_grad_()
-        self._stands_for[id(fresh)] = fresh, leaf
+        self._stand_ins[id(fresh)] = fresh, leaf
         return fresh
 
     def add(self, tensor: Tensor, gradient: Tensor | None) -> None:
         """A piece's gradient of a tensor, or of the one that it stands for."""
         if gradient is None:
             return
-        _, tensor = self._stands_for.get(id(tensor), (tensor, tensor))
-        if id(tensor) not in self._sums:
-            self._sums[id(tensor)] = tensor, Sum(self._together)
-        self._sums[id(tensor)][1].add(gradient)
+        if id(tensor) in self._stand_ins:
+            tensor = self._stand_ins[id(tensor)][1]
+        found = self._sums.get(id(tensor))
+        if found is None:
+            found = self._sums[id(tensor)] = tensor, Sum(self._together)
+        found[1].add(gradient)
 
     def back(self, loss: Tensor) -> None:
         """Collect the gradients of one piece's loss, of every leaf that it depends on."""
@@ -192,7 +230,8 @@ def gradients(
     """A piece's gradients, None where there is none. The inputs' hooks do not run: they are for the whole gradient."""
     if not inputs:
         return []
-    with _hooks_aside(inputs):
+    hooked = [tensor for tensor in inputs if tensor._backward_hooks]
+    with _hooks_aside(hooked) if hooked else nullcontext():
         return list(torch.autograd.grad(roots, inputs, seeds, retain_graph, allow_unused=True))
 
 
@@ -202,9 +241,8 @@ def _hooks_aside(tensors: Iterable[Tensor]) -> Iterator[None]:
     aside = []
     for tensor in tensors:
         hooks: Any = tensor._backward_hooks
-        if hooks:
-            aside.append((hooks, dict(hooks)))
-            hooks.update(dict.fromkeys(hooks, _nothing))
+        aside.append((hooks, dict(hooks)))
+        hooks.update(dict.fromkeys(hooks, _nothing))
     try:
         yield
     finally:
@@ -254,7 +292,7 @@ def leaves_of(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
     while nodes:
         node = nodes.pop()
         edges = node.next_functions
-        if not edges and node.name() == _ACCUMULATE:
+        if not edges and isinstance(node, _ACCUMULATE):
             yield node.variable
         for following, _ in edges:
             if following is not None and following not in seen:

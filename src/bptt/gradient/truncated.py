@@ -35,8 +35,8 @@ class Truncated(Strategy):
     more through k2 and through 2·k2 steps (or as many as the call and the past have), and the two gradients compared. That
     says nothing of what lies further back, and costs up to three windows a call. The exact figures: `flow.truncation(k)`.
 
-    The windows' gradients are added up aside (float32 ones in float64), and given to autograd once, at the end. If the state
-    has another batch than x, the model says so, also where k2 > k1.
+    The windows' gradients are added up aside (float32 ones in groups, and many groups in float64), and given to autograd
+    once, at the end. If the state has another batch than x, the model says so, also where k2 > k1.
 
     Raises ValueError unless k1 ≥ 1 and k2 ≥ 1, in steps.
     Source: R. Williams, J. Peng 1990, BPTT(h; h') with h = k2, h' = k1; I. Sutskever 2013, section 2.8.6.
