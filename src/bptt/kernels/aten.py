@@ -34,6 +34,8 @@ class Aten(Kernel):
             return "torch's bidirectional operators know no reset"
         if sequences.batch_sizes is not None:
             return "torch's operators for packed sequences know no reset"
+        if torch._C._get_tracing_state() is not None or torch.compiler.is_exporting():
+            return "where the sequence is cut for torch's operators would be recorded with it"
         return None
 
     def run(self, stack: Stack, sequences: Sequences, state: State) -> tuple[Tensor, State]:
