@@ -28,6 +28,8 @@ class Aten(Kernel):
             return f"torch has no operator for {stack.cell}, only for Elman('tanh'), Elman('relu'), GRU() and LSTM()"
         if not _only_first_derivatives():
             return "torch's operators have no vmap, no forward-mode derivatives, and oneDNN's no second derivatives"
+        if sequences.batch_sizes is not None and torch._C._are_functorch_transforms_active():
+            return "torch's operators for packed sequences read the batch sizes where torch.func has hidden them"
         if sequences.reset is None:
             return None
         if len(stack.weights[0]) == 2:
