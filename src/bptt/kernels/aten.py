@@ -70,10 +70,13 @@ def _only_first_derivatives() -> bool:
 
 
 def _lacks_lstm(stack: Stack, sequences: Sequences) -> bool:
-    """Whether autocast would ask oneDNN for an LSTM that it does not have for this processor."""
+    """Whether autocast would ask oneDNN for an LSTM that it does not have: for this processor, or under torch.compile.
+
+    That makes a loop of it, with results of another format.
+    """
     if not sequences.x.is_cpu or not torch.is_autocast_enabled("cpu") or not is_onednn(stack, sequences):
         return False
-    return not onednn_has_lstm(torch.get_autocast_dtype("cpu"))
+    return torch.compiler.is_compiling() or not onednn_has_lstm(torch.get_autocast_dtype("cpu"))
 
 
 def _call(stack: Stack, sequences: Sequences, state: State) -> tuple[Tensor, State]:
