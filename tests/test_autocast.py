@@ -106,6 +106,22 @@ def test_numbers_are_those_of_float64(name, backend, form, cast):
         assert_same(found, {str(i): t.detach() for i, t in zip(range(len(found)), want, strict=False)}, 2e-2)
 
 
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("name", LAYERS)
+def test_compiled_whole_it_gives_what_it_gives_otherwise(name, trained):
+    layer, x = _made(name)[1].requires_grad_(trained), torch.randn(5, 2, 3)
+    onednn_has_lstm.cache_clear()  # torch.compile may come first
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    for cast in (BF16, F16):
+        with torch.autocast("cpu", cast):
+            got, want = _tensors(compiled(x)), _tensors(layer(x))
+        assert [t.dtype for t in got] == [t.dtype for t in want]
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a.float(), b.float(), rtol=2e-2, atol=2e-2)
+    torch._dynamo.reset()
+
+
 def test_on_a_processor_whose_onednn_has_no_lstm_in_bfloat16():
     """What the processor offers is decided when torch starts, so in a process of its own."""
     if not onednn_has_lstm(BF16):

@@ -3,6 +3,8 @@
 import copy
 import itertools
 import pickle
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -306,3 +308,10 @@ def test_autocast_on_the_cpu_runs_in_both_backends(name):
         for backend in ("auto", "reference"):  # where it is not torch's operator, it is the more exact one
             ours.backend = backend
             torch.testing.assert_close(ours(x)[0], want, atol=3e-2, rtol=3e-2)
+
+
+def test_the_layers_do_not_load_the_compiler():
+    """torch.compile's modules take a second to load, which only those who compile should wait for."""
+    code = "import sys, torch, bptt; bptt.fuse(torch.nn.LSTM(3, 4)); print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

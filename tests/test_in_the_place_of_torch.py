@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import bptt
 from tests.cases import assert_same
@@ -161,6 +161,22 @@ def test_symbolic_trace_records_resets_and_states_alone():
     assert torch.equal(torch.fx.symbolic_trace(model)(h, h, reset), model(h, h, reset))
 
 
+@pytest.mark.parametrize("pair", [tuple, list])
+def test_symbolic_trace_records_one_component_of_the_state(pair):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = bptt.LSTM(3, 4)
+            self.register_buffer("x", torch.randn(5, 2, 3))
+            self.register_buffer("h", torch.randn(1, 2, 4))
+
+        def forward(self, c):
+            return self.layer(self.x, pair((self.h, c)))[0]
+
+    model, c = Model(), torch.randn(1, 2, 4)
+    assert torch.equal(torch.fx.symbolic_trace(model)(c), model(c))
+
+
 def test_symbolic_trace_names_unfuse_where_it_would_run_hooks_twice():
     model = nn.Sequential(bptt.fuse(nn.GRU(3, 4)))
     model[0].register_forward_hook(lambda module, given, out: (2 * out[0], out[1]))
@@ -182,6 +198,40 @@ def test_jit_trace_is_right_for_other_inputs_and_lengths_and_ours_warns_of_nothi
     for steps in (5,) if own_loop else (5, 9):
         x = torch.randn(steps, 2, 3)
         torch.testing.assert_close(traced(x), model(x))
+
+
+class Called(nn.Module):
+    """A layer whose packed input or resets come as tensors, as a recorder wants them."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x, sizes=None, reset=None):
+        y, final = self.layer(x, reset=reset) if sizes is None else self.layer(PackedSequence(x, sizes))
+        return y if sizes is None else y.data, final
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_jit_trace_of_packed_rows_takes_other_batches(name):
+    few, many = (pack_padded_sequence(torch.randn(n[0], len(n), 3), n) for n in ([5, 3], [6, 5, 3, 2]))
+    for layer in three(name)[1:]:
+        traced = torch.jit.trace(Called(layer), (few.data, few.batch_sizes))
+        want, final = layer(many)
+        torch.testing.assert_close(traced(many.data, many.batch_sizes), (want.data, final))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_what_is_recorded_takes_other_resets(name, bidirectional):
+    layer, x = getattr(bptt, name)(3, 4, bidirectional=bidirectional), torch.randn(5, 2, 3)
+    first, reset = torch.zeros(5, 2, dtype=torch.bool), torch.rand(5, 2) < 0.4
+    first[2, 0], reset[3] = True, True
+    called = Called(layer)
+    traced = torch.jit.trace(called, example_kwarg_inputs={"x": x, "reset": first})
+    exported = torch.export.export(called, (x,), {"reset": first}).module()
+    torch.testing.assert_close(traced(x=x, reset=reset), called(x, reset=reset))
+    torch.testing.assert_close(exported(x, reset=reset), called(x, reset=reset))
 
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)

@@ -169,6 +169,24 @@ def test_many_gradients_in_one_backward(name, backend):
     assert_same({"H": hessian(lambda x: ours(x)[0].pow(3).sum(), x, vectorize=True)}, {"H": H})
 
 
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("name", WITH_OWN)
+def test_transforms_of_packed_sequences(name, options):
+    layer, packed = _layer(name, **options), pack_padded_sequence(torch.randn(4, 3, 3, dtype=DOUBLE), [4, 2, 1])
+    outputs = lambda rows: layer(PackedSequence(rows, packed.batch_sizes))[0].data  # noqa: E731
+    loss = lambda rows: outputs(rows).pow(3).sum()  # noqa: E731
+    J, H = jacobian(outputs, packed.data), hessian(loss, packed.data)
+    found = {
+        "grad": torch.func.grad(loss)(packed.data),
+        "jacrev": torch.func.jacrev(outputs)(packed.data),
+        "jacfwd": torch.func.jacfwd(outputs)(packed.data),
+        "hessian": torch.func.hessian(loss)(packed.data),
+    }
+    g = (outputs(packed.data).detach().square() * 3).flatten() @ J.flatten(0, 1).flatten(1)
+    want = {"grad": g.view_as(packed.data), "jacrev": J, "jacfwd": J, "hessian": H}
+    assert_same({n: t.detach() for n, t in found.items()}, want, 1e-9)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_gradcheck_with_batched_gradients(name):
     layer, x = _layer(name, num_layers=2), torch.randn(3, 2, 3, dtype=DOUBLE, requires_grad=True)

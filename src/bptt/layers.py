@@ -142,7 +142,9 @@ class _Layer(nn.Module):
 
     def _initial_state(self, sequences: Sequences, hx: Hidden | None, form: Form) -> State:
         x, sizes = sequences.x, sequences.batch_sizes
-        batch = int(sizes[0]) if sizes is not None else x.shape[1]
+        batch: Any = x.shape[1] if sizes is None else sizes[0]
+        if sizes is not None and torch._C._get_tracing_state() is None:
+            batch = int(batch)  # torch.jit.trace records where it comes from, and would keep the number
         rows = self.num_layers * (2 if self.bidirectional else 1)
         widths = [self.proj_size or self.hidden_size, *[self.hidden_size] * (len(self.cell.states) - 1)]
         if hx is None:

@@ -14,7 +14,7 @@ from bptt.forms import Hidden, Input
 
 def is_recorded(input: Input, hx: Hidden | None) -> bool:
     """Whether torch.fx.symbolic_trace asks: then what is given stands for tensors that a later call will bring."""
-    return isinstance(input, Proxy) or isinstance(hx[0] if type(hx) is tuple and hx else hx, Proxy)
+    return _first_proxy(input, hx) is not None
 
 
 def as_one_node(layer: nn.Module, input: Any, hx: Any, reset: Any) -> Any:
@@ -27,11 +27,17 @@ def as_one_node(layer: nn.Module, input: Any, hx: Any, reset: Any) -> Any:
             f"torch.fx got bptt.{type(layer).__name__} with hooks, which it would both record and run: "
             "call bptt.unfuse(model) first, or take the hooks off"
         )
-    first = next(value for value in (input, *(hx if type(hx) is tuple else (hx,))) if isinstance(value, Proxy))
     arguments = (input,) if hx is None else (input, hx)
     keywords = {} if reset is None else {"reset": reset}
-    tracer: Any = first.tracer
+    tracer: Any = _first_proxy(input, hx).tracer
     return tracer.create_proxy("call_module", tracer.path_of_module(layer), arguments, keywords)
+
+
+def _first_proxy(input: Any, hx: Any) -> Any:
+    for value in (input, *hx) if isinstance(hx, (tuple, list)) else (input, hx):  # at every call: any() would cost more
+        if isinstance(value, Proxy):
+            return value
+    return None
 
 
 @contextmanager

@@ -28,12 +28,16 @@ class Aten(Kernel):
             return f"torch has no operator for {stack.cell}, only for Elman('tanh'), Elman('relu'), GRU() and LSTM()"
         if not _only_first_derivatives():
             return "torch's operators have no vmap, no forward-mode derivatives, and oneDNN's no second derivatives"
+        if sequences.batch_sizes is not None and torch._C._are_functorch_transforms_active():
+            return "torch's operators for packed sequences read the batch sizes where torch.func has hidden them"
         if sequences.reset is None:
             return None
         if len(stack.weights[0]) == 2:
             return "torch's bidirectional operators know no reset"
         if sequences.batch_sizes is not None:
             return "torch's operators for packed sequences know no reset"
+        if torch._C._get_tracing_state() is not None or torch.compiler.is_exporting():
+            return "where the sequence is cut for torch's operators would be recorded with it"
         return None
 
     def run(self, stack: Stack, sequences: Sequences, state: State) -> tuple[Tensor, State]:
@@ -66,10 +70,13 @@ def _only_first_derivatives() -> bool:
 
 
 def _lacks_lstm(stack: Stack, sequences: Sequences) -> bool:
-    """Whether autocast would ask oneDNN for an LSTM that it does not have for this processor."""
+    """Whether autocast would ask oneDNN for an LSTM that it does not have: for this processor, or under torch.compile.
+
+    That makes a loop of it, with results of another format.
+    """
     if not sequences.x.is_cpu or not torch.is_autocast_enabled("cpu") or not is_onednn(stack, sequences):
         return False
-    return not onednn_has_lstm(torch.get_autocast_dtype("cpu"))
+    return torch.compiler.is_compiling() or not onednn_has_lstm(torch.get_autocast_dtype("cpu"))
 
 
 def _call(stack: Stack, sequences: Sequences, state: State) -> tuple[Tensor, State]:

@@ -57,7 +57,6 @@ def is_onednn(stack: Stack, sequences: Sequences) -> bool:
     return isinstance(stack.cell, LSTM) and padded and sequences.x.dtype in (torch.float32, torch.bfloat16)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 @functools.cache
 def onednn_has_lstm(dtype: torch.dtype) -> bool:
     """Whether oneDNN has an LSTM of this number format for this processor: tried once, forward and backward.
