@@ -861,6 +861,26 @@ def test_under_torch_compile_training_goes_on():
     flow.verdict()
 
 
+@pytest.mark.parametrize("layer", [nn.GRU, bptt.GRU])
+def test_a_compiled_model_that_is_watched_by_its_own_module(layer):
+    """As the sentence about a compiled model advises; Dynamo then traces the hooks."""
+    model = layer(D, H)
+    compiled, x = torch.compile(nn.Sequential(model), backend="eager"), torch.randn(T, B, D)
+
+    def run():
+        with bptt.watch(model) as flow:
+            compiled(x)[0].sum().backward()
+        return flow
+
+    flow, _ = _said(run)
+    assert _hooks(model) == 0
+    flow.verdict()
+    got = model.weight_hh_l0.grad.clone()
+    model.zero_grad()
+    model(x)[0].sum().backward()
+    torch.testing.assert_close(got, model.weight_hh_l0.grad)
+
+
 @pytest.mark.parametrize("steps", [5, 5000])
 def test_plot_and_json(steps, tmp_path):
     model = nn.GRU(2, 3, bidirectional=True)

@@ -151,8 +151,9 @@ class Flow:
         if any(isinstance(m, nn.RNNCellBase) for m in self.model.modules()):
             self._note("does not see torch.nn's single cells (RNNCell, GRUCell, LSTMCell): use the layers")
         self._watched = frozenset(id(module) for _, module, _ in found)
+        begin = self._guarded(self._begin)  # here, not at each call: torch.compile cannot trace how it is made
         for _, module, cell in found:
-            self._handles.append(module.register_forward_pre_hook(self._before))
+            self._handles.append(module.register_forward_pre_hook(begin))
             self._handles.append(module.register_forward_hook(self._after(cell), with_kwargs=True))
         if found:
             for parameter in self.model.parameters():
@@ -184,10 +185,7 @@ class Flow:
 
         return run
 
-    def _before(self, module: nn.Module, args: Any) -> None:
-        self._guarded(self._begin)(module)
-
-    def _begin(self, module: nn.Module) -> None:
+    def _begin(self, module: nn.Module, args: Any) -> None:
         take_tapes()  # of layers that are not watched
         if needs_draws(module):
             self._rng[id(module)] = torch.get_rng_state()
