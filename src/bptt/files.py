@@ -6,6 +6,7 @@ line by line is opened only if it is a regular file, no link. What is read must 
 """
 
 import contextlib
+import errno
 import os
 import stat
 import tempfile
@@ -36,6 +37,8 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
     Raises OSError; InputError where a device or pipe is in its place.
     """
     _refuse_devices(path)
+    if path.is_dir() and not path.is_symlink():  # the rename would say so too, but of the temporary file
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     handle, name = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
