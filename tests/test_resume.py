@@ -225,11 +225,13 @@ def test_metrics_that_were_changed_are_noticed(tmp_path):
     assert bptt("train", "adding", "--length", "8", *SMALL, "--steps", "10", "--out", run).returncode == 0
     file = run / "metrics.jsonl"
     good = file.read_bytes()
+    made = {name: (run / name).read_bytes() for name in ("report.json", "report.html", "model.safetensors")}
     for bad in (good[:-20], good.replace(b"1", b"2", 1), b""):
         file.write_bytes(bad)
         assert "metrics.jsonl is not as the checkpoint left it" in failed(
             bptt("train", "--resume", run, "--steps", "20")
         )
+    assert {name: (run / name).read_bytes() for name in made} == made  # a refusal takes nothing away
     file.write_bytes(good + b'{"step": 11, "lo')  # what a killed process had written after its last checkpoint
     assert bptt("train", "--resume", run, "--steps", "20").returncode == 0
     assert len(losses(run)) == 20

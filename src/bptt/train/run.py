@@ -72,9 +72,6 @@ def resume(folder: Path, config: Config, options: TrainOptions) -> int:
         processes.together(lambda: _restore(training, folder, checkpoint))
         if processes.first:
             run_folder.remove_leftovers(folder)
-            # What was made of before; the checkpoint holds the weights by now.
-            for name in (run_folder.REPORT, run_folder.PAGE, run_folder.MODEL):
-                (folder / name).unlink(missing_ok=True)
             run_folder.write_config(folder, _config(options, training.task))
             _say(f"{folder}: going on at step {training.standing.step:,}: {_describe(training)}")
         return _run(training, folder, checkpoint)
@@ -151,6 +148,10 @@ def _run(training: Training, folder: Path, checkpoint: Checkpoint | None) -> int
     """Train to the end, or to a signal. Returns the exit code. Failures are told with what is kept."""
     record = _record(training, folder, checkpoint)
     try:
+        if training.processes.first:
+            # What was made of before; the checkpoint holds the weights by now, and the metrics go on from it.
+            for name in (run_folder.REPORT, run_folder.PAGE, run_folder.MODEL):
+                (folder / name).unlink(missing_ok=True)
         with Interrupt() as interrupt:
             finished = _train(training, record, interrupt, new=checkpoint is None)
             if training.processes.first:
