@@ -103,6 +103,9 @@ def test_a_folder_in_the_place_of_a_file_is_named(tmp_path):
         write_atomically(tmp_path / "folder", b"")
     assert error.value.filename == str(tmp_path / "folder")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    with pytest.raises(FileNotFoundError) as error:
+        write_atomically(tmp_path / "none" / "file", b"")
+    assert error.value.filename == str(tmp_path / "none" / "file")
 
 
 def test_no_more_is_read_than_can_be(tmp_path):

@@ -8,8 +8,8 @@ line by line is opened only if it is a regular file, no link. What is read must 
 import contextlib
 import errno
 import os
+import secrets
 import stat
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -39,11 +39,14 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
     _refuse_devices(path)
     if path.is_dir() and not path.is_symlink():  # the rename would say so too, but of the temporary file
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    handle, name = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
+    name = path.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
+    # Not mkstemp, which makes it for the owner alone: what the umask allows cannot be asked for without changing it.
+    try:
+        handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | _NO_LINK, 0o666)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error  # nobody knows the other name
     try:
         with os.fdopen(handle, "wb") as file:
-            if hasattr(os, "fchmod"):
-                os.fchmod(file.fileno(), 0o666 & ~_umask())  # mkstemp makes it for the owner alone
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -130,12 +133,6 @@ def _refuse_devices(path: Path) -> None:
 def _kind(mode: int) -> str:
     kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
     return next((name for is_kind, name in kinds if is_kind(mode)), "a device")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _sync_folder(folder: Path) -> None:
