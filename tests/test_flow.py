@@ -35,10 +35,7 @@ def _layers(**options):
     yield "peephole", bptt.Recurrent(Peephole(), D, H, **options)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(_two_threads):
-    """The tensors are tiny: a second thread would only be waited for."""
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(params=["native core", "plain loops"])
@@ -859,6 +856,34 @@ def test_under_torch_compile_training_goes_on():
     assert model.weight_hh_l0.grad is not None
     assert _hooks(model) == 0
     flow.verdict()
+
+
+class _TwoParts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder = nn.LSTM(D, H).requires_grad_(False), nn.GRU(H, H)
+
+    def forward(self, x):
+        return self.decoder(self.encoder(x)[0])[0]
+
+
+def test_a_frozen_layer_is_not_called_cut_off():
+    model, x = _TwoParts(), torch.randn(T, B, D)
+    with bptt.watch(model) as flow:
+        model(x).square().mean().backward()
+    encoder, decoder = flow.verdict()
+    assert (encoder.layer, encoder.verdict, encoder.remedies) == ("encoder.l0", "frozen", ())
+    assert words.worst(flow.verdict()) is words.FINE
+    assert words.headline(flow.verdict()) == words.headline([decoder])
+    assert words.headline([encoder]) == "frozen in encoder.l0"
+    x[2] = torch.nan  # and what goes wrong in it is still seen
+    with bptt.watch(model) as flow:
+        model(x).square().mean().backward()
+    assert flow.verdict()[0].verdict == "non-finite input"
+    x = torch.randn(T, B, D, requires_grad=True)  # here one is wanted
+    with bptt.watch(model) as flow:
+        model(x).square().mean().backward()
+    assert flow.verdict()[0].verdict == "healthy"
 
 
 @pytest.mark.parametrize("layer", [nn.GRU, bptt.GRU])

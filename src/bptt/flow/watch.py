@@ -462,6 +462,9 @@ def _cuts(every: list[list[Call]], names: dict[int, str]) -> Iterator[Cut]:
             below = next((c for c in others if any(_reads_detached(c, call) for call in path)), None)
             where = "" if below is None else names[id(below.module)]
             yield Cut(name, "outputs" if below is not None else "none", where)
+        weights = path[0].module.parameters()
+        if not any(call.differentiable for call in path) and not any(p.requires_grad for p in weights):
+            yield Cut(name, "frozen", "")
 
 
 def _reads_detached(later: Call, earlier: Call) -> bool:
