@@ -858,6 +858,17 @@ def test_under_torch_compile_training_goes_on():
     flow.verdict()
 
 
+def test_an_update_by_two_optimizers_is_one():
+    model = nn.GRU(D, H)
+    optimizers = [torch.optim.SGD([w]) for w in (model.weight_ih_l0, model.weight_hh_l0)]
+    with bptt.watch(model, updates=0) as flow:
+        for _ in range(3):
+            model(torch.randn(40, B, D))[0].square().mean().backward()
+            for optimizer in optimizers:
+                optimizer.step()
+    assert "After 3 updates" in flow.verdict()[0].text
+
+
 class _TwoParts(nn.Module):
     def __init__(self):
         super().__init__()

@@ -235,9 +235,10 @@ class Flow:
         own = {id(p) for p in self.model.parameters()}
         if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
             return None
-        self._age = self._age._replace(seen=self._age.seen + 1)
         place = next((n for n, value in enumerate(args) if n and callable(value)), None)
         closure = kwargs.get("closure") if place is None else args[place]
+        if callable(closure) or any(call.arrived for call in self._calls):  # of several optimizers the first one counts
+            self._age = self._age._replace(seen=self._age.seen + 1)
         if not callable(closure):
             self._settle(_loss_scale())
             return None
