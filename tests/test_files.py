@@ -85,12 +85,12 @@ def test_what_is_appended_to_a_file_with_two_names_is_in_one_of_them(precious, t
 def test_only_regular_files_are_read_and_written(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
-    for name, kind in (("pipe", "a pipe"), ("folder", "a folder")):
+    for name, kind in (("pipe", "a named pipe"), ("folder", "a folder")):
         with pytest.raises(InputError, match=f"is {kind}, wanted a regular file"):
             read_regular(tmp_path / name)
-    with pytest.raises(InputError, match="is a pipe"):
+    with pytest.raises(InputError, match="is a named pipe"):
         open_own(tmp_path / "pipe")
-    with pytest.raises(InputError, match="is a pipe"):
+    with pytest.raises(InputError, match="is a named pipe"):
         write_atomically(tmp_path / "pipe", b"")
     with pytest.raises(InputError, match="is a device"):
         read_regular("/dev/zero")

@@ -118,7 +118,7 @@ def _check_regular(path: Path, handle: int) -> int:
     """The size of an open file. Raises InputError if it is not a regular one."""
     status = os.fstat(handle)
     if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"{path} is {_kind(status.st_mode)}, wanted a regular file: remove it, or restore the file")
+        raise InputError(f"{path} is {kind_of(status.st_mode)}, wanted a regular file: remove it, or restore the file")
     return status.st_size
 
 
@@ -127,11 +127,12 @@ def _refuse_devices(path: Path) -> None:
     with contextlib.suppress(OSError):
         mode = os.lstat(path).st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode)):
-            raise InputError(f"{path} is {_kind(mode)}, wanted a regular file: give another name")
+            raise InputError(f"{path} is {kind_of(mode)}, wanted a regular file: give another name")
 
 
-def _kind(mode: int) -> str:
-    kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
+def kind_of(mode: int) -> str:
+    """What a file is that is no regular one, in words; `mode` as of os.stat."""
+    kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"))
     return next((name for is_kind, name in kinds if is_kind(mode)), "a device")
 
 
