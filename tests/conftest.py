@@ -24,6 +24,12 @@ def _two_threads():
     torch.set_num_threads(2)
 
 
+@pytest.fixture
+def one_thread(_two_threads):
+    """For tests of tiny networks: a second thread would only be waited for, beside other processes for long."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def _same_numbers_at_every_run(request):
     """Each test has a seed of its own, the same at every run, whichever tests run before it; BPTT_TEST_SEED gives others."""

@@ -35,6 +35,15 @@ def ended(arguments):
         return end.code
 
 
+def test_a_box_drawn_in_ascii_is_left_out_too(tmp_path):
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "bptt", "bench", "--cell", "foo"]
+    result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.startswith("bptt: error: invalid choice 'foo'")
+    assert "---" not in result.stderr
+
+
 # Help --------------------------------------------------------------------------------------------------------------
 
 

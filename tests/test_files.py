@@ -85,16 +85,27 @@ def test_what_is_appended_to_a_file_with_two_names_is_in_one_of_them(precious, t
 def test_only_regular_files_are_read_and_written(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
-    for name, kind in (("pipe", "a pipe"), ("folder", "a folder")):
+    for name, kind in (("pipe", "a named pipe"), ("folder", "a folder")):
         with pytest.raises(InputError, match=f"is {kind}, wanted a regular file"):
             read_regular(tmp_path / name)
-    with pytest.raises(InputError, match="is a pipe"):
+    with pytest.raises(InputError, match="is a named pipe"):
         open_own(tmp_path / "pipe")
-    with pytest.raises(InputError, match="is a pipe"):
+    with pytest.raises(InputError, match="is a named pipe"):
         write_atomically(tmp_path / "pipe", b"")
     with pytest.raises(InputError, match="is a device"):
         read_regular("/dev/zero")
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError) as error:
+        write_atomically(tmp_path / "folder", b"")
+    assert error.value.filename == str(tmp_path / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    with pytest.raises(FileNotFoundError) as error:
+        write_atomically(tmp_path / "none" / "file", b"")
+    assert error.value.filename == str(tmp_path / "none" / "file")
 
 
 def test_no_more_is_read_than_can_be(tmp_path):

@@ -35,10 +35,7 @@ def _layers(**options):
     yield "peephole", bptt.Recurrent(Peephole(), D, H, **options)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(_two_threads):
-    """The tensors are tiny: a second thread would only be waited for."""
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(params=["native core", "plain loops"])
@@ -859,6 +856,65 @@ def test_under_torch_compile_training_goes_on():
     assert model.weight_hh_l0.grad is not None
     assert _hooks(model) == 0
     flow.verdict()
+
+
+def test_an_update_by_two_optimizers_is_one():
+    model = nn.GRU(D, H)
+    optimizers = [torch.optim.SGD([w]) for w in (model.weight_ih_l0, model.weight_hh_l0)]
+    with bptt.watch(model, updates=0) as flow:
+        for _ in range(3):
+            model(torch.randn(40, B, D))[0].square().mean().backward()
+            for optimizer in optimizers:
+                optimizer.step()
+    assert "After 3 updates" in flow.verdict()[0].text
+
+
+class _TwoParts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder = nn.LSTM(D, H).requires_grad_(False), nn.GRU(H, H)
+
+    def forward(self, x):
+        return self.decoder(self.encoder(x)[0])[0]
+
+
+def test_a_frozen_layer_is_not_called_cut_off():
+    model, x = _TwoParts(), torch.randn(T, B, D)
+    with bptt.watch(model) as flow:
+        model(x).square().mean().backward()
+    encoder, decoder = flow.verdict()
+    assert (encoder.layer, encoder.verdict, encoder.remedies) == ("encoder.l0", "frozen", ())
+    assert words.worst(flow.verdict()) is words.FINE
+    assert words.headline(flow.verdict()) == words.headline([decoder])
+    assert words.headline([encoder]) == "frozen in encoder.l0"
+    x[2] = torch.nan  # and what goes wrong in it is still seen
+    with bptt.watch(model) as flow:
+        model(x).square().mean().backward()
+    assert flow.verdict()[0].verdict == "non-finite input"
+    x = torch.randn(T, B, D, requires_grad=True)  # here one is wanted
+    with bptt.watch(model) as flow:
+        model(x).square().mean().backward()
+    assert flow.verdict()[0].verdict == "healthy"
+
+
+@pytest.mark.parametrize("layer", [nn.GRU, bptt.GRU])
+def test_a_compiled_model_that_is_watched_by_its_own_module(layer):
+    """As the sentence about a compiled model advises; Dynamo then traces the hooks."""
+    model = layer(D, H)
+    compiled, x = torch.compile(nn.Sequential(model), backend="eager"), torch.randn(T, B, D)
+
+    def run():
+        with bptt.watch(model) as flow:
+            compiled(x)[0].sum().backward()
+        return flow
+
+    flow, _ = _said(run)
+    assert _hooks(model) == 0
+    flow.verdict()
+    got = model.weight_hh_l0.grad.clone()
+    model.zero_grad()
+    model(x)[0].sum().backward()
+    torch.testing.assert_close(got, model.weight_hh_l0.grad)
 
 
 @pytest.mark.parametrize("steps", [5, 5000])

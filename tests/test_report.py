@@ -309,6 +309,7 @@ def test_the_picture_of_a_curve_has_yardsticks_of_any_size(tmp_path, report, mon
 
 
 def test_metrics_are_cut_at_line_feeds_alone(tmp_path):
-    line = '{"step": 1, "flow": [{"layer": "a\u2028b\x85c", "verdict": []}]}'
+    layer = "a\u2028b\x85c"
+    line = f'{{"step": 1, "flow": [{{"layer": "{layer}", "verdict": []}}]}}'
     (tmp_path / "metrics.jsonl").write_bytes((line + "\n" + line + "\r\n" + line[:9]).encode())
-    assert read_metrics(tmp_path) == 2 * [{"step": 1, "flow": [{"layer": "a\u2028b\x85c", "verdict": []}]}]
+    assert read_metrics(tmp_path) == 2 * [{"step": 1, "flow": [{"layer": layer, "verdict": []}]}]

@@ -549,7 +549,7 @@ def test_electricity_beats_seasonal_naive(tmp_path, seed):
     assert done.seconds < 120
     lines = bptt("predict", run).stdout.splitlines()
     assert len(lines) == 49
-    assert lines[1].startswith("2015-01-01,")
+    assert lines[1].startswith("2015-01-01 00:00,")
     assert lines[-1].startswith("2015-01-01 23:30,")
 
 

@@ -399,6 +399,23 @@ def ahead(times, steps: int = 3) -> list[str]:
     return [write_moment(m, *times.notation) for m in spacing.after(last, steps)]
 
 
+CLOCKS = {  # the last two cells, the two that follow
+    "minutes": (["2014-01-30 22:00", "2014-01-30 23:00"], ["2014-01-31 00:00", "2014-01-31 01:00"]),
+    "with an offset": (["2014-01-30T22:00Z", "2014-01-30T23:00Z"], ["2014-01-31 00:00Z", "2014-01-31 01:00Z"]),
+    "seconds": (["2014-01-30 23:59:20", "2014-01-30 23:59:40"], ["2014-01-31 00:00:00", "2014-01-31 00:00:20"]),
+    "fractions": (["2014-01-30 23:59:59", "2014-01-30 23:59:59.5"], ["2014-01-31 00:00:00.000000"]),
+}
+
+
+@pytest.mark.parametrize("case", CLOCKS)
+def test_midnight_is_written_as_the_other_hours_and_can_be_read_beside_them(tmp_path, case):
+    cells, following = CLOCKS[case]
+    times = times_of(tmp_path, cells)
+    found = ahead(times, len(following))
+    assert found == following
+    times_of(tmp_path, [write_moment(int(t), *times.notation) for t in times.ticks] + found).spacing(np.arange(3), "")
+
+
 def tenths_added_up(n: int) -> list[float]:
     return list(itertools.accumulate([0.1] * (n - 1), initial=0.0))
 
@@ -431,7 +448,7 @@ WRITTEN = {  # cells, the three that follow
     "sixtieths in microseconds": ([str(round(1e6 * k / 60)) for k in range(200)], ["3333333", "3350000", "3366667"]),
     "microseconds": (
         ["2020-01-01 23:59:59.999998", "2020-01-01 23:59:59.999999"],
-        ["2020-01-02", "2020-01-02 00:00:00.000001", "2020-01-02 00:00:00.000002"],
+        ["2020-01-02 00:00:00.000000", "2020-01-02 00:00:00.000001", "2020-01-02 00:00:00.000002"],
     ),
     "the first year": (["0001-01-01", "0001-01-02"], ["0001-01-03", "0001-01-04", "0001-01-05"]),
     "the last year": (["9999-12-27", "9999-12-28"], ["9999-12-29", "9999-12-30", "9999-12-31"]),

@@ -38,9 +38,7 @@ DOCUMENTS = st.lists(st.text(CHARACTERS, min_size=1, max_size=40), min_size=1, m
 MORE = settings(max_examples=4 * settings().max_examples)  # they are cheap
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(_two_threads):
-    torch.set_num_threads(1)  # writing goes step by step: two threads would only wait for each other
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @contextmanager

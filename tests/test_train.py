@@ -25,11 +25,7 @@ from bptt.train.optimizer import Budget, clip, learning_rate
 from bptt.train.progress import Lines, Live, Wording, clock
 from tests.runs import corpus
 
-
-@pytest.fixture(autouse=True)
-def _one_thread(_two_threads):
-    """These networks are too small for two, and beside other processes two wait for each other."""
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 ALONE = Processes(0, 1, torch.device("cpu"))

@@ -218,7 +218,8 @@ def _parse(kind: Any, program: str, arguments: list[str], default: Any = None) -
     except SystemExit as end:
         if not end.code:
             raise
-        lines = (line.strip("│╭╮╰╯─ ") for line in said.getvalue().splitlines()[1:])
+        # The box is drawn with other signs where the terminal does not show these.
+        lines = (line.strip("│╭╮╰╯─| ") for line in said.getvalue().splitlines()[1:] if line.strip("+-| "))
         message = " ".join(line for line in lines if line).partition("For full helptext")[0].strip()
         order = (
             "; the task comes first: `bptt train TASK --option …`"

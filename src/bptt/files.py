@@ -6,9 +6,10 @@ line by line is opened only if it is a regular file, no link. What is read must 
 """
 
 import contextlib
+import errno
 import os
+import secrets
 import stat
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -36,11 +37,16 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
     Raises OSError; InputError where a device or pipe is in its place.
     """
     _refuse_devices(path)
-    handle, name = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
+    if path.is_dir() and not path.is_symlink():  # the rename would say so too, but of the temporary file
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    name = path.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
+    # Not mkstemp, which makes it for the owner alone: what the umask allows cannot be asked for without changing it.
+    try:
+        handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | _NO_LINK, 0o666)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error  # nobody knows the other name
     try:
         with os.fdopen(handle, "wb") as file:
-            if hasattr(os, "fchmod"):
-                os.fchmod(file.fileno(), 0o666 & ~_umask())  # mkstemp makes it for the owner alone
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -112,7 +118,7 @@ def _check_regular(path: Path, handle: int) -> int:
     """The size of an open file. Raises InputError if it is not a regular one."""
     status = os.fstat(handle)
     if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"{path} is {_kind(status.st_mode)}, wanted a regular file: remove it, or restore the file")
+        raise InputError(f"{path} is {kind_of(status.st_mode)}, wanted a regular file: remove it, or restore the file")
     return status.st_size
 
 
@@ -121,18 +127,13 @@ def _refuse_devices(path: Path) -> None:
     with contextlib.suppress(OSError):
         mode = os.lstat(path).st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode)):
-            raise InputError(f"{path} is {_kind(mode)}, wanted a regular file: give another name")
+            raise InputError(f"{path} is {kind_of(mode)}, wanted a regular file: give another name")
 
 
-def _kind(mode: int) -> str:
-    kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
+def kind_of(mode: int) -> str:
+    """What a file is that is no regular one, in words; `mode` as of os.stat."""
+    kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"))
     return next((name for is_kind, name in kinds if is_kind(mode)), "a device")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _sync_folder(folder: Path) -> None:

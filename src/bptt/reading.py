@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from bptt.errors import InputError
+from bptt.files import kind_of
 
 _MARKS = (  # UTF-32 first: in little endian its mark begins with that of UTF-16
     (codecs.BOM_UTF8, "utf-8"),
@@ -22,20 +23,11 @@ _MARKS = (  # UTF-32 first: in little endian its mark begins with that of UTF-16
 )
 LONGEST_MARK = 4
 
-_KINDS = (
-    (stat.S_ISFIFO, "a named pipe"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-    (stat.S_ISDIR, "a folder"),
-)
-
 
 def check_regular(path: Path, mode: int) -> None:
     """Raise InputError unless `mode`, of os.stat, is that of a regular file: reading others may wait or go on for ever."""
     if not stat.S_ISREG(mode):
-        kind = next((words for is_kind, words in _KINDS if is_kind(mode)), "something else")
-        raise InputError(f"{path} is not a regular file, but {kind}: save the data to a file, and give that")
+        raise InputError(f"{path} is not a regular file, but {kind_of(mode)}: save the data to a file, and give that")
 
 
 def open_regular(path: Path) -> BinaryIO:

@@ -47,7 +47,7 @@ class Cut(NamedTuple):
     """A place where a tensor went on but its gradient did not come back.
 
     kind: "state" (within one loss), "truncation" (between two backward passes), "outputs" (the next layer reads them
-    detached), "none" (no gradient arrived, for no reason that can be seen).
+    detached), "none" (no gradient arrived, for no reason that can be seen), "frozen" (none is wanted).
     """
 
     module: str
@@ -101,8 +101,8 @@ class Finding:
 
     Attributes:
         layer: its name in `flow.layers`, or the module's.
-        verdict: healthy, borderline, vanishing, exploding, saturated, dead units, cut, no gradient, truncation too short,
-            non-finite input, non-finite.
+        verdict: healthy, frozen, borderline, vanishing, exploding, saturated, dead units, cut, no gradient,
+            truncation too short, non-finite input, non-finite.
         evidence: the numbers that it rests on, by name.
         text: the sentence.
         remedies: the first is the one to try first.
@@ -138,7 +138,7 @@ def judge(layers: list[LayerFlow], cuts: list[Cut], clip: float | None, age: Age
         findings += [_of_age(layer, finding, age) for finding in found or [_borderline(layer) or _healthy(layer)]]
     seen = {layer.module for layer in layers}
     for cut in cuts:
-        if cut.module not in seen:
+        if cut.module not in seen and cut.kind != "frozen":
             findings.append(_no_gradient(cut.module, cut))
     return findings
 
@@ -149,7 +149,8 @@ def _of_layer(layer: LayerFlow, cuts: list[Cut], clip: float | None) -> Iterator
         return
     kinds = {cut.kind: cut for cut in cuts}
     if not layer.reach.gain:
-        yield _no_gradient(layer.name, kinds.get("outputs", Cut(layer.module, "none", "")))
+        cut = kinds.get("outputs", Cut(layer.module, "none", ""))
+        yield _frozen(layer) if "frozen" in kinds else _no_gradient(layer.name, cut)
         return
     if "state" in kinds:
         yield _cut(layer)
@@ -260,6 +261,11 @@ def _of_age(layer: LayerFlow, finding: Finding, age: Age) -> Finding:
         f"this is normal: the default start reaches {START[0]} to {START[1]} steps back. Look again after {YOUNG:,}."
     )
     return replace(finding, text=f"{finding.text} {when} {normal}")
+
+
+def _frozen(layer: LayerFlow) -> Finding:
+    text = "No gradient is wanted: the layer's weights are frozen, and what it reads needs none."
+    return Finding(layer.name, "frozen", {}, text)
 
 
 def _no_gradient(name: str, cut: Cut) -> Finding:

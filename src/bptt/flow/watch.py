@@ -151,8 +151,9 @@ class Flow:
         if any(isinstance(m, nn.RNNCellBase) for m in self.model.modules()):
             self._note("does not see torch.nn's single cells (RNNCell, GRUCell, LSTMCell): use the layers")
         self._watched = frozenset(id(module) for _, module, _ in found)
+        begin = self._guarded(self._begin)  # here, not at each call: torch.compile cannot trace how it is made
         for _, module, cell in found:
-            self._handles.append(module.register_forward_pre_hook(self._before))
+            self._handles.append(module.register_forward_pre_hook(begin))
             self._handles.append(module.register_forward_hook(self._after(cell), with_kwargs=True))
         if found:
             for parameter in self.model.parameters():
@@ -184,10 +185,7 @@ class Flow:
 
         return run
 
-    def _before(self, module: nn.Module, args: Any) -> None:
-        self._guarded(self._begin)(module)
-
-    def _begin(self, module: nn.Module) -> None:
+    def _begin(self, module: nn.Module, args: Any) -> None:
         take_tapes()  # of layers that are not watched
         if needs_draws(module):
             self._rng[id(module)] = torch.get_rng_state()
@@ -237,9 +235,10 @@ class Flow:
         own = {id(p) for p in self.model.parameters()}
         if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
             return None
-        self._age = self._age._replace(seen=self._age.seen + 1)
         place = next((n for n, value in enumerate(args) if n and callable(value)), None)
         closure = kwargs.get("closure") if place is None else args[place]
+        if callable(closure) or any(call.arrived for call in self._calls):  # of several optimizers the first one counts
+            self._age = self._age._replace(seen=self._age.seen + 1)
         if not callable(closure):
             self._settle(_loss_scale())
             return None
@@ -464,6 +463,9 @@ def _cuts(every: list[list[Call]], names: dict[int, str]) -> Iterator[Cut]:
             below = next((c for c in others if any(_reads_detached(c, call) for call in path)), None)
             where = "" if below is None else names[id(below.module)]
             yield Cut(name, "outputs" if below is not None else "none", where)
+        weights = path[0].module.parameters()
+        if not any(call.differentiable for call in path) and not any(p.requires_grad for p in weights):
+            yield Cut(name, "frozen", "")
 
 
 def _reads_detached(later: Call, earlier: Call) -> bool:

@@ -49,7 +49,7 @@ MEASURES = {
 
 def level_of(verdict: str) -> Level:
     """How serious a verdict is."""
-    return FINE if verdict == "healthy" else BROKEN if verdict in _BROKEN else LOOK
+    return FINE if verdict in ("healthy", "frozen") else BROKEN if verdict in _BROKEN else LOOK
 
 
 def worst(findings: Sequence[Finding]) -> Level:
@@ -61,6 +61,7 @@ def headline(findings: Sequence[Finding]) -> str:
     """All findings in one sentence: "vanishing in lstm.l0 and lstm.l1; saturated in lstm.l0"."""
     if not findings:
         return "nothing was watched"
+    findings = [f for f in findings if f.verdict != "frozen"] or findings
     layers: dict[str, list[str]] = {}
     for finding in sorted(findings, key=lambda f: -level_of(f.verdict).rank):
         layers.setdefault(finding.verdict, []).append(finding.layer)

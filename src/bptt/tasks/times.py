@@ -8,7 +8,7 @@ import datetime
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -74,12 +74,14 @@ class Notation(NamedTuple):
         zone: True where the dates came with their offset from UTC.
         decimals: the most decimal places that a number has; None: as many as it needs.
         padded: True where every number has so many, zeros at its end included.
+        clock: what of the clock every date has at least: 0 nothing, 1 minutes, 2 seconds, 3 microseconds.
     """
 
     dates: bool = False
     zone: bool = False
     decimals: int | None = None
     padded: bool = False
+    clock: int = 0
 
 
 @dataclass(frozen=True)
@@ -204,9 +206,10 @@ def _roundest(ticks: Ticks) -> int:
 
 
 def write_moment(
-    moment: Moment, dates: bool, zone: bool = False, decimals: int | None = None, padded: bool = False
+    moment: Moment, dates: bool, zone: bool = False, decimals: int | None = None, padded: bool = False, clock: int = 0
 ) -> str:
-    """A moment as text: a number, or a date in ISO 8601 without the parts that are zero at its end.
+    """A moment as text: a number, or a date in ISO 8601 without the parts that are zero at its end, beyond those that the
+    others have: 2014-01-31 00:00 among hours.
 
     Raises InputError for a date outside the years 1 to 9999. Arguments as in `Notation`.
     """
@@ -219,10 +222,18 @@ def write_moment(
             "a forecast would go beyond the year 9999, the last that a date can have: use a column of numbers as --time, or "
             "leave --time out"
         ) from None
-    if moment % _DAY == 0:
+    clock = max(clock, _clock_of(np.array([moment])))
+    if clock == 0:
         return when.date().isoformat()
-    clock = "seconds" if moment % SECOND == 0 else "microseconds"
-    return when.isoformat(" ", clock if moment % (60 * SECOND) else "minutes") + ("Z" if zone else "")
+    return when.isoformat(" ", _CLOCKS[clock - 1]) + ("Z" if zone else "")
+
+
+_CLOCKS = ("minutes", "seconds", "microseconds")
+
+
+def _clock_of(moments: NDArray[Any]) -> int:
+    """How much of the clock dates need, as in `Notation`."""
+    return sum(bool((moments % unit != 0).any()) for unit in (_DAY, 60 * SECOND, SECOND))
 
 
 def _write_number(moment: Moment, decimals: int | None, padded: bool) -> str:
@@ -327,7 +338,9 @@ def _of_dates(table: Table, column: str, dates: pl.Series, zone: bool) -> Times:
     if isinstance(dates.dtype, pl.Datetime) and dates.dtype.time_unit == "ns":
         _check_microseconds(table, column, dates.dt.timestamp("ns") % 1000 != 0)
     ticks = dates.dt.timestamp("us").to_numpy().astype(np.int64)
-    return Times(table, column, ticks, ticks.astype(np.float64), Notation(dates=True, zone=zone))
+    return Times(
+        table, column, ticks, ticks.astype(np.float64), Notation(dates=True, zone=zone, clock=_clock_of(ticks))
+    )
 
 
 def _months(ticks: Ticks) -> tuple[Ticks, bool] | None:

@@ -40,7 +40,7 @@ def draw_curve(folder: Path, task: str, metric: str, score: Callable[[float], fl
     if log:
         axes.set_yscale("log")
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(fontsize=8, edgecolor="none")  # a frame, as a yardstick may lie behind it
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
     plt.close(figure)

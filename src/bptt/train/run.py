@@ -38,7 +38,7 @@ def start(options: TrainOptions) -> int:
     """
     with _processes(options) as processes:
         processes.together(lambda: run_folder.check_out(options.out))
-        training = processes.together(lambda: _prepare(options, processes))
+        training = processes.together(lambda: _prepare(options, make_task(options), processes))
         folder = processes.together(
             lambda: run_folder.make_folder(options.out, options.task) if processes.first else Path()
         )
@@ -67,13 +67,11 @@ def resume(folder: Path, config: Config, options: TrainOptions) -> int:
         ):
             _say_finished(folder, options, checkpoint, processes)
             return 0
-        training = processes.together(lambda: _prepare(options, processes, checkpoint, folder))
-        processes.together(lambda: _restore(training, folder, config, checkpoint))
+        task = processes.together(lambda: _same_task(options, folder, config))
+        training = processes.together(lambda: _prepare(options, task, processes, checkpoint, folder))
+        processes.together(lambda: _restore(training, folder, checkpoint))
         if processes.first:
             run_folder.remove_leftovers(folder)
-            # What was made of before; the checkpoint holds the weights by now.
-            for name in (run_folder.REPORT, run_folder.PAGE, run_folder.MODEL):
-                (folder / name).unlink(missing_ok=True)
             run_folder.write_config(folder, _config(options, training.task))
             _say(f"{folder}: going on at step {training.standing.step:,}: {_describe(training)}")
         return _run(training, folder, checkpoint)
@@ -94,13 +92,24 @@ def _processes(options: TrainOptions) -> Iterator[Processes]:
         processes.leave()
 
 
+def _same_task(options: TrainOptions, folder: Path, config: Config) -> Task:
+    """Read the data. Raises InputError if they are not those of the run in `folder`, before they are blamed on its files."""
+    task = make_task(options)
+    remedy = "say where they are now with --data PATH, or train a new run on these"
+    check.check_fingerprint(folder, config, task.fingerprint(), remedy)
+    return task
+
+
 def _prepare(
-    options: TrainOptions, processes: Processes, checkpoint: Checkpoint | None = None, folder: Path = Path()
+    options: TrainOptions,
+    task: Task,
+    processes: Processes,
+    checkpoint: Checkpoint | None = None,
+    folder: Path = Path(),
 ) -> Training:
-    """Read the data and build the network, of which the checkpoint of `folder`, if there is one, must be."""
+    """Build the network, of which the checkpoint of `folder`, if there is one, must be."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it only costs time
-    task = make_task(options)
     check.check_memory(options, count_parameters(options, task.sizes()))
     if checkpoint is not None:
         check_count(folder / run_folder.CHECKPOINT, checkpoint.weights, options, task.sizes())
@@ -125,10 +134,8 @@ def _checkpoint(folder: Path, config: Config, options: TrainOptions) -> Checkpoi
     return read_checkpoint(folder)
 
 
-def _restore(training: Training, folder: Path, config: Config, checkpoint: Checkpoint | None) -> None:
-    """Put the checkpoint into the training. Raises InputError if the data are others."""
-    remedy = "say where they are now with --data PATH, or train a new run on these"
-    check.check_fingerprint(folder, config, training.task.fingerprint(), remedy)
+def _restore(training: Training, folder: Path, checkpoint: Checkpoint | None) -> None:
+    """Put the checkpoint into the training. Raises InputError if it is of another."""
     if checkpoint is not None:
         try:
             training.restore(checkpoint)
@@ -141,6 +148,10 @@ def _run(training: Training, folder: Path, checkpoint: Checkpoint | None) -> int
     """Train to the end, or to a signal. Returns the exit code. Failures are told with what is kept."""
     record = _record(training, folder, checkpoint)
     try:
+        if training.processes.first:
+            # What was made of before; the checkpoint holds the weights by now, and the metrics go on from it.
+            for name in (run_folder.REPORT, run_folder.PAGE, run_folder.MODEL):
+                (folder / name).unlink(missing_ok=True)
         with Interrupt() as interrupt:
             finished = _train(training, record, interrupt, new=checkpoint is None)
             if training.processes.first:
