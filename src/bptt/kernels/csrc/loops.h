@@ -22,9 +22,10 @@ constexpr int64_t kCache = 1 << 20;   // bytes of a second-level cache
 constexpr int64_t kMeeting = 1000;    // cycles of a step from which on it is worth to share it
 constexpr int64_t kWaking = 15000;    // cycles of work for which it is worth to wake a thread
 constexpr int64_t kTogether = 96;     // rows of a weight gradient for which it is worth to pack the other factor
-// A weight gradient is a sum over all rows: of parts, of kPartRows each, whose sums are added up, and those of kGroupRows again.
-// In one running sum the rounding would grow with the number of rows, and a sum of 2^24 ones would stay there.
-constexpr int64_t kPartRows = 256, kGroupRows = 4096;
+// A weight gradient is a sum over all rows: parts of kPartRows (biases: kBiasRows) are added up, and where there are many rows the sum so far goes to
+// one in double, each time that kGroupRows have come. In one running sum the rounding would grow with the number of rows, and a
+// sum of 2^24 ones would stay there.
+constexpr int64_t kPartRows = 512, kBiasRows = 64, kGroupRows = 8192;
 
 // S: the numbers of all tensors and sums; C: the cell; W: the elements that products multiply, pairs of bfloat16 or S itself.
 template <class S, class C, class W = S> class Layer {
@@ -112,9 +113,9 @@ template <class S, class C, class W = S> class Layer {
         for (int64_t s = last - 1; s >= i; --s) backward_step(step_at(s), part, block, back, to_raw);
       });
       products_of_all_rows(block, to_x);
-      block.is_first = false;
     }
-    settle(block.remainders);
+    if (block.wide) widen(block, true);
+    if (!C::kApart && p.d_b_ih && p.d_b_hh) std::copy_n(static_cast<S*>(p.d_b_ih), G * H, static_cast<S*>(p.d_b_hh));  // the same sum
     for (int64_t r = 0; r < p.batch; ++r) {
       if (p.d_h0) std::copy_n(block.dh + r * whole<S>(P), P, static_cast<S*>(p.d_h0) + r * P);
       if (C::kStates == 2 && p.d_c0) std::copy_n(block.dc + r * U, H, static_cast<S*>(p.d_c0) + r * H);
@@ -155,49 +156,58 @@ template <class S, class C, class W = S> class Layer {
   };
   std::vector<Gates> products_;
 
-  // The gradient of a parameter, a matrix [rows, width] or a vector (width 1), to which the blocks add; and the remainder of that
-  // sum, or null.
+  // The gradients of the parameters, to which the blocks add.
   struct Sum {
-    S *total, *remainder;
-    int64_t width;
+    S* total;  // [size / width, width]; null: not wanted
+    int64_t width, size;
   };
-  int64_t parameters() const { return G * H * (D + P + 2) + (p.projected ? P * H : 0); }
-  std::array<Sum, 5> sums(S* remainders) const {  // in the order w_ih, w_hh, b_ih, b_hh, w_hr
-    std::array<Sum, 5> all = {Sum{static_cast<S*>(p.d_w_ih), remainders, D}, {static_cast<S*>(p.d_w_hh), nullptr, P},
-                              {static_cast<S*>(p.d_b_ih), nullptr, 1}, {static_cast<S*>(p.d_b_hh), nullptr, 1},
-                              {static_cast<S*>(p.d_w_hr), nullptr, H}};
-    if (remainders)
-      for (int i = 1; i < 5; ++i) all[i].remainder = all[i - 1].remainder + G * H * all[i - 1].width;
+  std::array<Sum, 5> sums() const {
+    const int64_t rows = G * H;
+    return {Sum{static_cast<S*>(p.d_w_ih), D, rows * D}, {static_cast<S*>(p.d_w_hh), P, rows * P},
+            {static_cast<S*>(p.d_b_ih), 1, rows}, {static_cast<S*>(p.d_b_hh), 1, rows},
+            {static_cast<S*>(p.d_w_hr), H, p.projected ? P * H : 0}};
+  }
+  int64_t parameters() const {
+    int64_t all = 0;
+    for (const Sum& sum : sums()) all += sum.size;
     return all;
   }
-  // Remainders go to the totals when all rows are in; that of an infinite total is NaN, and not wanted.
-  void settle(S* remainders) const {
-    const auto all = sums(remainders);
-    for (int i = 0; remainders && i < 5; ++i) {
-      const int64_t size = !all[i].total ? 0 : i < 4 ? G * H * all[i].width : P * H;
-      for (int64_t j = 0; j < size; ++j)
-        if (all[i].remainder[j] == all[i].remainder[j]) all[i].total[j] += all[i].remainder[j];
-    }
-    if (!C::kApart && p.d_b_ih && p.d_b_hh) std::copy_n(all[2].total, G * H, all[3].total);  // the same sum
-  }
-
   // A block of steps of the backward, row by row, and the gradient of the state that goes from block to block.
   struct Block {
     Buffer<S> dz, dz_hidden_apart, dh, dc, dh_projected, raw, d_raw, gates;
     std::vector<const S*> h_before;
     int64_t rows = 0, first_row = 0;
-    bool is_first = true;  // its weight gradients begin the sums
-    Buffer<S> remainders;  // of the sums' rounding; none where there are few groups of rows, or the numbers have digits enough
+    bool begins = true;  // its weight gradients begin the sums
+    int64_t summed = 0;  // rows in these
+    Buffer<double> wide;  // the sums before; none where there are few rows, or the numbers have digits enough
     Block(const Layer& l, int64_t most, bool replays)
         : dz(most * G * l.U), dz_hidden_apart(C::kApart ? most * G * l.U : 0), dh(l.p.batch * whole<S>(l.P)),
           dc(C::kStates == 2 ? l.p.batch * l.U : 0), dh_projected(l.p.projected ? most * whole<S>(l.P) : 0),
           raw(l.p.projected ? most * l.U : 0), d_raw(l.p.projected ? l.p.batch * l.U : 0),
           gates(replays ? most * (G + C::kApart) * l.U : 0), h_before(most),
-          remainders(sizeof(S) == 4 && l.p.d_w_ih && l.N > 8 * std::min(most, kGroupRows) ? l.parameters() : 0) {
-      if (remainders) std::fill_n(remainders.data, l.parameters(), S(0));
+          wide(sizeof(S) == 4 && l.p.d_w_ih && l.N > 4 * kGroupRows ? l.parameters() : 0) {
+      if (wide) std::fill_n(wide.data, l.parameters(), 0.);
     }
     S* dz_hidden() const { return C::kApart ? dz_hidden_apart.data : dz.data; }
   };
+
+  // The sums so far go to those in double; the last time all are in, and go back.
+  void widen(Block& block, bool is_last) const {
+    double* wide = block.wide;
+    for (const Sum& sum : sums()) {
+      const int64_t threads = threads_for(sum.size / L * 8);
+      if (sum.total)
+        parallel(pool_, threads, [&](int64_t begin, int64_t end) {
+          for (int64_t j = sum.size * begin / threads; j < sum.size * end / threads; ++j) {
+            wide[j] += sum.total[j];
+            if (is_last) sum.total[j] = S(wide[j]);
+          }
+        });
+      wide += sum.size;
+    }
+    block.begins = true;
+    block.summed = 0;
+  }
 
   struct Zero {
     const S* zeros;
@@ -579,42 +589,50 @@ template <class S, class C, class W = S> class Layer {
   // ---- Gradients of the weights and inputs, from the dz of a block's rows
 
   void products_of_all_rows(Block& block, const Packed<W>& to_x) const {
-    const int64_t R = block.rows, rows = G * H;
-    const int64_t threads = threads_for(R * G * U * ((p.d_w_ih ? D + P : 0) + (p.d_x ? D : 0)) / L);
-    const int64_t each = (rows + threads * kTileRows - 1) / (threads * kTileRows) * kTileRows;
-    if (!p.d_w_ih && !p.d_x) return;
+    for (int64_t row = 0; p.d_w_ih && row < block.rows; row += kGroupRows)
+      add_rows(block, row, std::min(block.rows - row, kGroupRows));
+    if (!p.d_x) return;
+    const int64_t R = block.rows, threads = threads_for(R * G * U * D / L);
     parallel(pool_, threads, [&](int64_t begin, int64_t end) {
-      if (p.d_w_ih)
-        parts(std::min(end * each, rows) - begin * each, kTogether, [&](int64_t q, int64_t count) {
-          weight_gradients(block, begin * each + q, begin * each + q + count);
-        });
-      if (p.d_x) {
-        const int64_t n = R * begin / threads;
-        product(room(begin), R * end / threads - n, {0, D}, Zero{zeros_},
-                [&](int64_t k) { return static_cast<S*>(p.d_x) + (block.first_row + n + k) * D; },
-                times([&](int64_t k) { return block.dz + (n + k) * G * U; }, to_x));
-      }
+      const int64_t n = R * begin / threads;
+      product(room(begin), R * end / threads - n, {0, D}, Zero{zeros_},
+              [&](int64_t k) { return static_cast<S*>(p.d_x) + (block.first_row + n + k) * D; },
+              times([&](int64_t k) { return block.dz + (n + k) * G * U; }, to_x));
     });
   }
 
-  // Of rows [first, last) of the weights; and, with the first of them, of the projection.
-  void weight_gradients(Block& block, int64_t first, int64_t last) const {
-    const int64_t R = block.rows;
-    const auto [w_ih, w_hh, b_ih, b_hh, w_hr] = sums(block.remainders);
+  // What `count` rows of a block, from `row` on, add to the weight gradients.
+  void add_rows(Block& block, int64_t row, int64_t count) const {
+    if (block.wide && block.summed + count > kGroupRows && block.summed) widen(block, false);
+    const int64_t rows = G * H, threads = threads_for(count * G * U * (D + P) / L);
+    const int64_t each = (rows + threads * kTileRows - 1) / (threads * kTileRows) * kTileRows;
+    parallel(pool_, threads, [&](int64_t begin, int64_t end) {
+      parts(std::min(end * each, rows) - begin * each, kTogether, [&](int64_t q, int64_t some) {
+        weight_gradients(block, row, count, begin * each + q, begin * each + q + some);
+      });
+    });
+    block.begins = false;
+    block.summed += count;
+  }
+
+  // Of rows [first, last) of the weights, from the R rows of the block that begin at `row`; and, with the first, of the projection.
+  void weight_gradients(const Block& block, int64_t row, int64_t R, int64_t first, int64_t last) const {
+    const auto [w_ih, w_hh, b_ih, b_hh, w_hr] = sums();
+    const S *dz = block.dz + row * G * U, *dz_hidden = block.dz_hidden() + row * G * U;
     auto column = [&](int64_t q) { return q / H * U + q % H; };  // of row q of the weights, in dz
-    auto x_row = [&](int64_t n) { return pointer(p.x) + (block.first_row + n) * D; };
-    auto h_row = [&](int64_t n) { return block.h_before[n]; };
+    auto x_row = [&](int64_t n) { return pointer(p.x) + (block.first_row + row + n) * D; };
+    auto h_row = [&](int64_t n) { return block.h_before[row + n]; };
     Buffer<W> left(depth<W>(R) * (last - first)), panel(Packed<W>::size(R, kTileVectors * L));
-    interleave(block.dz, G * U, R, first, last, column, left);
-    outer(left, block, first, last, panel, x_row, w_ih);
-    if (b_ih.total) sum_rows(block.dz, block, first, last, column, b_ih);
-    if (C::kApart) interleave(block.dz_hidden(), G * U, R, first, last, column, left);
-    outer(left, block, first, last, panel, h_row, w_hh);
-    if (b_hh.total && (C::kApart || !b_ih.total)) sum_rows(block.dz_hidden(), block, first, last, column, b_hh);
+    interleave(dz, G * U, R, first, last, column, left);
+    outer(left, R, first, last, panel, x_row, w_ih, block.begins);
+    if (b_ih.total) sum_rows(dz, R, first, last, column, b_ih.total, block.begins);
+    if (C::kApart) interleave(dz_hidden, G * U, R, first, last, column, left);
+    outer(left, R, first, last, panel, h_row, w_hh, block.begins);
+    if (b_hh.total && (C::kApart || !b_ih.total)) sum_rows(dz_hidden, R, first, last, column, b_hh.total, block.begins);
     if (p.projected && first == 0) {
       Buffer<W> projected(depth<W>(R) * P);
-      interleave(block.dh_projected, whole<S>(P), R, 0, P, [](int64_t q) { return q; }, projected);
-      outer(projected, block, 0, P, panel, [&](int64_t n) { return block.raw + n * U; }, w_hr);
+      interleave(block.dh_projected + row * whole<S>(P), whole<S>(P), R, 0, P, [](int64_t q) { return q; }, projected);
+      outer(projected, R, 0, P, panel, [&](int64_t n) { return block.raw + (row + n) * U; }, w_hr, block.begins);
     }
   }
 
@@ -650,68 +668,44 @@ template <class S, class C, class W = S> class Layer {
     });
   }
 
-  // to[q][f] (+)= sum_n left[n][q] features(n)[f] for rows q in [first, last) of a weight.
+  // to[q][f] (+)= sum_n left[n][q] features(n)[f] for rows q in [first, last) of a weight, n in [0, R), part by part.
   template <class F>
-  void outer(const W* left, const Block& block, int64_t first, int64_t last, W* buffer, F features, const Sum& to) const {
+  void outer(const W* left, int64_t R, int64_t first, int64_t last, W* buffer, F features, const Sum& to, bool begins) const {
     if (!to.total) return;
-    const int64_t R = block.rows;
     for (int64_t f = 0; f < to.width; f += kTileVectors * L) {
       const int64_t wide = std::min<int64_t>(to.width - f, kTileVectors * L);
       const Packed<W> panel{buffer, R, wide, kTileVectors * L};
       panel.pack_rows(0, 0, R, [&](int64_t n) { return features(n) + f; });
+      const int vectors = panel.vectors(0), n = int(wide - (vectors - 1) * L);
       tiles(last - first, [&](int64_t q, int m) {
-        const int64_t at = (first + q) * to.width + f;
-        add_tile(left + q * depth<W>(R), panel, m, block.is_first,
-                 {to.total + at, to.remainder ? to.remainder + at : nullptr, to.width});
+        const auto multiply = multiply_for<W, Left::interleaved>(m, vectors);
+        const S* start[kTileRows];
+        S* target[kTileRows];
+        for (int i = 0; i < m; ++i) {
+          target[i] = to.total + (first + q + i) * to.width + f;
+          start[i] = begins ? zeros_ : target[i];
+        }
+        for (int64_t k = 0; k < R; k += kPartRows) {
+          const W* row[1] = {left + q * depth<W>(R) + depth<W>(k) * m};
+          const Term<W> term{row, depth<W>(std::min(R - k, kPartRows)), buffer + depth<W>(k) * vectors * L};
+          multiply(&term, 1, start, target, n);
+          for (int i = 0; i < m; ++i) start[i] = target[i];
+        }
       });
     }
   }
 
-  // The products of a tile, m interleaved columns, with a panel: part by part of the rows, group by group.
-  void add_tile(const W* left, const Packed<W>& panel, int m, bool is_first, const Sum& to) const {
-    const int vectors = panel.vectors(0), n = int(panel.columns - (vectors - 1) * L);
-    const auto multiply = multiply_for<W, Left::interleaved>(m, vectors);
-    alignas(64) S group[kTileRows][kTileVectors * L];
-    for (int64_t k = 0; k < panel.K; k += kPartRows) {
-      const W* row[1] = {left + depth<W>(k) * m};
-      const Term<W> term{row, depth<W>(std::min(panel.K - k, kPartRows)), panel.data + depth<W>(k) * vectors * L};
-      const bool begins = to.remainder ? k % kGroupRows == 0 : is_first && k == 0;
-      const S* start[kTileRows];
-      S* target[kTileRows];
-      for (int i = 0; i < m; ++i) {
-        target[i] = to.remainder ? group[i] : to.total + i * to.width;
-        start[i] = begins ? zeros_ : target[i];
-      }
-      multiply(&term, 1, start, target, n);
-      if (!to.remainder || ((k + kPartRows) % kGroupRows && k + kPartRows < panel.K)) continue;
-      for (int i = 0; i < m; ++i)
-        for (int64_t j = 0; j < panel.columns; j += L) {
-          const int count = int(std::min<int64_t>(panel.columns - j, L));
-          add(to.total + i * to.width + j, to.remainder + i * to.width + j, load(group[i] + j, count), count, is_first && k < kGroupRows);
-        }
-    }
-  }
-
-  static void add(S* total, S* remainder, Vec<S> term, int n, bool begins) {
-    if (begins) store(total, term, n);
-    else if (remainder) add_compensated<S>(total, remainder, term, n);
-    else store(total, load(total, n) + term, n);
-  }
-
   template <class F>
-  void sum_rows(const S* dz, const Block& block, int64_t first, int64_t last, F column, const Sum& to) const {
+  void sum_rows(const S* dz, int64_t R, int64_t first, int64_t last, F column, S* to, bool begins) const {
     for (int64_t q = first; q < last;) {
       const int n = int(std::min({last - q, H - q % H, int64_t(L)}));  // up to the end of the gate
-      for (int64_t k = 0; k < block.rows; k += kGroupRows) {
-        const int64_t end = std::min(block.rows, k + kGroupRows);
-        Vec<S> group{};
-        for (int64_t part = k; part < end; part += kPartRows) {
-          Vec<S> sum{};
-          for (int64_t i = part; i < std::min(end, part + kPartRows); ++i) sum += load(dz + i * G * U + column(q), n);
-          group += sum;
-        }
-        add(to.total + q, to.remainder ? to.remainder + q : nullptr, group, n, block.is_first && k == 0);
+      Vec<S> all = begins ? Vec<S>{} : load(to + q, n);
+      for (int64_t k = 0; k < R; k += kBiasRows) {
+        Vec<S> part{};
+        for (int64_t i = k; i < std::min(R, k + kBiasRows); ++i) part += load(dz + i * G * U + column(q), n);
+        all += part;
       }
+      store(to + q, all, n);
       q += n;
     }
   }

@@ -90,7 +90,8 @@ template <class W> struct Term {
 // Sum i belongs to set i / (M N), row i / N % M and register i % N; several sets hide the latency of few multiply-adds. Fold
 // expressions, not loops, since only so the compiler keeps all sums in registers from the first load to the last store.
 // Interleaved rows are the many of a weight gradient, part of a longer sum: it is added at the end, so that each part is
-// rounded by its own size, not by that of the whole.
+// rounded by its own size, not by that of the whole; fetched in the beginning, since it has left the caches meanwhile (4 to 9 % of
+// a step with 512 units).
 template <class W, int M, int N, int sets, Left left, int... i, int... j, class S = Sum<W>>
 inline void multiply(const Term<W>* terms, int count, const S* const* from, S* const* to, int n,
                      std::integer_sequence<int, i...>, std::integer_sequence<int, j...>) {
@@ -103,6 +104,7 @@ inline void multiply(const Term<W>* terms, int count, const S* const* from, S* c
     return sum % N < N - 1 ? load(at) : load(at, n);
   };
   ((sum[i] = i >= all || left == Left::interleaved ? Vec<S>{} : start(i)), ...);
+  if (left == Left::interleaved) ((i >= all ? void() : __builtin_prefetch(from[i / N % M] + i % N * L)), ...);
   for (const Term<W>* term = terms; term < terms + count; ++term) {
     const W *a[M], *panel = term->panel;
     for (int m = 0; m < M; ++m) a[m] = left == Left::rows ? term->row[m] : term->row[0] + m;

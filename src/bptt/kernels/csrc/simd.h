@@ -172,14 +172,6 @@ template <class S> inline Vec<S> first_lanes(Vec<S> v, int n) {
 #endif
 }
 
-// sum + remainder += term, the first n numbers, of which `sum` alone would round some digits off (Knuth's two-sum). Once a sum is
-// infinite its remainder is NaN.
-template <class S> inline void add_compensated(S* sum, S* remainder, Vec<S> term, int n) {
-  const Vec<S> before = load(sum, n), after = before + term, added = after - before;
-  store(remainder, load(remainder, n) + ((before - (after - added)) + (term - added)), n);
-  store(sum, after, n);
-}
-
 // |x|, and |x| with the sign of y.
 template <class S> constexpr typename Register<S>::I kSign = typename Register<S>::I{} + (sizeof(S) == 4 ? INT32_MIN : INT64_MIN);
 template <class S> inline Vec<S> magnitude(Vec<S> x) { return (Vec<S>)((typename Register<S>::I)x & ~kSign<S>); }
