@@ -22,7 +22,7 @@ constexpr int64_t kCache = 1 << 20;   // bytes of a second-level cache
 constexpr int64_t kMeeting = 1000;    // cycles of a step from which on it is worth to share it
 constexpr int64_t kWaking = 15000;    // cycles of work for which it is worth to wake a thread
 constexpr int64_t kTogether = 96;     // rows of a weight gradient for which it is worth to pack the other factor
-// A weight gradient is a sum over all rows: parts of kPartRows (biases: kBiasRows) are added up, and where there are many rows the sum so far goes to
+// A weight gradient is a sum over all rows: parts of kPartRows (of biases in turn parts of kBiasRows) are added up, and where there are many rows the sum so far goes to
 // one in double, each time that kGroupRows have come. In one running sum the rounding would grow with the number of rows, and a
 // sum of 2^24 ones would stay there.
 constexpr int64_t kPartRows = 512, kBiasRows = 64, kGroupRows = 8192;
@@ -700,9 +700,14 @@ template <class S, class C, class W = S> class Layer {
     for (int64_t q = first; q < last;) {
       const int n = int(std::min({last - q, H - q % H, int64_t(L)}));  // up to the end of the gate
       Vec<S> all = begins ? Vec<S>{} : load(to + q, n);
-      for (int64_t k = 0; k < R; k += kBiasRows) {
+      for (int64_t k = 0; k < R; k += kPartRows) {
+        const int64_t end = std::min(R, k + kPartRows);
         Vec<S> part{};
-        for (int64_t i = k; i < std::min(R, k + kBiasRows); ++i) part += load(dz + i * G * U + column(q), n);
+        for (int64_t few = k; few < end; few += kBiasRows) {
+          Vec<S> sum{};
+          for (int64_t i = few; i < std::min(end, few + kBiasRows); ++i) sum += load(dz + i * G * U + column(q), n);
+          part += sum;
+        }
         all += part;
       }
       store(to + q, all, n);
