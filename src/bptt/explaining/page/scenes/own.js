@@ -363,7 +363,7 @@ const horizon = (page) =>
   sentence(page, (state) => {
     const { map } = chosen(state);
     if (map === null || map.horizon === null) return "";
-    return `Memory horizon: a loss step's gradient has less than 1 % of its norm beyond lag ${map.horizon}.`;
+    return `Memory horizon in this sequence: a loss step's gradient has less than 1 % of its norm beyond lag ${map.horizon}.`;
   });
 
 function shareChart(page) {
