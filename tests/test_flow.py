@@ -968,7 +968,7 @@ def test_the_horizon_is_the_longest_lag_with_one_percent(lag):
     assert layer.reach.gain[lag] >= 0.01 > layer.reach.gain[lag + 1]
 
 
-def test_the_spread_over_batches_decides_what_is_borderline():
+def test_the_spread_over_samples_decides_what_is_borderline():
     for lags, verdict in (
         ((5, 6, 7), "vanishing"), ((20, 25, 30), "healthy"), ((5, 25), "borderline"), ((5, 5, 25, 25), "borderline"),
         ((25, 25, 25, 5), "healthy"), ((9,), "vanishing"), ((10,), "healthy"),
@@ -982,11 +982,11 @@ def test_the_spread_over_batches_decides_what_is_borderline():
             found.evidence["shortest_horizon_steps"],
             found.evidence["longest_horizon_steps"],
         ) == layer.horizon_range
-        assert ("batches" in found.evidence) == (len(lags) > 1)
+        assert (found.evidence["samples"], found.evidence["batches"]) == (B * len(lags), len(lags))
         if len(lags) > 1:
-            assert f"{min(lags)} to {max(lags)} in {len(lags)} batches" in found.text
+            assert f"{min(lags)} to {max(lags)} in {B * len(lags)} samples of {len(lags)} batches" in found.text
     found = _over_batches(5, 5, 25, 25).verdict()[0]
-    assert "in 2 of 4 batches" in found.text
+    assert f"in {2 * B} of {4 * B} samples of 4 batches" in found.text
     assert [r.name for r in found.remedies][:2] == ["watch more batches", "orthogonal start"]
     assert words.level_of("borderline") == words.LOOK
     assert words.headline([found]) == "borderline in rnn.l0"
@@ -1009,6 +1009,27 @@ def test_the_samples_of_a_single_batch_disagree():
     assert "5 to 40 in 4 samples" in found.text
 
 
+def test_several_batches_are_judged_as_one_that_holds_their_samples():
+    """ReLU units: the units are 0 early in some samples, in one batch of eight and in four batches of two alike."""
+    model = nn.RNN(1, 1, nonlinearity="relu", bias=False).double()
+    with torch.no_grad():
+        model.weight_hh_l0.fill_(1.0)
+        model.weight_ih_l0.fill_(1.0)
+    x = torch.ones(41, 8, 1, dtype=torch.float64)
+    x[35, ::2] = -1e3
+    together, apart = bptt.watch(model), bptt.watch(model)
+    with together:
+        model(x)[0][-1].sum().backward()
+    for part in x.split(2, 1):
+        with apart:
+            model(part)[0][-1].sum().backward()
+    one, several = together["rnn.l0"], apart["rnn.l0"]
+    assert sorted(one.spans) == sorted(several.spans)
+    assert [f.verdict for f in together.verdict()] == [f.verdict for f in apart.verdict()] == ["borderline"]
+    assert "in 4 of 8 samples," in together.verdict()[0].text
+    assert "in 4 of 8 samples of 4 batches," in apart.verdict()[0].text
+
+
 def test_a_growth_that_only_some_batches_show_is_borderline():
     model, x = _keeping(1.0)
     flow = bptt.watch(model)
@@ -1020,7 +1041,7 @@ def test_a_growth_that_only_some_batches_show_is_borderline():
             (1e-9 * model(x)[0][-1].sum()).backward()
     (found,) = flow.verdict()
     assert found.verdict == "borderline"
-    assert "10-fold or more on its way back in 2 of 4 batches" in found.text
+    assert f"10-fold or more on its way back in {2 * B} of {4 * B} samples of 4 batches" in found.text
 
 
 def test_the_horizon_is_pooled_over_recent_passes_however_they_are_kept(monkeypatch):
@@ -1075,7 +1096,8 @@ def test_every_place_tells_the_same_number_and_word():
     flow = _over_batches(5, 5, 25, 25)
     layer, (found,) = flow["rnn.l0"], flow.verdict()
     assert f"horizon {layer.horizon} steps" in flow._repr_html_()
-    assert f"{layer.horizon} of 40 steps (5 to 25 in 4 batches)" in dict(words.facts(layer))["memory horizon"]
+    spread = f"(5 to 25 in {4 * B} samples of 4 batches)"
+    assert f"{layer.horizon} of 40 steps {spread}" in dict(words.facts(layer))["memory horizon"]
     data = flow.to_json()
     assert (data["layers"][0]["horizon"], data["verdict"][0]["verdict"]) == (layer.horizon, "borderline")
     assert f"reaches {layer.horizon} of 40 steps" in str(found)

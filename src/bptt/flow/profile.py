@@ -194,9 +194,8 @@ class LayerFlow:
 
     @property
     def spans(self) -> tuple[Span, ...]:
-        """The same for each of these passes; where there is only one, for each sample that was looked at in it."""
-        found = self._passes
-        return tuple(p.measure().span for p in found) if len(found) > 1 else found[0].measure().samples
+        """The same for each sample by itself that was looked at in these passes."""
+        return self.reach.samples
 
     @property
     def batches(self) -> int:

@@ -7,7 +7,7 @@ the data is not mistaken for a gradient that vanishes.
 
 The memory horizon is the longest lag j with gain(j) ≥ 1 % (`horizon`). Watch, report, `bptt inspect`, metrics.jsonl and
 `bptt explain` all mean this and compute it here; of several watched batches the gains are pooled first (`pooled`), and the
-horizons of the batches alone, or of the samples of a single one, are its spread.
+horizons of the samples, each by itself, are its spread.
 
 δ is sent back by stretches of steps, at norm 1 from each to the next, by the native core where it serves and float32 holds
 what becomes of δ, and by the loop that is its specification else.
@@ -35,7 +35,7 @@ _RESCALED = 4  # steps between two rescalings in the loop: it holds a fall to 1e
 
 
 class Span(NamedTuple):
-    """How far the gradient of one batch, or of one sample, reaches: the horizon, the longest lag there, the largest gain."""
+    """How far the gradient of all samples, or of one, reaches: the horizon, the longest lag there, the largest gain."""
 
     horizon: int
     lags: int

@@ -14,7 +14,7 @@ spectral radius < 1 may still amplify a gradient a hundredfold, and one of large
 | `DEAD_SHARE` | 1/4 | a ReLU layer loses a few units as a matter of course; a quarter of its width it does not |
 | `FEW_ROWS` | 32 | (step, sample) rows: a live ReLU is 0 in about half of them; over fewer than these, some are in all |
 | `CUT_GAIN` | 10 % | of a loss step's gradient is still there at the chunk's start: truncation throws away more than noise |
-| `AGREE` | 3/4 | of the watched batches, or of a single one's samples, lie on one side of a threshold, else: borderline |
+| `AGREE` | 3/4 | of the samples, over all watched batches, lie on one side of a threshold, else: borderline |
 | `YOUNG` | 1,000 updates | so long what a default start does may be seen: below |
 | `START` | 3 to 11 steps | torch.nn's default start reaches so far back, over widths and inputs: below |
 
@@ -181,7 +181,7 @@ def explodes(span: Span) -> bool:
 
 
 def _beyond(layer: LayerFlow, threshold: Callable[[Span], bool]) -> tuple[int, int]:
-    """In how many batches (or samples of a single one) the gradient is beyond a threshold; of how many that can tell."""
+    """In how many samples the gradient is beyond a threshold; of how many that can tell."""
     spans = [span for span in layer.spans if threshold is explodes or span.lags >= FEW_LAGS]
     return sum(map(threshold, spans)), len(spans)
 
@@ -196,20 +196,20 @@ def _flow_evidence(layer: LayerFlow) -> Evidence:
     shortest, longest = layer.horizon_range
     return {
         "horizon_steps": layer.horizon, "shortest_horizon_steps": shortest, "longest_horizon_steps": longest,
-        _parts(layer): len(layer.spans), "lags_steps": layer.lags, "largest_gain": layer.growth,
+        "samples": len(layer.spans), "batches": layer.batches, "lags_steps": layer.lags, "largest_gain": layer.growth,
         "decades_per_step": layer.rate,
     }  # fmt: skip
 
 
-def _parts(layer: LayerFlow) -> str:
-    """What the spread is taken over."""
-    return "batches" if layer.batches > 1 else "samples"
+def _samples(layer: LayerFlow) -> str:
+    """As in "samples of 3 batches", or "samples" where there is only one batch."""
+    return f"samples of {layer.batches} batches" if layer.batches > 1 else "samples"
 
 
 def spread(layer: LayerFlow) -> str:
-    """As in "41 to 63 in 8 samples"; empty where there is none."""
+    """As in "41 to 63 in 24 samples of 3 batches"; empty where all agree."""
     shortest, longest = layer.horizon_range
-    return "" if shortest == longest else f"{shortest} to {longest} in {len(layer.spans)} {_parts(layer)}"
+    return "" if shortest == longest else f"{shortest} to {longest} in {len(layer.spans)} {_samples(layer)}"
 
 
 def _healthy(layer: LayerFlow) -> Finding:
@@ -226,12 +226,12 @@ def _healthy(layer: LayerFlow) -> Finding:
 
 
 def _borderline(layer: LayerFlow) -> Finding | None:
-    """Where the batches, or the samples of a single one, do not agree; None where they do."""
+    """Where the samples do not agree; None where they do."""
     unclear = next((t for t in (explodes, vanishes) if not _is_clear(layer, t)), None)
     if unclear is None:
         return None
     beyond, of = _beyond(layer, unclear)
-    where = f"in {beyond} of {of} {_parts(layer)}"
+    where = f"in {beyond} of {of} {_samples(layer)}"
     if unclear is explodes:
         text = f"A loss step's gradient grows {EXPLODED:.0f}-fold or more on its way back {where}, in the others less."
     else:

@@ -29,8 +29,9 @@ _BROKEN = {"cut", "no gradient", "non-finite", "non-finite input"}
 
 # The names of verdict.py's evidence: how a reader calls it, and its unit.
 _EVIDENCE = {
-    "horizon_steps": ("memory horizon", "steps"), "shortest_horizon_steps": ("the shortest of them all", "steps"),
-    "longest_horizon_steps": ("the longest", "steps"), "batches": ("watched batches", ""), "samples": ("samples", ""),
+    "horizon_steps": ("memory horizon", "steps"), "shortest_horizon_steps": ("shortest of a sample", "steps"),
+    "longest_horizon_steps": ("longest of a sample", "steps"), "samples": ("samples", ""),
+    "batches": ("watched batches", ""),
     "beyond": ("of them beyond the threshold", ""), "lags_steps": ("longest lag in the data", "steps"),
     "largest_gain": ("largest gain on the way back", "-fold"),
     "decades_per_step": ("fall (−) or growth of the gain", "decades a step"), "at_lag": ("largest at lag", "steps"),

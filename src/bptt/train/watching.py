@@ -5,7 +5,8 @@ numbers, gradients and weights are the same without it, and so is every other li
 """
 
 import math
-from itertools import islice, pairwise
+from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 
@@ -17,7 +18,7 @@ from bptt.tasks import Batch, Json, Shard, Task
 from bptt.train.loss import counted_loss
 from bptt.warning import warn
 
-_BATCHES = 3  # of the training data: the first begins with a state of zeros, the others carry one on
+_PLACES = 5  # in the training data, evenly spaced over one pass, from which a batch is watched
 _INSTEAD = Truncated(1000)
 _MOST = 3000  # steps of a batch that are watched then: what is seen of each takes some kilobytes
 _LAGS = (1, 10, 100, 1000)  # borders of the lags whose shares are kept
@@ -78,8 +79,10 @@ def can_be_watched(strategy: Strategy) -> bool:
 
 
 def watch_training_data(model: Network, task: Task, options: TrainOptions, updates: int | None = None) -> Flow:
-    """The flow through `model` on the first batches of the training data, sent back as in training but without dropout;
-    of a strategy that cannot be watched, through windows of 1000 steps at the end of each batch.
+    """The flow through `model` on batches from all over the training data, sent back as in training but without dropout.
+
+    Where the state is carried on, each begins with the one that the batch before it leaves. Of a strategy that cannot be
+    watched: through windows of 1000 steps at the end of each batch, from a state of zeros.
 
     `updates`: how many the weights have had, None if that is not known. Changes nothing but the gradients, which are None
     afterwards. cuDNN has no backward pass outside training mode.
@@ -89,21 +92,35 @@ def watch_training_data(model: Network, task: Task, options: TrainOptions, updat
     in_part = not can_be_watched(strategy)
     if in_part:
         strategy = _INSTEAD
-    carried: Result | None = None
     was_training = model.training
+
+    def send_back(drawn: Batch, carried: Result | None) -> Result:
+        batch = (_end_of(drawn) if in_part else drawn).to(parameter.device, parameter.dtype)
+        loss = counted_loss(model.head, batch.count)
+        model.zero_grad()
+        with torch.backends.cudnn.flags(enabled=False):
+            return backward(model, batch.x, (batch.y, batch.mask), loss, strategy, carried, reset=batch.reset)
+
     model.eval()
     try:
-        for drawn in islice(task.stream(Shard()), _BATCHES):
-            batch = (_end_of(drawn) if in_part else drawn).to(parameter.device, parameter.dtype)
-            loss = counted_loss(model.head, batch.count)
-            model.zero_grad()
-            with flow, torch.backends.cudnn.flags(enabled=False):
-                result = backward(model, batch.x, (batch.y, batch.mask), loss, strategy, carried, reset=batch.reset)
-            carried = result if task.carries_state and not in_part else None
+        for before, batch in _from_all_over(task, with_before=task.carries_state and not in_part):
+            carried = None if before is None else send_back(before, None)
+            with flow:
+                send_back(batch, carried)
     finally:
         model.zero_grad()
         model.train(was_training)
     return flow
+
+
+def _from_all_over(task: Task, with_before: bool) -> Iterator[tuple[Batch | None, Batch]]:
+    """Batches evenly spaced over one pass through the training data, each with the one before it, if that is wanted."""
+    stream = task.stream(Shard())
+    next(stream)
+    total = max(1, int(1 / stream.epoch))
+    for at in sorted({total * n // _PLACES for n in range(_PLACES)}):
+        stream.seek(stream.position_after(at))
+        yield next(stream) if with_before else None, next(stream)
 
 
 def _end_of(batch: Batch) -> Batch:
