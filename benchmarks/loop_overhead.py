@@ -17,11 +17,11 @@ import torch
 from bptt.options import TextOptions
 from bptt.tasks import make_task
 from bptt.train import loop
+from bptt.train.display.progress import Wording, make_progress
 from bptt.train.distributed import Processes
 from bptt.train.interrupt import Interrupt
-from bptt.train.metrics import Metrics
-from bptt.train.progress import Wording, make_progress
 from bptt.train.record import Record
+from bptt.train.storage.metrics import Metrics
 
 LIMIT = 0.10
 seconds = defaultdict(float)

@@ -23,10 +23,10 @@ import torch
 from bptt.options import AddingOptions, TextOptions
 from bptt.tasks import make_task
 from bptt.train import loop
+from bptt.train.display.progress import Silent, Wording
 from bptt.train.distributed import Processes
-from bptt.train.metrics import Metrics
-from bptt.train.progress import Silent, Wording
 from bptt.train.record import Record
+from bptt.train.storage.metrics import Metrics
 
 LIMIT, PAGE, ROUNDS = 0.03, 0.005, 12
 RUNS = {

@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 import bptt
-from bptt.gradient import checkpointed, parse_strategy
+from bptt.gradient import parse_strategy
 from bptt.gradient.base import Chunk
-from bptt.gradient.measure import Measured, NativeWork, Peak, levels_of
-from bptt.gradient.plan import Planner, as_text, parse_bytes
-from bptt.gradient.schedule import extra_links
-from bptt.gradient.snapshots import OnDisk, open_snapshots
+from bptt.gradient.checkpointing import checkpointed
+from bptt.gradient.checkpointing.measure import Measured, NativeWork, Peak, levels_of
+from bptt.gradient.checkpointing.plan import Planner, as_text, parse_bytes
+from bptt.gradient.checkpointing.schedule import extra_links
+from bptt.gradient.checkpointing.snapshots import OnDisk, open_snapshots
 from tests.cases import CELLS, assert_same, lstm_under_autocast, named_gradients, network, random_reset, seeds, targets
 
 DOUBLE = torch.float64

@@ -16,9 +16,9 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import bptt
 from bptt import cli
 from bptt.explaining import own as own_module
+from bptt.explaining.downsample import INF, NAN, ZERO, borders, largest, number
 from bptt.explaining.own import explain, own
 from bptt.explaining.reach import largest_singular_value
-from bptt.explaining.thin import INF, NAN, ZERO, borders, largest, number
 from bptt.network import Linear, Network, Softmax
 from tests.browser import DESKTOP, PHONE, opened, repaint_time, silent_pages
 from tests.runs import SMALL, failed
@@ -342,7 +342,7 @@ def test_a_layer_without_gradient_says_so():
 
 
 def test_a_map_too_large_is_said_in_words(monkeypatch):
-    monkeypatch.setattr("bptt.flow.terms.MAP_BYTES", 1000)
+    monkeypatch.setattr("bptt.flow.jacobians.gradient_map.MAP_BYTES", 1000)
     data = own(Forecaster(nn.LSTM(3, 4)), torch.randn(50, 1, 3), torch.randn(50, 1, 2), loss=squares)
     sample = data["layers"][0]["samples"][0]
     assert sample["maps"] is None

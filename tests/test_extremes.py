@@ -11,7 +11,7 @@ import torch
 import bptt
 from bptt.kernels import Sequences
 from bptt.kernels.cpu import Cpu
-from bptt.kernels.layered import plain_layer
+from bptt.kernels.layer_kernel import plain_layer
 from bptt.kernels.reference import Reference
 from bptt.kernels.walk import Walk
 from tests.cases import BY_HAND

@@ -12,8 +12,9 @@ from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_s
 
 import bptt
 from bptt.cells import GRU, LSTM, Elman, PointwiseCell
-from bptt.flow import closed, words
-from bptt.flow.verdict import START
+from bptt.flow.report import words
+from bptt.flow.watching import fast_partials as closed
+from bptt.flow.watching.diagnosis import START
 from bptt.kernels import cpu
 from bptt.train.watching import figures
 from tests.cases import Leaky, Normed, Peephole, lstm_under_autocast
@@ -434,7 +435,7 @@ def test_the_users_own_exception_passes_and_the_hooks_are_gone():
 
 def test_a_failure_inside_warns_and_training_goes_on(monkeypatch):
     model = nn.GRU(D, H)
-    for target in ("bptt.flow.call.Call.of", "bptt.flow.trace.Trace.run"):
+    for target in ("bptt.flow.watching.call.Call.of", "bptt.flow.watching.trace.Trace.run"):
         with monkeypatch.context() as patch:
             patch.setattr(target, lambda *args, **kwargs: 1 / 0)
 
@@ -1047,7 +1048,7 @@ def test_a_growth_that_only_some_batches_show_is_borderline():
 def test_the_horizon_is_pooled_over_recent_passes_however_they_are_kept(monkeypatch):
     lags = [5, 25, 12, 30]
     kept = _over_batches(*lags)["rnn.l0"]
-    monkeypatch.setattr("bptt.flow.profile._KEPT", 0)
+    monkeypatch.setattr("bptt.flow.watching.profile._KEPT", 0)
     at_once = _over_batches(*lags)["rnn.l0"]
     assert kept.reach == at_once.reach
     assert kept.spans == at_once.spans

@@ -23,7 +23,7 @@ from bptt.train.explain import own_of_run
 from bptt.train.inspect import inspect
 from bptt.train.loop import Diverged
 from bptt.train.predict import predict
-from bptt.train.run_folder import UNSEALED, read_config, seal
+from bptt.train.storage.run_folder import UNSEALED, read_config, seal
 from tests.hostile import (
     CHECKPOINT,
     CONFIG,

@@ -18,7 +18,7 @@ from bptt.options import LabelsOptions, PredictOptions
 from bptt.tasks import make_task
 from bptt.tasks.base import Shard
 from bptt.tasks.labels import Labels
-from bptt.tasks.ts_format import read_ts
+from bptt.tasks.reading.ts import read_ts
 from tests.real_data import archive
 from tests.runs import bptt
 

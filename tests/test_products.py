@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
 import bptt
-from bptt.flow.graded import GradedProduct, log_singular_values
+from bptt.flow.jacobians.log_svd import GradedProduct, log_singular_values
 from tests.cases import CELLS, layer, seeds
 
 

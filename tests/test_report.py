@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import bptt
-from bptt.flow.plot import call_marks
-from bptt.flow.svg import Curve, Mark, bar_chart, line_chart, thinned
-from bptt.train.curve import draw_curve
-from bptt.train.metrics import read_metrics
+from bptt.flow.report.plot import call_marks
+from bptt.flow.report.svg import Curve, Mark, bar_chart, line_chart, thinned
+from bptt.train.display.curve import draw_curve
+from bptt.train.storage.metrics import read_metrics
 from tests.browser import DESKTOP, PHONE, opened
 from tests.cases import Leaky
 

@@ -132,8 +132,8 @@ def test_time_before_a_resume_counts(tmp_path):
 
 
 def test_patience_hands_out_the_best_weights(tmp_path):
-    from bptt.train.checkpoint import read_checkpoint
-    from bptt.train.sealed_tensors import read_model
+    from bptt.train.storage.checkpoint import read_checkpoint
+    from bptt.train.storage.tensors import read_model
 
     run = tmp_path / "run"
     assert bptt("train", *RUNS["patience"], *SMALL, "--out", run).returncode == 0

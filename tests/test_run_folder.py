@@ -6,9 +6,9 @@ import shutil
 import pytest
 
 from bptt.errors import InputError
-from bptt.train.checkpoint import read_checkpoint
-from bptt.train.run_folder import FORMAT, UNSEALED, read_config, seal
-from bptt.train.sealed_tensors import read_model
+from bptt.train.storage.checkpoint import read_checkpoint
+from bptt.train.storage.run_folder import FORMAT, UNSEALED, read_config, seal
+from bptt.train.storage.tensors import read_model
 from tests.runs import SMALL, bptt, failed
 
 READERS = {"config.json": read_config, "model.safetensors": read_model, "checkpoint.safetensors": read_checkpoint}
@@ -96,7 +96,7 @@ def test_a_pickle_in_the_place_of_the_weights_is_not_executed(run, tmp_path):
 
 
 def test_two_runs_side_by_side_get_folders_of_their_own(tmp_path):
-    from bptt.train.run_folder import make_folder
+    from bptt.train.storage.run_folder import make_folder
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)

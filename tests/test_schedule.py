@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bptt.gradient.schedule import Advance, Restore, Reverse, Snapshot, extra_links, repetitions, schedule
+from bptt.gradient.checkpointing.schedule import Advance, Restore, Reverse, Snapshot, extra_links, repetitions, schedule
 
 
 def play(links, snapshots):

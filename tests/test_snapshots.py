@@ -11,18 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from bptt.gradient.snapshots import OnDisk
+from bptt.gradient.checkpointing.snapshots import OnDisk
 
 _HOLDS = """
 import sys
-from bptt.gradient.snapshots import OnDisk
+from bptt.gradient.checkpointing.snapshots import OnDisk
 place = OnDisk()
 place.put(0, None)
 print(place.folder, flush=True)
 sys.stdin.read()
 place.close()
 """
-_OTHER = "from bptt.gradient.snapshots import OnDisk; OnDisk().close()"
+_OTHER = "from bptt.gradient.checkpointing.snapshots import OnDisk; OnDisk().close()"
 
 
 @pytest.fixture(autouse=True)

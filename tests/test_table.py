@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from bptt.errors import InputError
 from bptt.reading import lines
-from bptt.tasks.table import read_table, split_names
-from bptt.tasks.times import Spacing, is_month_end, read_times, write_moment
-from bptt.tasks.ts_format import read_ts
+from bptt.tasks.reading.csv_and_parquet import read_table, split_names
+from bptt.tasks.reading.times import Spacing, is_month_end, read_times, write_moment
+from bptt.tasks.reading.ts import read_ts
 
 
 def table_of(folder: Path, text: str | bytes, name: str = "t.csv"):

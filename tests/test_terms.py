@@ -241,7 +241,7 @@ def test_samples_in_turns_give_the_same(monkeypatch):
     made = nn.GRU(2, 3, dtype=torch.float64)
     x = torch.randn(5, 5, 2, dtype=torch.float64)
     whole = bptt.gradient_map(made, x, loss=cubed)
-    monkeypatch.setattr("bptt.flow.terms.GROUP_BYTES", 1)
+    monkeypatch.setattr("bptt.flow.jacobians.gradient_map.GROUP_BYTES", 1)
     turns = bptt.gradient_map(made, x, loss=cubed)
     for name in whole.names:
         torch.testing.assert_close(turns.norms(name), whole.norms(name))
@@ -255,7 +255,7 @@ def test_measuring_in_blocks_or_step_by_step_gives_the_same(steps, monkeypatch):
     made = nn.LSTM(2, 3, proj_size=2, dtype=torch.float64)
     x = torch.randn(steps, 2, 2, dtype=torch.float64)
     whole = bptt.gradient_map(made, x, loss=cubed)
-    monkeypatch.setattr("bptt.flow.pullback.BLOCK_BYTES", 1)
+    monkeypatch.setattr("bptt.flow.jacobians.pullback.BLOCK_BYTES", 1)
     single = bptt.gradient_map(made, x, loss=cubed)
     for name in whole.names:
         torch.testing.assert_close(single.norms(name), whole.norms(name))

@@ -22,11 +22,12 @@ from torch import nn
 from bptt.errors import InputError
 from bptt.network import Network, Softmax
 from bptt.options import PredictOptions, TextOptions
-from bptt.tasks import characters, corpus, lanes
+from bptt.tasks import lanes
 from bptt.tasks.base import Batch, Shard
-from bptt.tasks.characters import START, UNKNOWN, Characters, Vocabulary
-from bptt.tasks.corpus import Document, find_documents, split
 from bptt.tasks.lanes import TextStream, held_out_batches
+from bptt.tasks.reading import characters, corpus
+from bptt.tasks.reading.characters import START, UNKNOWN, Characters, Vocabulary
+from bptt.tasks.reading.corpus import Document, find_documents, split
 from bptt.tasks.text import Text, unigram_entropy, xz_bits
 from tests.runs import bptt
 

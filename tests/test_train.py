@@ -14,15 +14,15 @@ from bptt.network import HEADS, Linear
 from bptt.options import AddingOptions, CopyOptions, TextOptions
 from bptt.tasks import Batch, Shard, Sizes, Stream, Task, make_task
 from bptt.train.check import available_memory
-from bptt.train.checkpoint import lanes_of_all, lanes_of_one, read_checkpoint, write_checkpoint
-from bptt.train.curve import draw_curve, yardsticks
+from bptt.train.display.curve import draw_curve, yardsticks
+from bptt.train.display.progress import Lines, Live, Wording, clock
 from bptt.train.distributed import Processes
 from bptt.train.interrupt import Interrupt
 from bptt.train.loop import Diverged, Training, Update, Validation, counted_loss
-from bptt.train.metrics import Metrics
 from bptt.train.model import build_network, count_parameters
 from bptt.train.optimizer import Budget, clip, learning_rate
-from bptt.train.progress import Lines, Live, Wording, clock
+from bptt.train.storage.checkpoint import lanes_of_all, lanes_of_one, read_checkpoint, write_checkpoint
+from bptt.train.storage.metrics import Metrics
 from tests.runs import corpus
 
 pytestmark = pytest.mark.usefixtures("one_thread")

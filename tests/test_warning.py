@@ -118,7 +118,7 @@ def test_the_category_is_the_callers():
 
 
 def test_training_that_is_watched_blames_no_file_of_bptt(monkeypatch):
-    from bptt.flow.call import Call
+    from bptt.flow.watching.call import Call
     from bptt.tasks import make_task
     from bptt.train.distributed import Processes
     from bptt.train.loop import Training

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 import bptt as library
-from bptt.flow.call import Call
+from bptt.flow.watching.call import Call
 from bptt.options import AddingOptions, CopyOptions, TextOptions
 from bptt.tasks import Shard, make_task
 from bptt.train import watching
+from bptt.train.display.page import LivePage
+from bptt.train.display.progress import Silent, Wording
 from bptt.train.distributed import Processes
 from bptt.train.loop import Training
-from bptt.train.page import LivePage
-from bptt.train.progress import Silent, Wording
 from bptt.train.record import Record
 from bptt.train.watching import Once, figures, watch_training_data
 from tests.browser import PHONE, opened
@@ -217,10 +217,12 @@ def test_of_a_sequence_that_fits_no_memory_the_end_is_watched(monkeypatch):
 
 
 def test_the_page_is_written_anew_while_training_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr("bptt.train.page._PAUSE", 0.0)
+    monkeypatch.setattr("bptt.train.display.page._PAUSE", 0.0)
     page = LivePage(tmp_path, Wording("adding", "mean squared error", "sequences", float))
     assert page.is_due
-    monkeypatch.setattr("bptt.train.page.write_page", lambda *_, **__: torch.randn(400, 400) @ torch.randn(400, 400))
+    monkeypatch.setattr(
+        "bptt.train.display.page.write_page", lambda *_, **__: torch.randn(400, 400) @ torch.randn(400, 400)
+    )
     page.write(1, None)
     assert not page.is_due, "what was written took time, and is not written anew at once"
 

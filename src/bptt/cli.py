@@ -149,7 +149,7 @@ def _train(arguments: list[str]) -> int:
 
 
 def _resume(folder: Path, task: str | None, arguments: list[str]) -> int:
-    from bptt.train.run_folder import read_config
+    from bptt.train.storage.run_folder import read_config
 
     config = read_config(folder)
     kind = type(config.options)
@@ -328,7 +328,7 @@ def _run_and_options(kind: type[Any], program: str, arguments: list[str]) -> tup
     about = "The folder that `bptt train` made."
     run = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN", help=about)]
     parsed = _parse(_with_plain_help(kind, ("run", run)), program, arguments)
-    from bptt.train.run_folder import read_config
+    from bptt.train.storage.run_folder import read_config
 
     read_config(parsed.run)  # says what is wrong with it before torch is loaded
     return parsed.run, kind(**_values(parsed, kind))
@@ -375,7 +375,7 @@ def _own(run: Path | None, options: ExplainOptions) -> dict[str, Any] | None:
                 f"--{given[0]} is of a run: give its folder, `bptt explain RUN --{given[0]} …`, or leave it out"
             )
         return None
-    from bptt.train.run_folder import read_config
+    from bptt.train.storage.run_folder import read_config
 
     read_config(run)  # says what is wrong with it before torch is loaded
     from bptt.train.explain import own_of_run

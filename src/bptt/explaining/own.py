@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from bptt.explaining import show, write
 from bptt.explaining.capture import Call, Loss, Sample, capture, step_losses
+from bptt.explaining.downsample import cells, curve, number
 from bptt.explaining.reach import singular_values
-from bptt.explaining.thin import cells, curve, number
 from bptt.flow import GradientMap, gradient_map
-from bptt.flow.along import reach_along
-from bptt.flow.reach import Reach, horizon
+from bptt.flow.watching.along import reach_along
+from bptt.flow.watching.horizon import Reach, horizon
 from bptt.layers import cell_of
 from bptt.network import Head
 
@@ -264,7 +264,7 @@ class _Seen:
         return len(self.finite.x)
 
     def horizon(self, way: _Way) -> int | None:
-        """The memory horizon in steps (see `bptt.flow.reach`); None where no gradient is seen."""
+        """The memory horizon in steps (see `bptt.flow.watching.horizon`); None where no gradient is seen."""
         gain = [] if self.reaches is None else self.reaches[way.depth][way.direction].gain
         return horizon(gain) if gain else None
 

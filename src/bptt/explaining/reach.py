@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bptt.flow.products import backwards, one_trajectory, products
-from bptt.flow.trajectory import cell_of, read
+from bptt.flow.jacobians.products import backwards, one_trajectory, products
+from bptt.flow.jacobians.trajectory import cell_of, read
 
 WHOLE_UP_TO = 64  # units of the state; `products` costs about N³ a step, and 20 N³ a lag
 LAGS, FURTHEST = 32, 256  # so many lags, and none beyond

@@ -4,13 +4,13 @@ Nothing here is shared with `bptt.gradient` or with the kernels' backward: an in
 equations and partial derivatives alone.
 """
 
-from bptt.flow.lookback import Truncation
-from bptt.flow.lyapunov import Lyapunov, lyapunov
-from bptt.flow.products import Products, products
-from bptt.flow.profile import LayerFlow
-from bptt.flow.terms import GradientMap, gradient_map
-from bptt.flow.verdict import Finding, Remedy
+from bptt.flow.jacobians.gradient_map import GradientMap, gradient_map
+from bptt.flow.jacobians.lyapunov import Lyapunov, lyapunov
+from bptt.flow.jacobians.products import Products, products
 from bptt.flow.watch import Flow, watch
+from bptt.flow.watching.diagnosis import Finding, Remedy
+from bptt.flow.watching.profile import LayerFlow
+from bptt.flow.watching.truncation import Truncation
 
 __all__ = [
     "Finding",

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from bptt.flow.call import Call, Unseen, needs_draws
-from bptt.flow.lookback import Link, Truncation, compare, lost
-from bptt.flow.path import join, paths
-from bptt.flow.profile import LayerFlow, NonFinite
-from bptt.flow.trace import Trace
-from bptt.flow.trajectory import whole
-from bptt.flow.verdict import Age, Cut, Finding, judge
+from bptt.flow.jacobians.trajectory import whole
+from bptt.flow.watching.call import Call, Unseen, needs_draws
+from bptt.flow.watching.diagnosis import Age, Cut, Finding, judge
+from bptt.flow.watching.path import join, paths
+from bptt.flow.watching.profile import LayerFlow, NonFinite
+from bptt.flow.watching.trace import Trace
+from bptt.flow.watching.truncation import Link, Truncation, compare, lost
 from bptt.kernels.tape import hide_tapes, show_tapes, take_tapes
 from bptt.layers import cell_of
 from bptt.warning import warn
@@ -136,7 +136,7 @@ class Flow:
         return "\n".join([*(str(finding) for finding in self.verdict()), *self.notes]) or "nothing was watched"
 
     def _repr_html_(self) -> str:
-        from bptt.flow.report import compact  # jinja2 is loaded when a page is wanted
+        from bptt.flow.report.html import compact  # jinja2 is loaded when a page is wanted
 
         return compact(self)
 
@@ -330,7 +330,7 @@ class Flow:
     # What the user asks.
 
     def verdict(self) -> list[Finding]:
-        """One or more findings for each layer and direction, each with its evidence and a remedy (see verdict.py)."""
+        """One or more findings for each layer and direction, each with its evidence and a remedy (see diagnosis.py)."""
         return judge(list(self), self._cuts, self.clip_value(), self._age)
 
     @property
@@ -388,7 +388,7 @@ class Flow:
 
     def plot(self) -> Any:
         """A matplotlib figure: one row for each layer and direction (see plot.py)."""
-        from bptt.flow.plot import draw  # matplotlib takes a second to load
+        from bptt.flow.report.plot import draw  # matplotlib takes a second to load
 
         return draw(list(self))
 
@@ -401,7 +401,7 @@ class Flow:
 
         Raises OSError where the file cannot be written.
         """
-        from bptt.flow.report import write_report
+        from bptt.flow.report.html import write_report
 
         write_report(self, Path(path))
 
@@ -411,7 +411,7 @@ class Flow:
         step: the number of the update, as of the writer's own methods. What the writer has no method for (histograms, the
         figure, text) is left out. Raises TypeError if it has no `add_scalar`.
         """
-        from bptt.flow.board import write_board
+        from bptt.flow.report.tensorboard import write_board
 
         write_board(self, writer, step, tag)
 

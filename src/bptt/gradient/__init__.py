@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from bptt.gradient.base import Loss, Past, Result, Strategy, chunk_of, steps_of
-from bptt.gradient.checkpointed import Checkpointed
+from bptt.gradient.checkpointing.checkpointed import Checkpointed
 from bptt.gradient.double_sum import double_sum
 from bptt.gradient.exact import Exact
-from bptt.gradient.online import RTRL, SnAp1
-from bptt.gradient.packed import permuted
+from bptt.gradient.inputs.packed import permuted
+from bptt.gradient.online.rtrl import RTRL, SnAp1
 from bptt.gradient.truncated import Truncated
 
 __all__ = [

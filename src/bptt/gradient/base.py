@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
-from bptt.gradient.packed import OverPacked, PackedSteps, as_steps, loss_over_packed, permuted
-from bptt.gradient.stream import Stream, is_array, opened, to_tensor
+from bptt.gradient.inputs.packed import OverPacked, PackedSteps, as_steps, loss_over_packed, permuted
+from bptt.gradient.inputs.stream import Stream, is_array, opened, to_tensor
 
 Loss = Callable[[Any, Any], Tensor]
 

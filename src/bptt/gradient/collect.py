@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_map
 
-from bptt.gradient.packed import PackedSteps
+from bptt.gradient.inputs.packed import PackedSteps
 from bptt.gradient.parallel import forward_of, parallel_modules
 
 ADDED = 1 << 14  # numbers that are added to a sum at a time: torch converts what it adds as a whole

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_flatten
 
 from bptt.gradient.base import Chunk, Lost, Past, Result, Strategy, cut, detach, in_memory, join, total
 from bptt.gradient.collect import Collected, gradients
-from bptt.gradient.packed import PackedSteps
+from bptt.gradient.inputs.packed import PackedSteps
 from bptt.gradient.parallel import run_in_pieces
 
 

@@ -21,7 +21,7 @@ from bptt.cells import GRU, LSTM, Cell, Elman, PointwiseCell, State, Weights
 from bptt.kernels.autocast import in_the_weights_format
 from bptt.kernels.base import Sequences, Stack
 from bptt.kernels.gate import look_readable, readable, resolved
-from bptt.kernels.layered import Gradients, LayerKernel
+from bptt.kernels.layer_kernel import Gradients, LayerKernel
 from bptt.kernels.tape import Saved, is_lean, lean_tape
 from bptt.kernels.walk import Walk
 

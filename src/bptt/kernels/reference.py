@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bptt.cells import Cell, Partials, PointwiseCell, State, Weights
 from bptt.kernels.base import Sequences, Stack
-from bptt.kernels.layered import Gradients, LayerKernel, as_given, as_rows, plain_layer
+from bptt.kernels.layer_kernel import Gradients, LayerKernel, as_given, as_rows, plain_layer
 from bptt.kernels.tape import Saved
 from bptt.kernels.walk import Walk, loop, merge
 

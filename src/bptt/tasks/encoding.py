@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bptt.tasks.base import Json
-from bptt.tasks.panel import Member
-from bptt.tasks.scaling import Scaling, first_far
+from bptt.tasks.reading.panel import Member
+from bptt.tasks.reading.scaling import Scaling, first_far
 from bptt.tasks.yardsticks import lags
 
 NOISE = 1e-9

@@ -11,7 +11,7 @@ import torch
 
 from bptt.errors import InputError
 from bptt.tasks.base import Batch, Json, Shard, Stream
-from bptt.tasks.characters import START, UNKNOWN, Characters, Ints, Symbols, Vocabulary
+from bptt.tasks.reading.characters import START, UNKNOWN, Characters, Ints, Symbols, Vocabulary
 
 WARM_UP = 256  # characters of context that a lane of the held-out part reads before the first that it is judged by
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from bptt.options import TrainOptions
 from bptt.tasks.base import Json, Sizes
-from bptt.tasks.characters import CODE_POINTS
+from bptt.tasks.reading.characters import CODE_POINTS
 from bptt.typed import Items, Names, Positive, Scale, Unexpected, convert
 
 _LONGEST_STEP = 3.2e18  # microseconds (100,000 years), or months: what dates can be counted in
@@ -72,7 +72,7 @@ class CopySpec:
 
 @dataclass(frozen=True)
 class Columns:
-    """Of `bptt.tasks.panel`."""
+    """Of `bptt.tasks.reading.panel`."""
 
     targets: Names
     inputs: list[str]
@@ -82,7 +82,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Spacing:
-    """Of `bptt.tasks.times`."""
+    """Of `bptt.tasks.reading.times`."""
 
     kind: Literal["number", "date", "months"]
     size: Scale

@@ -15,9 +15,9 @@ from bptt.network import Softmax
 from bptt.options import PredictOptions, TextOptions
 from bptt.reading import encoding_name, kind_of_binary
 from bptt.tasks.base import Batch, Json, Shard, Sizes, Task
-from bptt.tasks.characters import START, UNKNOWN, Characters, Vocabulary, code_points
-from bptt.tasks.corpus import find_documents, one_document, read_bytes, split
 from bptt.tasks.lanes import TextStream, held_out_batches
+from bptt.tasks.reading.characters import START, UNKNOWN, Characters, Vocabulary, code_points
+from bptt.tasks.reading.corpus import find_documents, one_document, read_bytes, split
 
 SAMPLE_LENGTH = 500
 CONTEXT = 2000  # characters of a file's end that a continuation is read from

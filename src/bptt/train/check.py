@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from bptt.errors import InputError
 from bptt.options import TrainOptions
-from bptt.train.run_folder import CONFIG, Config
+from bptt.train.storage.run_folder import CONFIG, Config
 from bptt.typed import MANY, Unexpected
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from bptt.tasks import Json, Shard
 from bptt.train.inspect import task_of_run
 from bptt.train.loss import masked_losses
 from bptt.train.predict import load_network
-from bptt.train.run_folder import read_config
+from bptt.train.storage.run_folder import read_config
 
 
 def own_of_run(folder: Path, options: ExplainOptions) -> Json:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from bptt.gradient import RTRL, Past, Result, SnAp1, Truncated, backward
 from bptt.options import TrainOptions
-from bptt.train.checkpoint import Checkpoint
 from bptt.train.optimizer import make_optimizer, optimizer_tensors
-from bptt.train.sealed_tensors import Tensors, differences
+from bptt.train.storage.checkpoint import Checkpoint
+from bptt.train.storage.tensors import Tensors, differences
 from bptt.typed import Unexpected
 
 if TYPE_CHECKING:

@@ -4,17 +4,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from bptt.errors import InputError
-from bptt.flow import words
+from bptt.flow.report import words
 from bptt.options import InspectOptions, LabelsOptions, TrainOptions
 from bptt.tasks import Task, make_task
 from bptt.terminal import visible
 from bptt.train import check
-from bptt.train.metrics import read_metrics
+from bptt.train.display.page import write_page
+from bptt.train.display.progress import Wording
 from bptt.train.model import count_parameters
-from bptt.train.page import write_page
 from bptt.train.predict import load_network
-from bptt.train.progress import Wording
-from bptt.train.run_folder import METRICS, PAGE, Config, read_config
+from bptt.train.storage.metrics import read_metrics
+from bptt.train.storage.run_folder import METRICS, PAGE, Config, read_config
 from bptt.train.watching import watch_training_data
 
 

@@ -16,7 +16,6 @@ from bptt.flow import Flow, watch
 from bptt.gradient import Result, backward, parse_strategy
 from bptt.options import TrainOptions
 from bptt.tasks import Batch, Json, Task
-from bptt.train.checkpoint import Checkpoint, Standing, lanes_of_all, lanes_of_one, map_lanes
 from bptt.train.distributed import Processes
 from bptt.train.fitting import check_checkpoint
 from bptt.train.interrupt import Interrupt
@@ -24,7 +23,8 @@ from bptt.train.loss import counted_loss, masked_losses
 from bptt.train.memory import MemoryLog
 from bptt.train.model import build_network
 from bptt.train.optimizer import Budget, clip, learning_rate, make_optimizer, optimizer_tensors, restore_optimizer
-from bptt.train.sealed_tensors import Tensors, snapshot
+from bptt.train.storage.checkpoint import Checkpoint, Standing, lanes_of_all, lanes_of_one, map_lanes
+from bptt.train.storage.tensors import Tensors, snapshot
 from bptt.train.watching import Once, can_be_watched
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bptt.gradient import Checkpointed, Result, Strategy
-from bptt.gradient.plan import Plan, as_text
+from bptt.gradient.checkpointing.plan import Plan, as_text
 
 _SELF = Path("/proc/self")
 

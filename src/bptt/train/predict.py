@@ -18,8 +18,8 @@ from bptt.tasks import task_class
 from bptt.terminal import visible_lines
 from bptt.train import check
 from bptt.train.model import build_network, check_count, largest_file
-from bptt.train.run_folder import MODEL, Config, read_config
-from bptt.train.sealed_tensors import load_weights, read_model
+from bptt.train.storage.run_folder import MODEL, Config, read_config
+from bptt.train.storage.tensors import load_weights, read_model
 
 
 def predict(folder: Path, options: PredictOptions) -> None:

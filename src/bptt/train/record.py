@@ -5,11 +5,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bptt.flow import Flow
-from bptt.train.checkpoint import write_checkpoint
+from bptt.train.display.page import LivePage
+from bptt.train.display.progress import Progress
 from bptt.train.loop import Training, Update, Validation
-from bptt.train.metrics import Metrics, write_timing
-from bptt.train.page import LivePage
-from bptt.train.progress import Progress
+from bptt.train.storage.checkpoint import write_checkpoint
+from bptt.train.storage.metrics import Metrics, write_timing
 from bptt.train.watching import Once, figures
 
 CHECKPOINT_SECONDS = 15.0  # between two checkpoints

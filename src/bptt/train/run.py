@@ -13,18 +13,19 @@ from bptt.errors import InputError
 from bptt.options import TrainOptions
 from bptt.tasks import Json, Task, make_task
 from bptt.terminal import visible
-from bptt.train import check, run_folder
-from bptt.train.checkpoint import Checkpoint, read_checkpoint
+from bptt.train import check
+from bptt.train.display.progress import Wording, make_progress
+from bptt.train.display.summary import finish
 from bptt.train.distributed import Processes, SaidElsewhere, world_size
 from bptt.train.interrupt import Interrupt
 from bptt.train.loop import Diverged, Training, is_finished, train
-from bptt.train.metrics import Metrics
 from bptt.train.model import check_count, count_parameters
-from bptt.train.progress import Wording, make_progress
 from bptt.train.record import Record
-from bptt.train.run_folder import Config
-from bptt.train.sealed_tensors import write_model
-from bptt.train.summary import finish
+from bptt.train.storage import run_folder
+from bptt.train.storage.checkpoint import Checkpoint, read_checkpoint
+from bptt.train.storage.metrics import Metrics
+from bptt.train.storage.run_folder import Config
+from bptt.train.storage.tensors import write_model
 from bptt.typed import Unexpected
 
 

@@ -1,7 +1,7 @@
 // The user's own network, as own.py of `bptt.explain` has put it into the page; null in the page of the lecture alone.
 // Indices count from 0 in the data and from 1 in all text.
 
-const [ZERO, INF, NAN] = [-32768, 32766, 32767]; // thin.py says how cells are written
+const [ZERO, INF, NAN] = [-32768, 32766, 32767]; // downsample.py says how cells are written
 
 const node = globalThis.document?.getElementById("own");
 export const own = node ? JSON.parse(node.textContent) : null;

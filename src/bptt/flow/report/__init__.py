@@ -1,0 +1,1 @@
+"""What was seen, shown: a page, charts, words, a plot, TensorBoard."""

@@ -1,0 +1,1 @@
+"""The whole gradient within a budget of memory."""

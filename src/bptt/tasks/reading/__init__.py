@@ -1,0 +1,1 @@
+"""Reading the user's data: tables, .ts archives, texts, times."""
