@@ -12,7 +12,8 @@ SOURCE = Path(bptt.__file__).parent
 # Each layer may import itself and what stands before it; the leaves may be imported by all.
 LEAVES = {"errors", "files", "options", "reading", "terminal", "typed", "warning"}
 LAYERS = [
-    {"cells"}, {"kernels"}, {"forms", "parameters"}, {"overrides", "recording"}, {"layers"}, {"fusing"}, {"network"},
+    {"cells"}, {"kernels"}, {"forms", "parameters"}, {"layer_input"}, {"overrides", "recording"}, {"layer_base"}, {"layers"},
+    {"fusing"}, {"network"},
     {"gradient", "flow"}, {"explaining"}, {"tasks"}, {"train"}, {"bench"}, {"cli"}, {"__main__"},
 ]  # fmt: skip
 

@@ -17,7 +17,8 @@ from torch import nn
 
 import bptt.layers as layers
 from bptt.kernels import Sequences, fallback
-from bptt.layers import Recurrent, _Layer, _TorchLayer
+from bptt.layer_base import BaseLayer, TorchLayer
+from bptt.layers import Recurrent
 from bptt.overrides import METHODS
 from bptt.warning import warn
 
@@ -56,7 +57,7 @@ def _run_eagerly(function: Any) -> Any:
     return own
 
 
-_forward = _run_eagerly(_Layer.forward)
+_forward = _run_eagerly(BaseLayer.forward)
 
 
 class RNN(layers.RNN, nn.RNN, metaclass=_Fused):
@@ -80,13 +81,13 @@ class LSTM(layers.LSTM, nn.LSTM, metaclass=_Fused):
     forward = _forward
 
 
-_TWINS: dict[type[nn.Module], type[_TorchLayer]] = {nn.RNN: RNN, nn.GRU: GRU, nn.LSTM: LSTM}
+_TWINS: dict[type[nn.Module], type[TorchLayer]] = {nn.RNN: RNN, nn.GRU: GRU, nn.LSTM: LSTM}
 # The way back, for fused layers and for those that were made as bptt's.
 _TORCH: dict[type[nn.Module], type[nn.Module]] = {
     RNN: nn.RNN, layers.RNN: nn.RNN, GRU: nn.GRU, layers.GRU: nn.GRU, LSTM: nn.LSTM, layers.LSTM: nn.LSTM,
 }  # fmt: skip
 # What an object must not have of its own, since the class of the other side reads it.
-_OURS = {"backend", "cell", *METHODS} | {name for name in vars(_Layer) if not name.startswith("__")}
+_OURS = {"backend", "cell", *METHODS} | {name for name in vars(BaseLayer) if not name.startswith("__")}
 _THEIRS = {"forward", *METHODS}
 
 
@@ -120,7 +121,7 @@ def fuse(model: Model, *, report: Report | None = None) -> Model:
     _check(model, "fuse")
     lines, fused = [], 0
     for name, module in _named(model):
-        if isinstance(module, _Layer) and type(module) in _TORCH:
+        if isinstance(module, BaseLayer) and type(module) in _TORCH:
             fused += 1
             lines.append(f"{name}: already bptt.{type(module).__name__}")
         elif type(module) in _TWINS:
@@ -161,7 +162,7 @@ def unfuse(model: Model, *, report: Report | None = None) -> Model:
     _check(model, "unfuse")
     lines, left = [], []
     for name, module in _named(model):
-        if not isinstance(module, _Layer):
+        if not isinstance(module, BaseLayer):
             continue
         reason = _why_torch_cannot(module)
         if reason is None:
@@ -215,13 +216,13 @@ def _swap(module: nn.Module) -> str:
     """Make it bptt's; what was done, and which kernel serves if not the fastest."""
     kind = _TWINS[type(module)]
     module.__class__ = kind
-    assert isinstance(module, _TorchLayer)
+    assert isinstance(module, TorchLayer)
     module.backend = "auto"
     served = _served_by(module)
     return f"torch.nn.{kind.__name__} -> bptt.{kind.__name__}{'' if served is None else f', which runs on {served}'}"
 
 
-def _served_by(layer: _TorchLayer) -> str | None:
+def _served_by(layer: TorchLayer) -> str | None:
     stack = layer._stack()
     weight = next(iter(stack.weights[0][0].values()))
     return fallback(stack, Sequences(weight.new_empty(1, 1, layer.input_size)))
@@ -251,7 +252,7 @@ def _why_left(module: nn.Module) -> str | None:
         return "scripted: fuse the model it was made from" if module.original_name in names else None
     if isinstance(module, nn.RNNCellBase):
         return "it runs one step at a time, so there is no loop over time to fuse"
-    if isinstance(module, _Layer):
+    if isinstance(module, BaseLayer):
         return None  # bptt's own: Recurrent, or a subclass
     if nn.utils.parametrize.is_parametrized(module) and isinstance(module, nn.RNNBase):
         return "it is parametrized, which made it a class of its own: fuse first, then parametrize"
@@ -266,7 +267,7 @@ def _why_left(module: nn.Module) -> str | None:
 # bptt to torch.nn -----------------------------------------------------------------------------------------------------
 
 
-def _why_torch_cannot(module: _Layer) -> str | None:
+def _why_torch_cannot(module: BaseLayer) -> str | None:
     if type(module) not in _TORCH:
         if nn.utils.parametrize.is_parametrized(module):
             return "it is parametrized, which made it a class of its own: unfuse first, then parametrize"

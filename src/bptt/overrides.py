@@ -12,8 +12,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from bptt.cells import State
-from bptt.forms import Form, Hidden
+from bptt.forms import Form, Hidden, as_hidden
 from bptt.kernels import Sequences
+from bptt.layer_input import initial_state
 
 METHODS = (
     "check_forward_args",
@@ -33,7 +34,7 @@ def overrides_any(kind: type) -> bool:
 
 def start_as_overridden(layer: Any, form: Form, sequences: Sequences, hx: Hidden | None) -> tuple[Hidden, Form]:
     """The initial state after the calls that torch.nn makes before the loop, and the form that it is in then."""
-    hidden = _zeros(layer, sequences) if hx is None else _batched(hx, form)
+    hidden = as_hidden(initial_state(layer, sequences, None, Form())) if hx is None else _with_batch(hx, form)
     permutation = None if form.packed is None else form.packed.sorted_indices
     calls = [lambda h: _checked(layer, form, sequences, h)]
     if hx is not None:
@@ -49,8 +50,8 @@ def end_as_overridden(layer: Any, form: Form, final: State) -> Hidden:
     """The final state, as the layer's `permute_hidden` puts it out."""
     if form.unbatched:
         final = tuple([component.squeeze(1) for component in final])
-    hidden: Hidden = final if len(final) > 1 else final[0]
-    permuted: Hidden = layer.permute_hidden(hidden, None if form.packed is None else form.packed.unsorted_indices)
+    permutation = None if form.packed is None else form.packed.unsorted_indices
+    permuted: Hidden = layer.permute_hidden(as_hidden(final), permutation)
     return permuted
 
 
@@ -63,12 +64,5 @@ def _checked(layer: Any, form: Form, sequences: Sequences, hidden: Hidden) -> Hi
     return hidden
 
 
-def _batched(hx: Hidden, form: Form) -> Hidden:
-    if not form.unbatched:
-        return hx
-    return hx.unsqueeze(1) if isinstance(hx, Tensor) else tuple([component.unsqueeze(1) for component in hx])
-
-
-def _zeros(layer: Any, sequences: Sequences) -> Hidden:
-    state: State = layer._initial_state(sequences, None, Form())
-    return state if len(state) > 1 else state[0]
+def _with_batch(hx: Hidden, form: Form) -> Hidden:
+    return form.with_batch(hx) if isinstance(hx, Tensor) else tuple([form.with_batch(component) for component in hx])

@@ -14,14 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from bptt.explaining import show, write
-from bptt.explaining.capture import Call, Loss, Sample, capture, step_losses
+from bptt.explaining.capture import CapturedCall, Loss, Sample, capture, step_losses
 from bptt.explaining.downsample import cells, curve, number
 from bptt.explaining.reach import singular_values
 from bptt.flow import GradientMap, gradient_map
 from bptt.flow.watching.along import reach_along
 from bptt.flow.watching.horizon import Reach, horizon
+from bptt.forms import as_hidden
 from bptt.layers import cell_of
 from bptt.network import Head
+from bptt.parameters import directions_of, name_in_stack, suffix
 
 Json = dict[str, Any]
 
@@ -119,7 +121,7 @@ def _loss_of(model: nn.Module) -> Loss:
     return head.losses
 
 
-def _losses(losses: Tensor, call: Call, place: int, blocks: int) -> Json | None:
+def _losses(losses: Tensor, call: CapturedCall, place: int, blocks: int) -> Json | None:
     steps = step_losses(losses, call, place)
     return None if steps is None else {"steps": len(steps), "values": curve(steps, min(blocks, len(steps)))}
 
@@ -131,21 +133,21 @@ def _losses(losses: Tensor, call: Call, place: int, blocks: int) -> Json | None:
 class _Way:
     """One layer of a call's stack, in one direction."""
 
-    call: Call
+    call: CapturedCall
     depth: int
     direction: int
 
     @property
     def suffix(self) -> str:
-        return f"_l{self.depth}{'_reverse' if self.direction else ''}"
+        return suffix(self.depth, self.direction)
 
     @property
     def parameters(self) -> list[str]:
         return [name for name, _ in self.call.layer.named_parameters() if name.endswith(self.suffix)]
 
 
-def _ways(call: Call) -> list[_Way]:
-    directions = 2 if call.layer.bidirectional else 1
+def _ways(call: CapturedCall) -> list[_Way]:
+    directions = directions_of(call.layer)
     return [_Way(call, depth, d) for depth in range(call.layer.num_layers) for d in range(directions)]
 
 
@@ -161,15 +163,14 @@ def _blocks(ways: list[_Way]) -> int:
 
 
 def _curves(way: _Way) -> int:
-    components = len(cell_of(way.call.layer).states)  # type: ignore[union-attr]
+    components = len(cell_of(way.call.layer).states)
     return 1 + (components if components > 1 else 0)
 
 
 def _layer(way: _Way, seen: "list[_Seen]", blocks: int) -> Json:
     layer, cell = way.call.layer, cell_of(way.call.layer)
-    assert cell is not None
     return {
-        "name": f"{way.call.name}.l{way.depth}{'_reverse' if way.direction else ''}",
+        "name": f"{way.call.name}.{name_in_stack(way.depth, way.direction)}",
         "cell": type(layer).__name__ if not hasattr(layer, "cell") else type(cell).__name__,
         "units": layer.hidden_size,
         "reverse": bool(way.direction),
@@ -228,7 +229,7 @@ class _Seen:
     reaches: list[list[Reach]] | None
 
     @staticmethod
-    def of(call: Call, place: int) -> "_Seen":
+    def of(call: CapturedCall, place: int) -> "_Seen":
         one = call.sample(place)
         words = list(_not_finite(call, one))
         bad = _first_of(one.grad)
@@ -292,7 +293,7 @@ class _Seen:
 
 
 def _hidden(hx: tuple[Tensor, ...] | None) -> Any:
-    return None if hx is None else hx[0] if len(hx) == 1 else hx
+    return None if hx is None else as_hidden(hx)
 
 
 def _first_of(rows: Tensor) -> Tensor:
@@ -301,7 +302,7 @@ def _first_of(rows: Tensor) -> Tensor:
     return torch.where(rows.isnan().any(1), torch.nan, state)
 
 
-def _known(call: Call, one: Sample) -> int:
+def _known(call: CapturedCall, one: Sample) -> int:
     """How many steps come before the first that is not finite; all or none where both directions meet."""
     start = [] if one.hx is None else list(one.hx)
     if not all(bool(w.isfinite().all()) for w in (*call.layer.parameters(), *start)):
@@ -312,7 +313,7 @@ def _known(call: Call, one: Sample) -> int:
     return 0 if call.layer.bidirectional else int((~fine).int().argmax())
 
 
-def _not_finite(call: Call, one: Sample) -> list[str]:
+def _not_finite(call: CapturedCall, one: Sample) -> list[str]:
     """In the order of computing: a sentence for each thing that is not finite."""
     words = [f"The parameter {name} holds {_kind(w)}." for name, w in call.layer.named_parameters() if _kind(w)]
     words += [f"The initial state holds {_kind(s)}." for s in (one.hx or ()) if _kind(s)]
@@ -337,7 +338,7 @@ def _steps(bad: list[int], steps: int) -> str:
     return "every step" if len(bad) == steps else f"steps {first} to {last}"
 
 
-def _about(call: Call, one: Sample) -> list[str]:
+def _about(call: CapturedCall, one: Sample) -> list[str]:
     words = []
     if bool((one.grad == 0).all()):
         words.append("No gradient of this sample's losses comes to the layer's outputs: every term is 0.")

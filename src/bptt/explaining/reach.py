@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from bptt.flow.jacobians.products import backwards, one_trajectory, products
-from bptt.flow.jacobians.trajectory import cell_of, read
+from bptt.flow.jacobians.trajectory import read
+from bptt.layers import cell_of
+from bptt.parameters import state_widths
 
 WHOLE_UP_TO = 64  # units of the state; `products` costs about N³ a step, and 20 N³ a lag
 LAGS, FURTHEST = 32, 256  # so many lags, and none beyond
@@ -29,7 +31,7 @@ def singular_values(layer: Any, x: Tensor, **place: Any) -> tuple[list[int], lis
     `place`: as `bptt.products` takes it. Raises ValueError as that does.
     """
     lags = chosen_lags(x.shape[0])
-    size = (layer.proj_size or layer.hidden_size) + layer.hidden_size * (len(cell_of(layer).states) - 1)
+    size = sum(state_widths(layer, cell_of(layer)))
     if size > WHOLE_UP_TO:
         return lags, [1], largest_singular_value(layer, x, lags, **place).unsqueeze(1), size
     whole = products(layer, x, lags=lags, **place).log10

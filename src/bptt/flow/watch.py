@@ -22,7 +22,7 @@ from bptt.flow.watching.profile import LayerFlow, NonFinite
 from bptt.flow.watching.trace import Trace
 from bptt.flow.watching.truncation import Link, Truncation, compare, lost
 from bptt.kernels.tape import hide_tapes, show_tapes, take_tapes
-from bptt.layers import cell_of
+from bptt.layers import find_cell
 from bptt.warning import warn
 
 P = ParamSpec("P")
@@ -143,7 +143,7 @@ class Flow:
     # What the hooks do.
 
     def _hook(self) -> None:
-        found = [(name, m, cell) for name, m in self.model.named_modules() if (cell := cell_of(m)) is not None]
+        found = [(name, m, cell) for name, m in self.model.named_modules() if (cell := find_cell(m)) is not None]
         if hasattr(self.model, "_orig_mod"):
             self._note("a compiled model runs code that no hook sees: watch the module that torch.compile was given")
         if not found:

@@ -16,7 +16,6 @@ from bptt.flow.jacobians.trajectory import (
     RecurrentLayer,
     Rows,
     Trajectory,
-    cell_of,
     chosen,
     listed,
     padded,
@@ -25,6 +24,7 @@ from bptt.flow.jacobians.trajectory import (
     trace,
     whole,
 )
+from bptt.layers import cell_of
 
 MAP_BYTES = 256 << 20  # what a map may hold before it asks for fewer samples
 WORK_ALONE = 8_000_000  # multiplications a step, below which a team of threads costs more than it saves

@@ -21,7 +21,7 @@ from bptt.cells.contract import checked_step
 from bptt.cells.probe import refuse_random, uphold
 from bptt.kernels import cpu
 from bptt.kernels.walk import Walk
-from bptt.layers import cell_of as known_cell
+from bptt.layers import cell_of
 
 Rows = Tensor | PackedSequence
 Hidden = Tensor | tuple[Tensor, ...]
@@ -134,20 +134,6 @@ class Inputs:
             None if self.reset is None else self.reset[:, rows],
             tuple(self.samples[i] for i in samples.tolist()),
         )
-
-
-def cell_of(layer: RecurrentLayer) -> Cell:
-    """The time step that a recurrent layer repeats: of bptt's layers their own, of torch.nn's the one that equals it.
-
-    Raises TypeError for a module that is no such layer.
-    """
-    cell = known_cell(layer)
-    if cell is not None:
-        return cell
-    raise TypeError(
-        f"layer is a {type(layer).__name__}, wanted torch.nn.RNN/GRU/LSTM, bptt.RNN/GRU/LSTM or bptt.Recurrent: "
-        "pass the recurrent layer itself (model.rnn), not the model around it"
-    )
 
 
 def read(layer: RecurrentLayer, x: Rows, hx: Hidden | None, reset: Rows | None) -> Inputs:

@@ -5,9 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bptt.flow.jacobians.trajectory import RecurrentLayer, cell_of
+from bptt.flow.jacobians.trajectory import RecurrentLayer
 from bptt.flow.watching.call import Call, Unseen
 from bptt.flow.watching.horizon import Reach, reach
+from bptt.layers import cell_of
 
 
 def reach_along(

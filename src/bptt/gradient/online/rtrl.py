@@ -20,11 +20,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves
 
 from bptt.cells import PointwiseCell
-from bptt.gradient.base import Chunk, Result, Strategy, cut, detach
+from bptt.forms import Arguments, components
+from bptt.gradient.base import Chunk, Result, Strategy, cut, detach, scalar
 from bptt.gradient.collect import Collected, gradients, leaves_of, widened
 from bptt.gradient.online.influence import AnyModule, Closed, Diagonal, Embedded, Full, Influence, layers_of_step
 from bptt.gradient.parallel import run_in_pieces
-from bptt.layers import cell_of
+from bptt.layers import cell_of, find_cell
+from bptt.parameters import weights_of
 
 _LIMIT = 128  # numbers of a layer's state, above which RTRL wants to be told
 
@@ -106,9 +108,7 @@ class RTRL(_Online):
         layer = _only_layer(model)
         if layer is None:
             raise TypeError("cost needs a model with one recurrent layer of torch.nn or bptt with a pointwise cell")
-        cell = cell_of(layer)
-        assert cell is not None
-        size = len(cell.states) * int(layer.hidden_size)  # type: ignore[arg-type]
+        size = len(cell_of(layer).states) * int(layer.hidden_size)  # type: ignore[arg-type]
         sizes = [sum(w.numel() for w in weights.values()) for weights in _weights(layer)]
         pairs = sum(sum(sizes[: above + 1]) for above in range(len(sizes)))
         item = next(layer.parameters()).element_size()
@@ -218,7 +218,7 @@ class _Walk:
         leaves, state = _as_leaves(state)
         with _watched(self.model, self.layer) as seen:
             outputs, after = chunk.forward(x, state, reset)
-        value = _scalar(chunk.loss(outputs, y))
+        value = scalar(chunk.loss(outputs, y))
         if self._others(tree_leaves(after), leaves):
             raise ValueError(
                 "the state depends on a tensor that wants a gradient and is no parameter of the model (x, say), and what is "
@@ -293,31 +293,29 @@ def _are(some: Sequence[Any], others: Sequence[Any]) -> bool:
     return len(some) == len(others) and all(a is b for a, b in zip(some, others, strict=True))
 
 
-def _scalar(value: Any) -> Tensor:
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        came = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-        raise ValueError(f"loss returned {came}, wanted a scalar tensor, the sum over the steps: end it with .sum()")
-    return value.reshape(())
-
-
 def _only_layer(model: nn.Module) -> nn.Module | None:
-    """The one recurrent layer with a closed form, if there is just one and no other recurrent module."""
-    found = [m for m in model.modules() if cell_of(m) is not None]
-    others = any(isinstance(m, nn.RNNCellBase) for m in model.modules())
-    if len(found) != 1 or others or not isinstance(cell_of(found[0]), PointwiseCell):
+    """Return the model's only recurrent layer if the influence has a closed form for it, else None.
+
+    None too where the model holds another recurrent module, or one of torch.nn's single-step cells.
+    """
+    recurrent = [m for m in model.modules() if find_cell(m) is not None or isinstance(m, nn.RNNCellBase)]
+    if len(recurrent) != 1 or isinstance(recurrent[0], nn.RNNCellBase):
         return None
-    layer: Any = found[0]
-    between = layer.num_layers > 1 and layer.dropout > 0 and layer.training  # its masks are drawn inside
-    made = not all(isinstance(w, nn.Parameter) for own in _weights(layer) for w in own.values())  # weight_norm, say
-    return None if layer.proj_size or between or made or layer.bidirectional else layer
+    return recurrent[0] if _has_closed_form(recurrent[0]) else None
+
+
+def _has_closed_form(layer: Any) -> bool:
+    """Whether the influence can be carried through a recurrent layer by `layers_of_step`."""
+    if layer.proj_size or layer.bidirectional or not isinstance(cell_of(layer), PointwiseCell):
+        return False
+    draws_masks = layer.num_layers > 1 and layer.dropout > 0 and layer.training
+    own_parameters = all(isinstance(w, nn.Parameter) for own in _weights(layer) for w in own.values())  # no weight_norm
+    return own_parameters and not draws_masks
 
 
 def _weights(layer: Any) -> list[dict[str, Tensor]]:
-    """Each layer's parameters by short name."""
-    cell = cell_of(layer)
-    assert cell is not None
-    names = cell.shapes(1, layer.hidden_size, layer.bias)
-    return [{name: getattr(layer, f"{name}_l{depth}") for name in names} for depth in range(layer.num_layers)]
+    """Return the parameters of each layer of a stack in one direction, by short name."""
+    return [weights_of(layer, cell_of(layer), depth, 0) for depth in range(layer.num_layers)]
 
 
 @contextmanager
@@ -326,14 +324,13 @@ def _watched(model: nn.Module, layer: nn.Module | None) -> Iterator[_Seen]:
     seen = _Seen(model)
 
     def before(_: nn.Module, args: Any, kwargs: Any) -> None:
-        x = args[0] if args else kwargs.get("input")
-        hx = args[1] if len(args) > 1 else kwargs.get("hx")
+        given = Arguments.of(args, kwargs)
         seen.calls += 1
-        seen.inputs = x if isinstance(x, Tensor) else None
-        seen.hx = None if hx is None else _tensors(hx)
+        seen.inputs = given.input if isinstance(given.input, Tensor) else None
+        seen.hx = given.hx
 
     def behind(_: nn.Module, args: Any, output: Any) -> None:
-        seen.after = _tensors(output[1])
+        seen.after = components(output[1])
 
     def after(table: nn.Module, args: Any, output: Tensor) -> None:
         assert isinstance(table, nn.Embedding)
@@ -348,7 +345,3 @@ def _watched(model: nn.Module, layer: nn.Module | None) -> Iterator[_Seen]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _tensors(state: Any) -> tuple[Tensor, ...]:
-    return (state,) if isinstance(state, Tensor) else tuple(state)
