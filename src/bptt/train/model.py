@@ -21,7 +21,7 @@ def build_network(options: TrainOptions, sizes: Sizes) -> Network:
     Gates start open, so that at first the network remembers. Where the task says how long it must (`length`, T steps),
     for about 1 to T steps, other units for other spans: forget gate of an LSTM and update gate of a GRU at
     log u, u ~ U(1, T), the LSTM's input gate at −log u (chrono initialisation, C. Tallec, Y. Ollivier 2018). Else the
-    LSTM's forget gate at 1 (F. Gers 2000; R. Jozefowicz 2015).
+    LSTM's forget gate at 1 (F. Gers 2000; R. Jozefowicz 2015). Equations: docs/equations.md, eqs. (37) and (38).
     """
     features = _features(options, sizes)
     embedding = None if sizes.symbols is None else nn.Embedding(sizes.symbols, features)
