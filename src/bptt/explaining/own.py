@@ -18,8 +18,8 @@ from bptt.explaining.capture import CapturedCall, Loss, Sample, capture, step_lo
 from bptt.explaining.downsample import cells, curve, number
 from bptt.explaining.reach import singular_values
 from bptt.flow import GradientMap, gradient_map
+from bptt.flow.tracing.horizon import Reach, horizon
 from bptt.flow.watching.along import reach_along
-from bptt.flow.watching.horizon import Reach, horizon
 from bptt.forms import as_hidden
 from bptt.layers import cell_of
 from bptt.network import Head
@@ -265,7 +265,7 @@ class _Seen:
         return len(self.finite.x)
 
     def horizon(self, way: _Way) -> int | None:
-        """The memory horizon in steps (see `bptt.flow.watching.horizon`); None where no gradient is seen."""
+        """The memory horizon in steps (see `bptt.flow.tracing.horizon`); None where no gradient is seen."""
         gain = [] if self.reaches is None else self.reaches[way.depth][way.direction].gain
         return horizon(gain) if gain else None
 

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bptt.flow.jacobians.inputs import read
 from bptt.flow.jacobians.products import backwards, one_trajectory, products
-from bptt.flow.jacobians.trajectory import read
 from bptt.layers import cell_of
 from bptt.parameters import state_widths
 

@@ -212,8 +212,8 @@ def _empty(tensor: Tensor) -> Tensor:
 def _inputs(walk: Walk, x: Tensor, state: State, weights: Weights, look: Any = readable) -> list[Tensor | None]:
     """What csrc/problem.h has from `offsets` to `c0`; `look` is the gate that they pass."""
     offsets = [None] if walk.offsets is None else readable([walk.offsets], torch.int64)
-    cut = [None] if walk.cut is None else readable([walk.cut], torch.bool)
-    return offsets + cut + look((x, *map(weights.get, _WEIGHTS), *state, *[None] * (2 - len(state))), x.dtype)
+    reset = [None] if walk.reset is None else readable([walk.reset], torch.bool)
+    return offsets + reset + look((x, *map(weights.get, _WEIGHTS), *state, *[None] * (2 - len(state))), x.dtype)
 
 
 def _unfit_numbers(stack: Stack, sequences: Sequences, state: State) -> str | None:

@@ -134,7 +134,7 @@ def walk_back(
         d_zh[rows] = _through(partials.zh, rows, delta)
         d_before = _direct(partials, rows, delta, before)
         d_before = (d_before[0] + d_zh[rows].flatten(1) @ w_hh, *d_before[1:])
-        d_state = merge(walk.zero_cut(d_before, rows), d_state, n)
+        d_state = merge(walk.reset_state(d_before, rows), d_state, n)
     raw_deltas = (d_raw, *deltas[1:])
     d_weights = {"weight_hh": d_zh.flatten(1).T @ before[0]}
     if "bias_hh" in weights:

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bptt.flow.jacobians.arguments import whole
+from bptt.flow.jacobians.inputs import RecurrentLayer, read
 from bptt.flow.jacobians.log_svd import ALONE_BELOW, few_threads
 from bptt.flow.jacobians.products import forwards, one_trajectory
-from bptt.flow.jacobians.trajectory import Hidden, RecurrentLayer, Rows, Trajectory, read, whole
+from bptt.flow.jacobians.trajectory import Trajectory
+from bptt.forms import Hidden, Input
 
 BLOCKS = 10
 
@@ -36,7 +39,7 @@ class Lyapunov:
 
 def lyapunov(
     layer: RecurrentLayer,
-    x: Rows,
+    x: Input,
     n: int | None = None,
     *,
     discard: int | None = None,
