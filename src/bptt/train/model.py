@@ -21,7 +21,7 @@ def build_network(options: TrainOptions, sizes: Sizes) -> Network:
     Gates start open, so that at first the network remembers. Where the task says how long it must (`length`, T steps),
     for about 1 to T steps, other units for other spans: forget gate of an LSTM and update gate of a GRU at
     log u, u ~ U(1, T), the LSTM's input gate at −log u (chrono initialisation, C. Tallec, Y. Ollivier 2018). Else the
-    LSTM's forget gate at 1 (F. Gers 2000; R. Jozefowicz 2015). Equations: docs/equations.md, eqs. (37) and (38).
+    LSTM's forget gate at 1 (F. Gers 2000; R. Jozefowicz 2015).
     """
     features = _features(options, sizes)
     embedding = None if sizes.symbols is None else nn.Embedding(sizes.symbols, features)
@@ -48,7 +48,7 @@ def _features(options: TrainOptions, sizes: Sizes) -> int:
 
 @torch.no_grad()
 def _remember_at_first(recurrent: GRU | LSTM, steps: int | None) -> None:
-    """Set the biases of the gates; rows of a bias in torch.nn's order: r, z, n and i, f, g, o."""
+    """Set the biases of the gates (docs/equations.md, eqs. (37) and (38)); their rows: r, z, n of a GRU, i, f, g, o of an LSTM."""
     H = recurrent.hidden_size
     keep = slice(H, 2 * H)  # z of the GRU, f of the LSTM
     for layer in range(recurrent.num_layers):
