@@ -1,4 +1,4 @@
-"""Label whole sequences: many-to-one, softmax, or sigmoid for two classes (lecture lines 7 and 8).
+"""Label whole sequences: many-to-one, softmax, or sigmoid for two classes (docs/equations.md, eqs. (7) and (8)).
 
 The network reads a sequence step by step; its output at the last step is the answer. `--loss-at last` trains on that step
 alone; `--loss-at every` takes a loss at each step, as some do to help the earlier steps. Prediction uses the last step in

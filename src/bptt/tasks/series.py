@@ -1,4 +1,4 @@
-"""Forecast series: many-to-many, linear (lecture lines 7 and 8).
+"""Forecast series: many-to-many, linear (docs/equations.md, eqs. (7) and (8)).
 
 At each step t the network forecasts the targets at t+1 … t+N from all that came before. `bptt.tasks.encoding` says what it
 sees and what it is asked for; this file says in which order: lanes for training, windows for judging, and the end of

@@ -48,7 +48,7 @@ def _features(options: TrainOptions, sizes: Sizes) -> int:
 
 @torch.no_grad()
 def _remember_at_first(recurrent: GRU | LSTM, steps: int | None) -> None:
-    """Set the biases of the gates; rows of a bias in torch.nn's order: r, z, n and i, f, g, o."""
+    """Set the biases of the gates (docs/equations.md, eqs. (37) and (38)); rows as in torch.nn: r, z, n; i, f, g, o."""
     H = recurrent.hidden_size
     keep = slice(H, 2 * H)  # z of the GRU, f of the LSTM
     for layer in range(recurrent.num_layers):
