@@ -45,6 +45,9 @@ BPTT_EXPORT int64_t bptt_units(int64_t hidden, int64_t is_double);
 BPTT_EXPORT int bptt_has_bfloat16();
 // Bytes of a bptt_problem: a core of another version must not be taken for this one.
 BPTT_EXPORT int64_t bptt_problem_size();
+// Bytes of working memory that forward or backward takes beside the tensors, all threads together, to a few KB; -1: no such cell or
+// format. Of the tensors it only matters which are null.
+BPTT_EXPORT int64_t bptt_workspace_bytes(const bptt_problem* problem, int64_t backward);
 // Runs forward or backward. 0, or why not: 1 no such cell or format, 2 out of memory.
 BPTT_EXPORT int bptt_run(const bptt_problem* problem, int64_t backward, bptt_parallel_for parallel_for);
 }
