@@ -3,9 +3,9 @@
 //   g++ -std=c++17 -Isrc/bptt/kernels/csrc tests/native/driver.cpp LIBRARY -o driver
 //   ./driver tests/native/cases.txt
 //
-// Each case (make_cases.py describes the file) runs forward and backward in float64 and float32, with the gates kept and not, on
-// one thread and divided among three. Prints the instruction set and, for each format, the worst relative error in norm; exits
-// with 1 if one is above its bound, or not a number.
+// Each case (make_cases.py describes the file) runs forward and backward in float64 and float32, with the gates kept
+// and not, on one thread and divided among three. Prints the instruction set and, for each format, the worst relative
+// error in norm; exits with 1 if one is above its bound, or not a number.
 #include "problem.h"
 
 #include <cmath>

@@ -1,4 +1,5 @@
-// A layer backward: the loop over time, from the last step to the first, and after each block of steps the products over its rows.
+// A layer backward: the loop over time, from the last step to the first, and after each block of steps the products
+// over its rows.
 #pragma once
 #include "forward.h"
 #include "weight_gradient.h"
@@ -47,10 +48,10 @@ template <class W> class Backward {
   const int64_t P_padded;
   BackwardBlock<W> block_;
   // The gradient of the state, from step to step: with respect to that after the step, then to that before it.
-  Buffer<S> dh_;            // B,P padded
-  Buffer<S> dc_;            // B,U
-  const Buffer<S> d_raw_;   // B,U  of h before the projection
-  const Buffer<S> gates_;   // of the block, where they are computed again
+  Buffer<S> dh_;           // B,P padded
+  Buffer<S> dc_;           // B,U
+  const Buffer<S> d_raw_;  // B,U  of h before the projection
+  const Buffer<S> gates_;  // of the block, where they are computed again
   const Buffer<W> w_hh_, w_ih_, w_hr_;
   const RowLists<S> row_lists_;
   Operands<W> operands_;
@@ -126,7 +127,8 @@ template <class W> class Backward {
     for (int64_t i = 0; i < range.count; ++i) pointwise(t, slice.first + i, range.begin + i, slice);
     schedule_.wait(slice);
     auto dh = [&](int64_t i) { return dh_ + (slice.first + i) * P_padded; };
-    const auto dz_times_w_hh = times([&](int64_t i) { return block_.dz_hidden() + (range.begin + i) * l.G * l.U; }, to_h_before());
+    const auto dz_times_w_hh =
+        times([&](int64_t i) { return block_.dz_hidden() + (range.begin + i) * l.G * l.U; }, to_h_before());
     const Columns columns{slice.output, slice.output_end, t % 2 == 1};
     W* const scratch = schedule_.scratch(slice.thread);
     // With separate gates the pointwise part has left in dh what does not pass through W_hh.
@@ -140,15 +142,17 @@ template <class W> class Backward {
     const int64_t width = slice.output_end - slice.output;
     for (int64_t i = 0; i < range.count; ++i) {
       const int64_t row = (block_.first_row + range.begin + i) * l.P + slice.output;
-      const S *dh = dh_ + (slice.first + i) * P_padded + slice.output, *d_h = p.d_h ? l.numbers(p.d_h) + row : l.zeros();
+      const S *dh = dh_ + (slice.first + i) * P_padded + slice.output,
+              *d_h = p.d_h ? l.numbers(p.d_h) + row : l.zeros();
       S* const sum = block_.dh_projected + (range.begin + i) * P_padded + slice.output;
       for (int64_t j = 0; j < width; ++j) sum[j] = dh[j] + d_h[j];
       if (p.delta_h) copy(l.numbers(p.delta_h) + row, sum, width);
     }
     schedule_.wait(slice);
-    product(schedule_.scratch(slice.thread), range.count, {slice.unit, slice.unit_end}, l.from_zero(),
-            [&](int64_t i) { return d_raw_ + (slice.first + i) * l.U; },
-            times([&](int64_t i) { return block_.dh_projected + (range.begin + i) * P_padded; }, to_raw().padded()));
+    product(
+        schedule_.scratch(slice.thread), range.count, {slice.unit, slice.unit_end}, l.from_zero(),
+        [&](int64_t i) { return d_raw_ + (slice.first + i) * l.U; },
+        times([&](int64_t i) { return block_.dh_projected + (range.begin + i) * P_padded; }, to_raw().padded()));
   }
 
   // Row r of step t, which is row k of the block.
@@ -195,9 +199,10 @@ template <class W> class Backward {
     const int64_t R = block_.rows, threads = schedule_.threads_for(R * l.G * l.U * l.D / kLanes<S>);
     schedule_.run_parallel(threads, [&](int64_t begin, int64_t end) {
       const int64_t first = R * begin / threads, last = R * end / threads;
-      product(schedule_.scratch(begin), last - first, {0, l.D}, l.from_zero(),
-              [&](int64_t k) { return l.numbers(p.d_x) + (block_.first_row + first + k) * l.D; },
-              times([&](int64_t k) { return block_.dz + (first + k) * l.G * l.U; }, to_x()));
+      product(
+          schedule_.scratch(begin), last - first, {0, l.D}, l.from_zero(),
+          [&](int64_t k) { return l.numbers(p.d_x) + (block_.first_row + first + k) * l.D; },
+          times([&](int64_t k) { return block_.dz + (first + k) * l.G * l.U; }, to_x()));
     });
   }
 };

@@ -5,7 +5,8 @@
 namespace bptt::BPTT_ISA {
 namespace {
 
-// For each thread, which rows of a block of steps it works on; room for all before the loops, where a worker must not fail.
+// For each thread, which rows of a block of steps it works on; room for all before the loops, where a worker must not
+// fail.
 template <class S> class RowLists {
  public:
   RowLists(Memory& memory, int64_t threads, int64_t most_rows)
@@ -23,11 +24,11 @@ template <class S> class RowLists {
 template <class W> class BlockRows {
  public:
   using S = Sum<W>;
-  // `working` has room for gates and separate zh where these are not kept: of the slice's rows; or, given `first_row`, of all
-  // rows of the block, which begins at that row.
+  // `working` has room for gates and separate zh where these are not kept: of the slice's rows; or, given `first_row`,
+  // of all rows of the block, which begins at that row.
   BlockRows(const Layer<W>& layer, const RowLists<S>& lists, int64_t thread, S* working, int64_t first_row = -1)
-      : l(layer), most_(lists.most_rows), rows_(lists.rows(thread)), h_before_(lists.h_before(thread)), working_(working),
-        first_row_(first_row) {}
+      : l(layer), most_(lists.most_rows), rows_(lists.rows(thread)), h_before_(lists.h_before(thread)),
+        working_(working), first_row_(first_row) {}
 
   int64_t count() const { return count_; }
   void clear() { count_ = 0; }
@@ -72,7 +73,8 @@ template <class W> class NetInputs {
   NetInputs(const Layer<W>& layer, const Schedule<W>& schedule, const Operands<W>& operands)
       : l(layer), schedule_(schedule), operands_(operands) {}
 
-  void add(const WorkerSlice& slice, const BlockRows<W>& rows, RowRange range, From from, bool backwards = false) const {
+  void add(const WorkerSlice& slice, const BlockRows<W>& rows, RowRange range, From from,
+           bool backwards = false) const {
     const int64_t groups = schedule_.gate_groups();
     for (int64_t i = 0; i < groups; ++i)
       add_group(slice, rows, range, from, schedule_.gate_group(backwards ? groups - 1 - i : i), backwards);
@@ -107,8 +109,8 @@ template <class W> class NetInputs {
   }
 };
 
-// Finds the gates of steps [start, stop) of the walk from their known states, all rows in one product; and c of each row, where
-// wanted.
+// Finds the gates of steps [start, stop) of the walk from their known states, all rows in one product; and c of each
+// row, where wanted.
 template <class W>
 void replay(int64_t start, int64_t stop, const BlockRows<W>& rows, const WorkerSlice& slice, const Layer<W>& l,
             const Schedule<W>& schedule, const Operands<W>& operands, bool c_wanted) {
@@ -117,8 +119,9 @@ void replay(int64_t start, int64_t stop, const BlockRows<W>& rows, const WorkerS
   for (int64_t s = start, k = 0; s < stop; ++s) {
     const int64_t t = l.step_at(s), end = schedule.end(slice, t);
     for (int64_t r = slice.first; r < end; ++r, ++k)
-      l.cell.forward({rows.z(k), rows.zh(k), l.zeros(), l.c_before(t, r), nullptr, c_wanted ? l.c(rows.row(k)) : nullptr, true},
-                     units);
+      l.cell.forward(
+          {rows.z(k), rows.zh(k), l.zeros(), l.c_before(t, r), nullptr, c_wanted ? l.c(rows.row(k)) : nullptr, true},
+          units);
   }
 }
 
@@ -127,7 +130,8 @@ template <class W> class Forward {
   using S = Sum<W>;
   Forward(Memory& memory, const Layer<W>& layer, const Schedule<W>& schedule)
       : l(layer), p(layer.p), schedule_(schedule), operands_(memory, layer, schedule),
-        net_inputs_(layer, schedule, operands_), working_size_(p.gates ? 0 : schedule.block_rows() * layer.gates_width()),
+        net_inputs_(layer, schedule, operands_),
+        working_size_(p.gates ? 0 : schedule.block_rows() * layer.gates_width()),
         working_(memory, p.threads * working_size_), raw_(memory, p.projected ? p.batch * layer.U : 0),
         row_lists_(memory, p.threads, schedule.block_rows()) {}
 
@@ -196,9 +200,10 @@ template <class W> class Forward {
     pointwise(t, range, slice, rows);
     schedule_.wait(slice);
     if (!p.projected) return;
-    product(schedule_.scratch(slice.thread), range.count, {slice.output, slice.output_end}, l.from_zero(),
-            [&](int64_t k) { return l.h(rows.row(range.begin + k)); },
-            times([&](int64_t k) { return raw_ + (slice.first + k) * l.U; }, operands_.w_hr()));
+    product(
+        schedule_.scratch(slice.thread), range.count, {slice.output, slice.output_end}, l.from_zero(),
+        [&](int64_t k) { return l.h(rows.row(range.begin + k)); },
+        times([&](int64_t k) { return raw_ + (slice.first + k) * l.U; }, operands_.w_hr()));
     schedule_.wait(slice);
   }
 

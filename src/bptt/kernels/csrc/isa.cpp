@@ -1,4 +1,5 @@
-// Compiled once for each instruction set, with different flags (isa.h). Entry points, found by api.cpp in the set's namespace.
+// Compiled once for each instruction set, with different flags (isa.h). Entry points, found by api.cpp in the set's
+// namespace.
 #include "backward.h"
 
 namespace bptt::BPTT_ISA {

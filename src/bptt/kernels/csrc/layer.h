@@ -19,8 +19,9 @@ template <class W> class Layer {
   const int64_t N;  // rows: the sequences of all steps
 
   Layer(Memory& memory, const bptt_problem& problem, const Cell<S>& cell)
-      : p(problem), cell(cell), G(cell.gates), D(p.inputs), H(p.hidden), P(p.projected ? p.projected : H), U(round_up<S>(H)),
-        N(offset(p.steps)), zeros_(memory, most(most(round_up<S>(P), U), most(round_up<S>(D), int64_t(kNR * kLanes<S>)))) {
+      : p(problem), cell(cell), G(cell.gates), D(p.inputs), H(p.hidden), P(p.projected ? p.projected : H),
+        U(round_up<S>(H)), N(offset(p.steps)),
+        zeros_(memory, most(most(round_up<S>(P), U), most(round_up<S>(D), int64_t(kNR * kLanes<S>)))) {
     zeros_.zero();
   }
 

@@ -16,7 +16,8 @@ namespace bptt {
 namespace bptt::BPTT_ISA {
 namespace {
 
-// Asks for huge pages for bytes that will all be written. A fresh page of 4 KB costs as much as computing what it holds.
+// Asks for huge pages for bytes that will all be written. A fresh page of 4 KB costs as much as computing what it
+// holds.
 inline void advise_huge_pages(void* begin, int64_t bytes) {
 #if defined(__linux__)
   constexpr uintptr_t kHuge = 2 << 20;
@@ -60,7 +61,10 @@ class ThreadLocalPool {
  private:
   static constexpr size_t kMaxBytes = 8 << 20;
   static constexpr int kMaxBlocks = 32;
-  struct Block { void* data; size_t bytes; };
+  struct Block {
+    void* data;
+    size_t bytes;
+  };
   Block blocks_[kMaxBlocks];
   int count_ = 0;
   size_t held_bytes_ = 0;

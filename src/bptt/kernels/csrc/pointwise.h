@@ -1,7 +1,7 @@
 // A cell as the rest of the core sees it: a few numbers, and two functions over the hidden units of one row.
 //
-// Layer, products and threads know no cell: they call these two through pointers. What depends on a cell is cells.h and the two
-// loops below, and only they are compiled once for each cell.
+// Layer, products and threads know no cell: they call these two through pointers. What depends on a cell is cells.h and
+// the two loops below, and only they are compiled once for each cell.
 #pragma once
 #include "cells.h"
 #include "memory.h"
@@ -18,24 +18,24 @@ struct Units {
 
 // What the forward of one row reads and writes; each pointer is to unit 0.
 template <class S> struct ForwardRow {
-  S* gates;         // G,U  z; then, where keeps_gates, what the backward needs
-  const S* zh;      // U    of the separate gate
+  S* gates;           // G,U  z; then, where keeps_gates, what the backward needs
+  const S* zh;        // U    of the separate gate
   const S* h_before;  // H
   const S* c_before;  // H
-  S *h, *c;         // H    null: not wanted
+  S *h, *c;           // H    null: not wanted
   bool keeps_gates;
 };
 
 // What the backward of one row reads and writes; each pointer is to unit 0. Gradients are those of the loss.
 template <class S> struct BackwardRow {
-  const S* gates;                          // G,U  what the forward kept
-  const S* zh;                             // U    of the separate gate
-  const S *h_before, *c_before, *h, *c;    // H
-  const S* d_output;                       // H    added to dh: by the output of this row
-  S *dh, *dc;                              // U    by the state after the row; then by that before it, W_hh's part left out
-  S *delta_h, *delta_c;                    // H    copies of the former; null: not wanted
-  S *dz, *dz_hidden;                       // G,U  by zx and by zh; the same where no gate is separate
-  S* raw;                                  // U    h before the projection; null: not wanted
+  const S* gates;                        // G,U  what the forward kept
+  const S* zh;                           // U    of the separate gate
+  const S *h_before, *c_before, *h, *c;  // H
+  const S* d_output;                     // H    added to dh: by the output of this row
+  S *dh, *dc;            // U    by the state after the row; then by that before it, W_hh's part left out
+  S *delta_h, *delta_c;  // H    copies of the former; null: not wanted
+  S *dz, *dz_hidden;     // G,U  by zx and by zh; the same where no gate is separate
+  S* raw;                // U    h before the projection; null: not wanted
 };
 
 template <class S> struct Cell {
@@ -86,8 +86,9 @@ template <class S, int G> inline void zero_padding(Vec<S> (&dz)[G], Step<S>& s, 
   s.dc = first_lanes<S>(s.dc, n);
 }
 
-template <class S, class C> inline void write_step(const BackwardRow<S>& row, const Vec<S> (&dz)[C::kGates], const Step<S>& s,
-                                                   int64_t j, int64_t U) {
+template <class S, class C>
+inline void write_step(const BackwardRow<S>& row, const Vec<S> (&dz)[C::kGates], const Step<S>& s, int64_t j,
+                       int64_t U) {
   constexpr int G = C::kGates;
   for (int g = 0; g < G; ++g) store(row.dz + g * U + j, dz[g]);
   if (C::kSeparateGates) {
@@ -119,8 +120,10 @@ template <class S, class C> constexpr Cell<S> cell_of() {
 // The cell of that number in problem.h, or null.
 template <class S> const Cell<S>* find_cell(int64_t number) {
   static constexpr Cell<S> all[] = {
-      cell_of<S, Elman<S, Nonlinearity::tanh>>(),    cell_of<S, Elman<S, Nonlinearity::relu>>(),
-      cell_of<S, Elman<S, Nonlinearity::sigmoid>>(), cell_of<S, Gru<S>>(),
+      cell_of<S, Elman<S, Nonlinearity::tanh>>(),
+      cell_of<S, Elman<S, Nonlinearity::relu>>(),
+      cell_of<S, Elman<S, Nonlinearity::sigmoid>>(),
+      cell_of<S, Gru<S>>(),
       cell_of<S, Lstm<S>>(),
   };
   return number >= 0 && number < int64_t(sizeof(all) / sizeof(all[0])) ? &all[number] : nullptr;

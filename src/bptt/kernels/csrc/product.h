@@ -8,8 +8,8 @@
 namespace bptt::BPTT_ISA {
 namespace {
 
-// The micro-kernel holds a tile of kMR rows by kNR registers of columns: 24 (or 12) accumulators, and 4 + 1 registers for the
-// operands.
+// The micro-kernel holds a tile of kMR rows by kNR registers of columns: 24 (or 12) accumulators, and 4 + 1 registers
+// for the operands.
 constexpr int kMR = kRegisters == 32 ? 6 : 3, kNR = 4;
 
 // n rounded up to whole registers.
@@ -45,8 +45,8 @@ template <class W> struct Packed {
   // Registers of columns in the panel that begins at `column`.
   int registers(int64_t column) const { return int(least(panel_width, round_up<S>(columns - column)) / kLanes<S>); }
 
-  // Packs rows [first, last) of the panel that begins at `column`; `first` is a multiple of kPer<W>, and from(k) points to row k
-  // of the matrix.
+  // Packs rows [first, last) of the panel that begins at `column`; `first` is a multiple of kPer<W>, and from(k) points
+  // to row k of the matrix.
   template <class F> void pack_rows(int64_t column, int64_t first, int64_t last, F from) const {
     const int64_t width = registers(column) * kLanes<S>, filled = least(columns - column, width);
     W* to = panel(column) + first / kPer<W> * width;
@@ -54,9 +54,12 @@ template <class W> struct Packed {
       pack_row(from(k) + column, kPer<W> == 2 && k + 1 < last ? from(k + 1) + column : nullptr, filled, width, to);
   }
 
-  // Packs the panel that begins at `column` from the transposed matrix: the columns of a register, from column j on, are the rows
-  // at from(j).row, `stride` numbers apart, of which from(j).count exist.
-  struct Source { const S* row; int count; };
+  // Packs the panel that begins at `column` from the transposed matrix: the columns of a register, from column j on,
+  // are the rows at from(j).row, `stride` numbers apart, of which from(j).count exist.
+  struct Source {
+    const S* row;
+    int count;
+  };
   template <class F> void pack_transposed(int64_t column, int64_t stride, F from) const {
     const int64_t width = registers(column) * kLanes<S>;
     for (int64_t j = 0; j < width; j += kLanes<S>) {
@@ -111,13 +114,13 @@ template <class W> struct Term {
   const W* panel;
 };
 
-// to[m] = from[m] + sum over the terms of row[m] . panel, for M rows and N registers of columns, the last of which has `n`
-// numbers.
+// to[m] = from[m] + sum over the terms of row[m] . panel, for M rows and N registers of columns, the last of which has
+// `n` numbers.
 //
-// The M N results are held in `kSets` sets of accumulators, which take the elements k in turn: several sets hide the latency of
-// few multiply-adds. Accumulator i belongs to set i / (M N), row i / N % M and register i % N. Everything is written as fold
-// expressions over i, since only without loops does the compiler keep all accumulators in registers from the first load to the
-// last store.
+// The M N results are held in `kSets` sets of accumulators, which take the elements k in turn: several sets hide the
+// latency of few multiply-adds. Accumulator i belongs to set i / (M N), row i / N % M and register i % N. Everything is
+// written as fold expressions over i, since only without loops does the compiler keep all accumulators in registers
+// from the first load to the last store.
 //
 // Worked example, M = 2, N = 2, where kSets = 2. Eight accumulators, i = 0 .. 7:
 //
@@ -132,9 +135,9 @@ template <class W> struct Term {
 //     join sets   sum[0] += sum[4] .. sum[3] += sum[7]
 //     store       to[0] = sum[0], sum[1];  to[1] = sum[2], sum[3]
 //
-// Interleaved rows are those of a weight gradient, and there are many of them: each call is one part of a longer sum. That sum is
-// added at the end, so that each part is rounded by its own size, not by that of the whole; and prefetched at the beginning, since it
-// has left the caches meanwhile (4 to 9 % of a step with 512 units).
+// Interleaved rows are those of a weight gradient, and there are many of them: each call is one part of a longer sum.
+// That sum is added at the end, so that each part is rounded by its own size, not by that of the whole; and prefetched
+// at the beginning, since it has left the caches meanwhile (4 to 9 % of a step with 512 units).
 template <class W, int M, int N, Left left> class MicroKernel {
   using S = Sum<W>;
   static constexpr int L = kLanes<S>, kTile = M * N, kSets = kTile >= 8 ? 1 : kTile >= 4 ? 2 : 4;
@@ -166,13 +169,16 @@ template <class W, int M, int N, Left left> class MicroKernel {
 
   // sum[i] += a k-th element of row m, times the register of the panel, for all sets.
   template <int... i, int... j>
-  BPTT_INLINE void accumulate(Accumulators& sum, const W* const (&a)[M], int64_t k, const W* panel, Indices<i...>, Indices<j...>) {
+  BPTT_INLINE void accumulate(Accumulators& sum, const W* const (&a)[M], int64_t k, const W* panel, Indices<i...>,
+                              Indices<j...>) {
     Vec<W> w[] = {load(panel + j * L)...};
     if (M > 1) (pin_in_register(w[j]), ...);
     ((sum[i] = add_product(sum[i], a[i / N % M][(k + i / kTile) * kStep], w[i / kTile * N + i % N])), ...);
   }
   // The same for one element and the first set: those left over at the end.
-  template <int... i> BPTT_INLINE void accumulate_last(Accumulators& sum, const W* const (&a)[M], int64_t k, const W* panel, Indices<i...>) {
+  template <int... i>
+  BPTT_INLINE void accumulate_last(Accumulators& sum, const W* const (&a)[M], int64_t k, const W* panel,
+                                   Indices<i...>) {
     ((sum[i] = add_product(sum[i], a[i / N][k * kStep], load(panel + i % N * L))), ...);
   }
 
@@ -188,7 +194,8 @@ template <class W, int M, int N, Left left> class MicroKernel {
   template <int... i> BPTT_INLINE void join_sets(Accumulators& sum, Indices<i...>) {
     ((i < kTile ? void() : void(sum[i % kTile] += sum[i])), ...);
   }
-  template <int... i> BPTT_INLINE void finish(Accumulators& sum, const S* const* from, S* const* to, int n, Indices<i...>) {
+  template <int... i>
+  BPTT_INLINE void finish(Accumulators& sum, const S* const* from, S* const* to, int n, Indices<i...>) {
     if (kAddsLast) ((sum[i] += number(from, i, n)), ...);
     (put(to, i, n, sum[i]), ...);
   }
@@ -210,7 +217,8 @@ template <class W, int M, int N, Left left> class MicroKernel {
 
 // The micro-kernel of M rows and N registers, where these are known only at run time.
 template <class W> using MicroKernelFunction = void (*)(const Term<W>*, int, const Sum<W>* const*, Sum<W>* const*, int);
-template <class W, Left left, int... i> MicroKernelFunction<W> micro_kernel(int m, int n, std::integer_sequence<int, i...>) {
+template <class W, Left left, int... i>
+MicroKernelFunction<W> micro_kernel(int m, int n, std::integer_sequence<int, i...>) {
   static constexpr MicroKernelFunction<W> all[] = {MicroKernel<W, i / kNR + 1, i % kNR + 1, left>::run...};
   return all[(m - 1) * kNR + n - 1];
 }
@@ -242,15 +250,15 @@ template <class W, class Row> struct Factors {
 template <class W, class Row> Factors<W, Row> times(Row row, const Packed<W>& weight) { return {row, weight}; }
 template <class First, class... Rest> auto first_weight(const First& first, const Rest&...) { return first.weight; }
 
-// Columns [first, last) of a product, where `first` begins a panel. Taken backwards every other time, the weights that were read last
-// are still in the cache.
+// Columns [first, last) of a product, where `first` begins a panel. Taken backwards every other time, the weights that
+// were read last are still in the cache.
 struct Columns {
   int64_t first, last;
   bool backwards = false;
 };
 
-// to(r)[j] = from(r)[j] + sum over the factors of sum_k row(r)[k] weight[k][j], for `rows` rows and some columns j. All weights have
-// the same panels. from(r) and to(r) point to column 0, row(r) to elements.
+// to(r)[j] = from(r)[j] + sum over the factors of sum_k row(r)[k] weight[k][j], for `rows` rows and some columns j. All
+// weights have the same panels. from(r) and to(r) point to column 0, row(r) to elements.
 template <class W, class From, class To, class... Row>
 void product_of_elements(int64_t rows, Columns columns, From from, To to, Factors<W, Row>... factors) {
   using S = Sum<W>;
@@ -272,14 +280,15 @@ void product_of_elements(int64_t rows, Columns columns, From from, To to, Factor
         target[i] = to(r + i) + column;
       }
       int f = -1;
-      const Term<W> terms[count] = {(++f, Term<W>{row[f], elements<W>(factors.weight.K), factors.weight.panel(column)})...};
+      const Term<W> terms[count] = {
+          (++f, Term<W>{row[f], elements<W>(factors.weight.K), factors.weight.panel(column)})...};
       micro_kernel<W, Left::rows>(m, registers)(terms, count, start, target, n);
     });
   }
 }
 
-// As product_of_elements, but row(r) points to numbers. Where elements are pairs these first go to `scratch`, for as many rows at a
-// time as make up for another pass of the weights through the cache.
+// As product_of_elements, but row(r) points to numbers. Where elements are pairs these first go to `scratch`, for as
+// many rows at a time as make up for another pass of the weights through the cache.
 constexpr int64_t kRoundedRows = 128;
 
 template <class S, class From, class To, class... Row>
@@ -297,8 +306,9 @@ void product(Bf16x2* scratch, int64_t rows, Columns columns, From from, To to, F
       next += count * width;
       return times([=](int64_t r) { return pairs + r * width; }, numbers.weight);
     };
-    product_of_elements(count, columns, [&](int64_t r) { return from(begin + r); },
-                        [&](int64_t r) { return to(begin + r); }, rounded(factors)...);
+    product_of_elements(
+        count, columns, [&](int64_t r) { return from(begin + r); }, [&](int64_t r) { return to(begin + r); },
+        rounded(factors)...);
   });
 }
 

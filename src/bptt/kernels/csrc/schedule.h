@@ -1,10 +1,11 @@
-// How a layer's work is divided: into groups of sequences, a group's units among its workers, and the steps into blocks.
+// How a layer's work is divided: into groups of sequences, a group's units among its workers, the steps into blocks.
 //
-// A group runs its sequences through all steps and needs no other group. Its workers each compute some of the units and wait for
-// each other once a step. Steps go by blocks, so that what one part of the work leaves the next still finds in the cache:
+// A group runs its sequences through all steps and needs no other group. Its workers each compute some of the units and
+// wait for each other once a step. Steps go by blocks, so that what one part of the work leaves the next still finds in
+// the cache:
 //
 //   forward    zx of the block's rows, one product; then step by step zh, added to it, and the pointwise function
-//   backward   step by step dz, and dh = dz W_hh; then for the block's rows the products that give dW_ih, dW_hh, db and dx
+//   backward   step by step dz, and dh = dz W_hh; then for the block's rows the products for dW_ih, dW_hh, db and dx
 #pragma once
 #include "layer.h"
 #include "threads.h"
@@ -12,11 +13,15 @@
 namespace bptt::BPTT_ISA {
 namespace {
 
-constexpr int64_t kL2Bytes = 1 << 20;                  // a core's second-level cache
-constexpr int64_t kMinStepCyclesToSplitUnits = 1000;   // a step's cycles from which splitting its units pays for the barrier
-constexpr int64_t kMinCyclesToWakeThread = 15000;      // cycles of work from which it pays to wake a thread for it
+// A core's second-level cache.
+constexpr int64_t kL2Bytes = 1 << 20;
+// Minimum cycles of a step before splitting its units among workers pays for the barrier.
+constexpr int64_t kMinStepCyclesToSplitUnits = 1000;
+// Minimum cycles of work before waking a thread for it pays.
+constexpr int64_t kMinCyclesToWakeThread = 15000;
 
-// What one thread does in a loop over time: sequences [first, last) of the batch, some of the units and some of the outputs.
+// What one thread does in a loop over time: sequences [first, last) of the batch, some of the units and some of the
+// outputs.
 struct WorkerSlice {
   const Barrier barrier;
   const int worker, worker_end;  // of the group: usually one; all that this thread plays
@@ -40,16 +45,18 @@ template <class W> class Schedule {
   const Panels<S> units, outputs;
 
   Schedule(Memory& memory, const Layer<W>& layer, bptt_parallel_for pool)
-      : workers(choose_workers(layer)), groups(least(layer.p.threads / workers, layer.p.batch)), units(layer.U, workers),
-        outputs(layer.P, workers), l(layer), pool_(pool),
-        joined_panel_width_(Panels<S>((layer.G - layer.cell.separate_gates) * layer.U, 1).panel_width), scratch_width_(scratch_width(layer)),
-        scratch_(memory, layer.p.threads * scratch_width_) {}
+      : workers(choose_workers(layer)), groups(least(layer.p.threads / workers, layer.p.batch)),
+        units(layer.U, workers), outputs(layer.P, workers), l(layer), pool_(pool),
+        joined_panel_width_(Panels<S>((layer.G - layer.cell.separate_gates) * layer.U, 1).panel_width),
+        scratch_width_(scratch_width(layer)), scratch_(memory, layer.p.threads * scratch_width_) {}
 
   // Where a thread rounds its left-hand sides to bfloat16.
   W* scratch(int64_t thread) const { return scratch_ + thread * scratch_width_; }
 
   // Threads that are worth waking for that many cycles.
-  int64_t threads_for(int64_t cycles) const { return most<int64_t>(1, least(l.p.threads, cycles / kMinCyclesToWakeThread)); }
+  int64_t threads_for(int64_t cycles) const {
+    return most<int64_t>(1, least(l.p.threads, cycles / kMinCyclesToWakeThread));
+  }
 
   // As `parallel` of threads.h, on this layer's pool.
   template <class F> void run_parallel(int64_t count, F work) const { parallel(pool_, count, work); }
@@ -87,9 +94,9 @@ template <class W> class Schedule {
       // A thread that got several numbers (nested calls, fewer threads than wanted) plays all these workers at once.
       for (int64_t g = begin / workers; g * workers < end && g < groups; ++g) {
         const int64_t worker = most<int64_t>(begin - g * workers, 0), worker_end = least(end - g * workers, workers);
-        work(WorkerSlice{Barrier(epochs + g * workers, int(workers)), int(worker), int(worker_end), g * workers + worker,
-                         rows[g], rows[g + 1], units.begin(worker), units.begin(worker_end), outputs.begin(worker),
-                         outputs.begin(worker_end)});
+        work(WorkerSlice{Barrier(epochs + g * workers, int(workers)), int(worker), int(worker_end),
+                         g * workers + worker, rows[g], rows[g + 1], units.begin(worker), units.begin(worker_end),
+                         outputs.begin(worker), outputs.begin(worker_end)});
       }
     };
     const bool alone = l.p.steps * step_cycles(l) < 2 * kMinCyclesToWakeThread;
@@ -111,10 +118,12 @@ template <class W> class Schedule {
   }
 
   // About how many cycles a step's recurrent product takes on one core.
-  static int64_t step_cycles(const Layer<W>& l) { return l.mean_sequences() * l.G * l.U * round_up<S>(l.P) / kLanes<S>; }
+  static int64_t step_cycles(const Layer<W>& l) {
+    return l.mean_sequences() * l.G * l.U * round_up<S>(l.P) / kLanes<S>;
+  }
 
-  // Workers of a group: as few as leave each group enough sequences for full tiles, in the mean of all steps, and each worker
-  // weights that fit its cache; one where a step is shorter than what the barrier costs.
+  // Workers of a group: as few as leave each group enough sequences for full tiles, in the mean of all steps, and each
+  // worker weights that fit its cache; one where a step is shorter than what the barrier costs.
   static int64_t choose_workers(const Layer<W>& l) {
     const int64_t threads = l.p.threads, bytes = l.weight_bytes(l.G * l.U, l.P);
     for (int64_t workers = 1; workers < threads; ++workers) {
@@ -124,7 +133,8 @@ template <class W> class Schedule {
     return step_cycles(l) < kMinStepCyclesToSplitUnits ? 1 : least(threads, l.U / kLanes<S>);
   }
 
-  // Where each group's sequences begin, and where the last one's end, so that steps [first, last) give each about as much to do.
+  // Where each group's sequences begin, and where the last one's end, so that steps [first, last) give each about as
+  // much to do.
   void partition_rows(int64_t first, int64_t last, int64_t* starts) const {
     const int64_t rows = l.offset(last) - l.offset(first), sequences = l.sequences(first);
     int64_t group = 1, done = 0;

@@ -31,9 +31,11 @@ template <> struct Register<double> {
   typedef double Unaligned __attribute__((vector_size(kBytes), aligned(8), may_alias));
   typedef int64_t I __attribute__((vector_size(kBytes)));
 };
-// Two bfloat16 numbers, the first in the low half. The processor multiplies them with two others and adds both products to one
-// float.
-struct Bf16x2 { uint32_t bits; };
+// Two bfloat16 numbers, the first in the low half. The processor multiplies them with two others and adds both products
+// to one float.
+struct Bf16x2 {
+  uint32_t bits;
+};
 template <> struct Register<Bf16x2> {
   typedef uint32_t V __attribute__((vector_size(kBytes)));
   typedef uint32_t Unaligned __attribute__((vector_size(kBytes), aligned(4), may_alias));
@@ -41,9 +43,14 @@ template <> struct Register<Bf16x2> {
 template <class S> using Vec = typename Register<S>::V;
 template <class S> constexpr int kLanes = kBytes / sizeof(S);
 
-// A matrix product multiplies elements W and accumulates in Sum<W>. An element holds kPer<W> numbers: Bf16x2 two, the others one.
-template <class W> struct SumOf { using S = W; };
-template <> struct SumOf<Bf16x2> { using S = float; };
+// A matrix product multiplies elements W and accumulates in Sum<W>. An element holds kPer<W> numbers: Bf16x2 two, the
+// others one.
+template <class W> struct SumOf {
+  using S = W;
+};
+template <> struct SumOf<Bf16x2> {
+  using S = float;
+};
 template <class W> using Sum = typename SumOf<W>::S;
 template <class W> constexpr int kPer = 1;
 template <> inline constexpr int kPer<Bf16x2> = 2;
@@ -80,8 +87,8 @@ template <class S> inline void store(S* p, Vec<S> v, int n) {
 // sum + a w, for one element a.
 template <class S> inline Vec<S> add_product(Vec<S> sum, S a, Vec<S> w) { return sum + a * w; }
 
-// Forces v into a register. Left to itself the compiler lets each multiply-add read it from memory, which costs a fifth of the
-// rate.
+// Forces v into a register. Left to itself the compiler lets each multiply-add read it from memory, which costs a fifth
+// of the rate.
 template <class V> inline void pin_in_register(V& v) {
 #if defined(__AVX512F__)
   asm("" : "+v"(v));
@@ -99,7 +106,8 @@ inline Vec<float> add_product(Vec<float> sum, Bf16x2 a, Vec<Bf16x2> w) {
   return (Vec<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(a.bits), (__m512bh)w);
 }
 inline __m512i bf16_bits(Vec<float> x) { return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)x)); }
-template <class W, std::enable_if_t<kPer<W> == 2, int> = 0> inline Vec<W> pack_bf16(Vec<float> first, Vec<float> second) {
+template <class W, std::enable_if_t<kPer<W> == 2, int> = 0>
+inline Vec<W> pack_bf16(Vec<float> first, Vec<float> second) {
   return (Vec<W>)_mm512_or_si512(bf16_bits(first), _mm512_slli_epi32(bf16_bits(second), 16));
 }
 template <class W, std::enable_if_t<kPer<W> == 2, int> = 0> inline W pack_bf16(float first, float second) {
@@ -167,7 +175,8 @@ template <class S> inline Vec<S> first_lanes(Vec<S> v, int n) {
 }
 
 // magnitude: |x|. with_sign: |x| with the sign of y, for x >= 0.
-template <class S> constexpr typename Register<S>::I kSign = typename Register<S>::I{} + (sizeof(S) == 4 ? INT32_MIN : INT64_MIN);
+template <class S>
+constexpr typename Register<S>::I kSign = typename Register<S>::I{} + (sizeof(S) == 4 ? INT32_MIN : INT64_MIN);
 template <class S> inline Vec<S> magnitude(Vec<S> x) { return (Vec<S>)((typename Register<S>::I)x & ~kSign<S>); }
 template <class S> inline Vec<S> with_sign(Vec<S> x, Vec<S> y) {
   typedef typename Register<S>::I I;
@@ -176,14 +185,16 @@ template <class S> inline Vec<S> with_sign(Vec<S> x, Vec<S> y) {
 
 // ---- Functions of one number
 //
-// Each states its worst error in units in the last place (ULP), measured over 10^6 numbers, all powers of two and the ends of the
-// range among them (tests/test_accuracy.py), and the range in which that holds.
+// Each states its worst error in units in the last place (ULP), measured over 10^6 numbers, all powers of two and the
+// ends of the range among them (tests/test_accuracy.py), and the range in which that holds.
 
 // The parts of e^x: x = n ln 2 + r with n whole and |r| <= ln 2 / 2, and rest = (e^r - 1 - r) / r^2, so that
-// e^x = 2^n (1 + r + rest r^2). Float: a polynomial of least squares, relative error of e^r 3e-9; double: Taylor's of degree 13,
-// relative error below 1e-17. n is rounded by adding and subtracting 1.5 2^23 (double: 1.5 2^52), whose last bit is worth 1.
-// Range: |x| <= 88 (double: 710); the callers clamp.
-template <class V> struct Exponential { V n, r, rest; };
+// e^x = 2^n (1 + r + rest r^2). Float: a polynomial of least squares, relative error of e^r 3e-9; double: Taylor's of
+// degree 13, relative error below 1e-17. n is rounded by adding and subtracting 1.5 2^23 (double: 1.5 2^52), whose last
+// bit is worth 1. Range: |x| <= 88 (double: 710); the callers clamp.
+template <class V> struct Exponential {
+  V n, r, rest;
+};
 inline Exponential<Vec<float>> exponential(Vec<float> x) {
   const Vec<float> n = (x * 1.44269504088896341f + 12582912.f) - 12582912.f;
   const Vec<float> r = (x - n * 0.693145751953125f) - n * 1.428606820309417e-06f;
@@ -202,7 +213,8 @@ inline Exponential<Vec<double>> exponential(Vec<double> x) {
   return {n, r, p};
 }
 
-// x 2^n, exact unless the result is denormal or overflows to infinity. Range: n whole in [-126, 128] (double: [-1022, 1024]).
+// x 2^n, exact unless the result is denormal or overflows to infinity. Range: n whole in [-126, 128] (double: [-1022,
+// 1024]).
 inline Vec<float> scaled(Vec<float> x, Vec<float> n) {
 #if defined(__AVX512F__)
   return (Vec<float>)_mm512_scalef_ps((__m512)x, (__m512)n);
@@ -222,21 +234,23 @@ inline Vec<double> scaled(Vec<double> x, Vec<double> n) {
 #endif
 }
 
-// e^x. 1.5 ULP for x in [-87, 88] (double: [-708, 709]); about e^-87 or 0 below, infinity from 89 (710) on, NaN for NaN.
+// e^x. 1.5 ULP for x in [-87, 88] (double: [-708, 709]); about e^-87 or 0 below, infinity from 89 (710) on, NaN for
+// NaN.
 template <class S> inline Vec<S> exp(Vec<S> x) {
   constexpr bool is_float = sizeof(S) == 4;
   const auto e = exponential(at_most(at_least(x, is_float ? S(-87) : S(-708)), is_float ? S(89) : S(710)));
   return scaled((e.rest * e.r + 1) * e.r + 1, e.n);
 }
 
-// 1 / (1 + e^-x). 2.5 ULP for all x whose result is a normal number; where it would be denormal the result may be 0. Exactly 0
-// below -89 (double: -710), as torch's: otherwise the smallest slope times the largest input would be no small number.
+// 1 / (1 + e^-x). 2.5 ULP for all x whose result is a normal number; where it would be denormal the result may be 0.
+// Exactly 0 below -89 (double: -710), as torch's: otherwise the smallest slope times the largest input would be no
+// small number.
 template <class S> inline Vec<S> sigmoid(Vec<S> x) { return 1 / (1 + exp<S>(-x)); }
 
 // tanh x. 2.2 ULP (double: 2.6) for all x; odd, and exactly 1 from 9.02 (19.1) on.
 //
-// With e = e^-2|x| it is (1 - e) / (1 + e), the difference taken without cancellation; and 1 - 2e / (1 + e) where the result is
-// above 1/2, so that the slope 1 - tanh^2 is as accurate as the digits of tanh allow.
+// With e = e^-2|x| it is (1 - e) / (1 + e), the difference taken without cancellation; and 1 - 2e / (1 + e) where the
+// result is above 1/2, so that the slope 1 - tanh^2 is as accurate as the digits of tanh allow.
 template <class S> inline Vec<S> tanh(Vec<S> x) {
   const Vec<S> a = magnitude<S>(x);
   const auto e = exponential(at_least(a * S(-2), S(-40)));

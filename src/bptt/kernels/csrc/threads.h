@@ -18,14 +18,17 @@ inline void spin_pause() {
 #endif
 }
 
-// The workers of a group wait here for each other, once or twice a step. Each publishes how often it has arrived, its epoch,
-// in a cache line of its own.
+// The workers of a group wait here for each other, once or twice a step. Each publishes how often it has arrived, its
+// epoch, in a cache line of its own.
 class Barrier {
  public:
-  struct alignas(64) Epoch { int64_t reached; };
+  struct alignas(64) Epoch {
+    int64_t reached;
+  };
   Barrier(Epoch* epochs, int workers) : epochs_(epochs), workers_(workers) {}
 
-  // Workers [first, last), whom this thread plays, have arrived for the `epoch`-th time: waits until all others have too.
+  // Workers [first, last), whom this thread plays, have arrived for the `epoch`-th time: waits until all others have
+  // too.
   void wait(int first, int last, int64_t epoch) const {
     for (int i = first; i < last; ++i) __atomic_store_n(&epochs_[i].reached, epoch, __ATOMIC_RELEASE);
     for (int i = 0; i < workers_; ++i)
@@ -44,8 +47,8 @@ class Barrier {
   const int workers_;
 };
 
-// Runs work(begin, end) over pieces of [0, count), at most one piece a thread and all at the same time. The work may throw
-// bad_alloc alone; torch turns an exception into a number.
+// Runs work(begin, end) over pieces of [0, count), at most one piece a thread and all at the same time. The work may
+// throw bad_alloc alone; torch turns an exception into a number.
 template <class F> void parallel(bptt_parallel_for torch, int64_t count, F work) {
   if (count <= 1) return work(int64_t(0), count);
   auto call = [](int64_t begin, int64_t end, void* context) { (*static_cast<F*>(context))(begin, end); };

@@ -1,8 +1,8 @@
 // The gradients of the parameters: products over all rows of a block, added up over the blocks.
 //
-// Each is a sum over all rows. In one running sum the rounding would grow with their number, and a float sum of 2^24 ones would stay
-// there. So short runs of rows are summed on their own and added up, and of many rows the sum so far goes to one in double from time
-// to time.
+// Each is a sum over all rows. In one running sum the rounding would grow with their number, and a float sum of 2^24
+// ones would stay there. So short runs of rows are summed on their own and added up, and of many rows the sum so far
+// goes to one in double from time to time.
 #pragma once
 #include "schedule.h"
 
@@ -11,7 +11,7 @@ namespace {
 
 constexpr int64_t kRowsPerRun = 512, kBiasRowsPerRun = 64;  // rows that are summed on their own
 constexpr int64_t kRowsPerFloatSum = 8192;                  // rows after which a float sum goes to the one in double
-constexpr int64_t kWeightRowsPerPacking = 96;               // rows of a weight gradient that share one packing of the features
+constexpr int64_t kWeightRowsPerPacking = 96;  // rows of a weight gradient that share one packing of the features
 
 // What the loop over time leaves of a block of steps, row by row.
 template <class W> struct BackwardBlock {
@@ -30,7 +30,8 @@ template <class W> struct BackwardBlock {
   S* dz_hidden() const { return separate ? separate : dz; }
 };
 
-// Columns of a matrix, to be interleaved as the micro-kernel takes them: row after row the kMR (or fewer) numbers of a tile.
+// Columns of a matrix, to be interleaved as the micro-kernel takes them: row after row the kMR (or fewer) numbers of a
+// tile.
 template <class W> struct InterleavedTile {
   using S = Sum<W>;
   W* to;
@@ -38,7 +39,8 @@ template <class W> struct InterleavedTile {
   const S* start[kMR];  // of each column
 
   bool adjacent() const { return columns == kMR && start[columns - 1] == start[0] + columns - 1; }
-  // Appends the numbers `row` behind the starts and, where an element holds two, those `next` behind them, if there are any.
+  // Appends the numbers `row` behind the starts and, where an element holds two, those `next` behind them, if there are
+  // any.
   void append(int64_t row, int64_t next, bool has_next) {
     if (adjacent() && kPer<W> == 1) std::memcpy(to, start[0] + row, sizeof(W) * kMR);
     else if (adjacent() && has_next)
@@ -49,8 +51,8 @@ template <class W> struct InterleavedTile {
   }
 };
 
-// Interleaves columns column(q), q in [first, last), of R rows `stride` apart: tile by tile [elements(R)][rows of the tile]. Several
-// tiles at a time, so that they share the cache lines of a row.
+// Interleaves columns column(q), q in [first, last), of R rows `stride` apart: tile by tile [elements(R)][rows of the
+// tile]. Several tiles at a time, so that they share the cache lines of a row.
 template <class W, class S, class F>
 void interleave(const S* from, int64_t stride, int64_t R, int64_t first, int64_t last, F column, W* to) {
   constexpr int kAtATime = 8;
@@ -92,8 +94,8 @@ template <class W> class WeightGradient {
   const Schedule<W>& schedule_;
   const BackwardBlock<W>& block_;
   const S* const zeros_;
-  Buffer<double> in_double_;     // sums of earlier rows; none where rows are few, or S is double
-  bool begins_ = true;           // the next rows begin the sums
+  Buffer<double> in_double_;  // sums of earlier rows; none where rows are few, or S is double
+  bool begins_ = true;        // the next rows begin the sums
   int64_t rows_in_float_ = 0;
 
   // The gradient of one parameter, [size / width, width].
@@ -106,9 +108,7 @@ template <class W> class WeightGradient {
   Gradient d_b_ih() const { return {l.numbers(p.d_b_ih), 1, l.G * l.H}; }
   Gradient d_b_hh() const { return {l.numbers(p.d_b_hh), 1, l.G * l.H}; }
   Gradient d_w_hr() const { return {l.numbers(p.d_w_hr), l.H, p.projected ? l.P * l.H : 0}; }
-  int64_t parameters() const {
-    return d_w_ih().size + d_w_hh().size + d_b_ih().size + d_b_hh().size + d_w_hr().size;
-  }
+  int64_t parameters() const { return d_w_ih().size + d_w_hh().size + d_b_ih().size + d_b_hh().size + d_w_hr().size; }
 
   // Adds the sums so far to those in double; the last time, the totals come back as S.
   void add_to_double(bool is_last) {
@@ -155,7 +155,8 @@ template <class W> class WeightGradient {
     return sizeof(W) * (left_size(R, weight_rows) + panel_size(R) + (p.projected ? left_size(R, l.P) : 0));
   }
 
-  // Of rows [first, last) of W_ih, W_hh and the biases, from R rows of the block; the first of them also of the projection.
+  // Of rows [first, last) of W_ih, W_hh and the biases, from R rows of the block; the first of them also of the
+  // projection.
   void add_to_weight_rows(int64_t row, int64_t R, int64_t first, int64_t last) const {
     const S *dz = block_.dz + row * l.G * l.U, *dz_hidden = block_.dz_hidden() + row * l.G * l.U;
     auto column = [&](int64_t q) { return q / l.H * l.U + q % l.H; };  // of row q of the weights, in dz
@@ -179,10 +180,11 @@ template <class W> class WeightGradient {
   // Without separate gates both biases have the same gradient.
   bool b_hh_is_copied() const { return !l.cell.separate_gates && p.d_b_ih && p.d_b_hh; }
 
-  // to[q][f] (+)= sum_n left[n][q] features(n)[f] for rows q in [first, last) of a weight, n in [0, R), run by run; `panel` is room
-  // for a packed panel.
+  // to[q][f] (+)= sum_n left[n][q] features(n)[f] for rows q in [first, last) of a weight, n in [0, R), run by run;
+  // `panel` is room for a packed panel.
   template <class F>
-  void accumulate(const W* left, int64_t R, int64_t first, int64_t last, W* panel, F features, const Gradient& to) const {
+  void accumulate(const W* left, int64_t R, int64_t first, int64_t last, W* panel, F features,
+                  const Gradient& to) const {
     constexpr int L = kLanes<S>;
     for (int64_t f = 0; to.total && f < to.width; f += kNR * L) {
       const Packed<W> packed{panel, R, least<int64_t>(to.width - f, kNR * L), kNR * L};
