@@ -134,7 +134,7 @@ template <class W> class Backward {
     // With separate gates the pointwise part has left in dh what does not pass through W_hh.
     if (l.cell.separate_gates) product(scratch, range.count, columns, dh, dh, dz_times_w_hh);
     else product(scratch, range.count, columns, l.from_zero(), dh, dz_times_w_hh);
-    if (p.cut) stop_at_resets(t, range.count, slice);
+    if (p.reset) stop_at_resets(t, range.count, slice);
   }
 
   // dh of the outputs, then d_raw = dh W_hr.
@@ -186,7 +186,7 @@ template <class W> class Backward {
   // No gradient passes to the state before a reset.
   void stop_at_resets(int64_t t, int64_t count, const WorkerSlice& slice) const {
     for (int64_t r = slice.first; r < slice.first + count; ++r) {
-      if (!p.cut[l.offset(t) + r]) continue;
+      if (!p.reset[l.offset(t) + r]) continue;
       fill_zero(dh_ + r * P_padded + slice.output, slice.output_end - slice.output);
       if (l.has_c()) fill_zero(dc_ + r * l.U + slice.unit, slice.unit_end - slice.unit);
     }

@@ -61,7 +61,7 @@ template <class W> class Layer {
   Buffer<S> zeros_;
 
   const S* before(int64_t t, int64_t r, const void* initial, const void* all, int64_t width) const {
-    if (p.cut && p.cut[offset(t) + r]) return zeros_;
+    if (p.reset && p.reset[offset(t) + r]) return zeros_;
     const int64_t s = p.reverse ? t + 1 : t - 1;
     if (s < 0 || s >= p.steps || r >= sequences(s)) return numbers(initial) + r * width;
     return numbers(all) + (offset(s) + r) * width;

@@ -19,7 +19,7 @@ typedef struct {
   int64_t h_is_known;      // 1: forward finds c and gates alone, from the outputs h
   int64_t threads;
   const int64_t* offsets;  // T+1   rows of step t are offsets[t] .. offsets[t+1]; null: B in every step
-  const uint8_t* cut;      // N     1 where the state before this row is zero; or null
+  const uint8_t* reset;    // N     1 where the state before this row is zero; or null
   const void* x;           // N,D
   const void *w_ih, *w_hh, *b_ih, *b_hh, *w_hr;  // as torch.nn has them; biases and projection may be null
   const void *h0, *c0;                           // B,P  B,H

@@ -75,7 +75,7 @@ template <class W> class WeightGradient {
       : l(layer), p(layer.p), schedule_(schedule), block_(block), zeros_(layer.zeros()),
         in_double_(memory, sizeof(S) == 4 && p.d_w_ih && layer.N > 4 * kRowsPerFloatSum ? parameters() : 0) {
     in_double_.zero();
-    if (p.d_w_ih) memory.count(p.threads * worker_bytes());
+    if (p.d_w_ih) memory.count(bytes_of_workers());
   }
 
   void add_block() {
@@ -131,11 +131,13 @@ template <class W> class WeightGradient {
     });
   }
 
+  int64_t threads_for_rows(int64_t R) const { return schedule_.threads_for(R * l.G * l.U * (l.D + l.P) / kLanes<S>); }
+
   // Adds what `count` rows of the block contribute, from `row` on.
   void add_rows(int64_t row, int64_t count) {
     const bool is_full = rows_in_float_ && rows_in_float_ + count > kRowsPerFloatSum;
     if (in_double_ && is_full) add_to_double(false);
-    const int64_t rows = l.G * l.H, threads = schedule_.threads_for(count * l.G * l.U * (l.D + l.P) / kLanes<S>);
+    const int64_t rows = l.G * l.H, threads = threads_for_rows(count);
     const int64_t rows_per_thread = (rows + threads * kMR - 1) / (threads * kMR) * kMR;
     schedule_.run_parallel(threads, [&](int64_t begin, int64_t end) {
       const int64_t first = begin * rows_per_thread, last = least(end * rows_per_thread, rows);
@@ -149,10 +151,10 @@ template <class W> class WeightGradient {
   // A worker's own buffers: R rows of the left-hand side, interleaved, and one packed panel of the features.
   static int64_t left_size(int64_t R, int64_t weight_rows) { return elements<W>(R) * weight_rows; }
   static int64_t panel_size(int64_t R) { return Packed<W>::size(R, kNR * kLanes<S>); }
-  int64_t worker_bytes() const {
+  int64_t bytes_of_workers() const {
     const int64_t R = least(schedule_.block_rows(), kRowsPerFloatSum);
-    const int64_t weight_rows = least(l.G * l.H, kWeightRowsPerPacking);
-    return sizeof(W) * (left_size(R, weight_rows) + panel_size(R) + (p.projected ? left_size(R, l.P) : 0));
+    const int64_t each = left_size(R, least(l.G * l.H, kWeightRowsPerPacking)) + panel_size(R);
+    return sizeof(W) * (threads_for_rows(R) * each + (p.projected ? left_size(R, l.P) : 0));
   }
 
   // Of rows [first, last) of W_ih, W_hh and the biases, from R rows of the block; the first of them also of the
