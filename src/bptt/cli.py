@@ -149,7 +149,7 @@ def _train(arguments: list[str]) -> int:
 
 
 def _resume(folder: Path, task: str | None, arguments: list[str]) -> int:
-    from bptt.train.storage.run_folder import read_config
+    from bptt.train.storage.config import read_config
 
     config = read_config(folder)
     kind = type(config.options)
@@ -166,19 +166,19 @@ def _guarded(work: Callable[[], int]) -> int:
     """The exit code of a training, also where it ends in one of the ways that a training can."""
     from torch import OutOfMemoryError
 
-    from bptt.train.distributed import LostProcess, Processes, SaidElsewhere
-    from bptt.train.loop import Diverged
+    from bptt.train.distributed import AlreadyReported, ProcessDied, Processes
+    from bptt.train.events import Diverged
 
     try:
         code = work()
         if code > 128:  # stopped by a signal, which torchrun repeats: it must not meet the process in its last moments
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         return code
-    except SaidElsewhere:
+    except AlreadyReported:
         return 2
     except Diverged as error:
         return _fail(str(error), code=1) if Processes.number() == 0 else 1
-    except LostProcess as error:
+    except ProcessDied as error:
         return _fail(str(error)) if Processes.number() == 0 else 2
     except (MemoryError, OutOfMemoryError) as error:
         return _fail(_out_of_memory(error))
@@ -328,7 +328,7 @@ def _run_and_options(kind: type[Any], program: str, arguments: list[str]) -> tup
     about = "The folder that `bptt train` made."
     run = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN", help=about)]
     parsed = _parse(_with_plain_help(kind, ("run", run)), program, arguments)
-    from bptt.train.storage.run_folder import read_config
+    from bptt.train.storage.config import read_config
 
     read_config(parsed.run)  # says what is wrong with it before torch is loaded
     return parsed.run, kind(**_values(parsed, kind))
@@ -375,7 +375,7 @@ def _own(run: Path | None, options: ExplainOptions) -> dict[str, Any] | None:
                 f"--{given[0]} is of a run: give its folder, `bptt explain RUN --{given[0]} …`, or leave it out"
             )
         return None
-    from bptt.train.storage.run_folder import read_config
+    from bptt.train.storage.config import read_config
 
     read_config(run)  # says what is wrong with it before torch is loaded
     from bptt.train.explain import own_of_run

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 T = TypeVar("T")
+Json = dict[str, Any]
+"""A JSON object as Python reads it."""
 
 MANY = 10**15
 """No count of steps, updates or characters that a run can reach is larger."""

@@ -3,7 +3,8 @@
 import importlib
 
 from bptt.options import TrainOptions
-from bptt.tasks.base import Batch, Json, Shard, Sizes, Stream, Task
+from bptt.tasks.base import Batch, Shard, Sizes, Stream, Task
+from bptt.typed import Json
 
 
 def task_class(name: str) -> type[Task]:

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from bptt.options import PredictOptions
-from bptt.tasks.base import Json, Shard, Sizes
+from bptt.tasks.base import Shard, Sizes
 from bptt.tasks.synthetic import Drawn, Synthetic, answers, check_examples, examples
+from bptt.typed import Json
 
 CHANCE = 1 / 6  # mean squared error of always answering 1: the variance of the sum of two uniform numbers, 2 · 1/12
 

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bptt.options import PredictOptions
-
-Json = dict[str, Any]
+from bptt.typed import Json
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from bptt.network import Softmax
 from bptt.options import PredictOptions
-from bptt.tasks.base import Json, Shard, Sizes
+from bptt.tasks.base import Shard, Sizes
 from bptt.tasks.synthetic import Drawn, Synthetic, answers, check_examples, examples
+from bptt.typed import Json
 
 ITEMS, KINDS = 10, 8  # ten symbols to remember, each one of eight
 BLANK, DELIMITER = KINDS, KINDS + 1

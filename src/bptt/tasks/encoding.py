@@ -20,10 +20,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from bptt.tasks.base import Json
 from bptt.tasks.reading.panel import Member
 from bptt.tasks.reading.scaling import Scaling, first_far
 from bptt.tasks.yardsticks import lags
+from bptt.typed import Json
 
 NOISE = 1e-9
 """What varies by less, in standard deviations of the target, is the rounding of numbers and not learned from."""

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from bptt.errors import InputError
 from bptt.options import LabelsOptions, PredictOptions
-from bptt.tasks.base import Batch, Json, Shard, Sizes, Stream, Task
+from bptt.tasks.base import Batch, Shard, Sizes, Stream, Task
 from bptt.tasks.reading.csv_and_parquet import csv_line, read_table
 from bptt.tasks.reading.scaling import Scaling
 from bptt.tasks.reading.sequences import Sequences, check_near, check_varies, from_table, input_columns, scaling_of
 from bptt.tasks.reading.ts import read_ts
+from bptt.typed import Json
 
 VALIDATION_SHARE = 0.15
 """Share of the training sequences of each class that is held out for validation."""

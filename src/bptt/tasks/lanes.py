@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from bptt.errors import InputError
-from bptt.tasks.base import Batch, Json, Shard, Stream
+from bptt.tasks.base import Batch, Shard, Stream
 from bptt.tasks.reading.characters import START, UNKNOWN, Characters, Ints, Symbols, Vocabulary
+from bptt.typed import Json
 
 WARM_UP = 256  # characters of context that a lane of the held-out part reads before the first that it is judged by
 

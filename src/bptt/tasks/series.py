@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from bptt.errors import InputError
 from bptt.options import PredictOptions, SeriesOptions
-from bptt.tasks.base import Batch, Json, Shard, Sizes, Stream, Task
+from bptt.tasks.base import Batch, Shard, Sizes, Stream, Task
 from bptt.tasks.encoding import Encoding, Tape
 from bptt.tasks.reading.csv_and_parquet import csv_line, read_table
 from bptt.tasks.reading.panel import Columns, Member, Panel, check_vary, check_width, divide, read_panel, same_spacing
 from bptt.tasks.reading.scaling import FAR
 from bptt.tasks.reading.times import Spacing, is_month_end, write_moment
 from bptt.tasks.yardsticks import find_season
+from bptt.typed import Json
 
 WARM_UP = 256
 """Steps that a window of the validation part reads before the first that it is judged by."""

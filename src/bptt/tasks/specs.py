@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from bptt.options import TrainOptions
-from bptt.tasks.base import Json, Sizes
+from bptt.tasks.base import Sizes
 from bptt.tasks.reading.characters import CODE_POINTS
-from bptt.typed import Items, Names, Positive, Scale, Unexpected, convert
+from bptt.typed import Items, Json, Names, Positive, Scale, Unexpected, convert
 
 _LONGEST_STEP = 3.2e18  # microseconds (100,000 years), or months: what dates can be counted in
 

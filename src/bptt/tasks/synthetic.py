@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from bptt.errors import InputError
 from bptt.options import AddingOptions, CopyOptions, PredictOptions
-from bptt.tasks.base import Batch, Json, Shard, Stream, Task
+from bptt.tasks.base import Batch, Shard, Stream, Task
+from bptt.typed import Json
 
 VALIDATION_SEQUENCES = 1000
 _TRAINING, _VALIDATION, _EXAMPLES = range(3)  # each draws from generators of its own

@@ -14,10 +14,11 @@ from bptt.errors import InputError
 from bptt.network import Softmax
 from bptt.options import PredictOptions, TextOptions
 from bptt.reading import encoding_name, kind_of_binary
-from bptt.tasks.base import Batch, Json, Shard, Sizes, Task
+from bptt.tasks.base import Batch, Shard, Sizes, Task
 from bptt.tasks.lanes import TextStream, held_out_batches
 from bptt.tasks.reading.characters import START, UNKNOWN, Characters, Vocabulary, code_points
 from bptt.tasks.reading.corpus import find_documents, one_document, read_bytes, split
+from bptt.typed import Json
 
 SAMPLE_LENGTH = 500
 CONTEXT = 2000  # characters of a file's end that a continuation is read from

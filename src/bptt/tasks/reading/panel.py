@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bptt.errors import InputError
-from bptt.tasks.base import Json
 from bptt.tasks.reading.csv_and_parquet import Table, split_names
 from bptt.tasks.reading.scaling import NARROW, narrow_column
 from bptt.tasks.reading.times import Moment, Notation, Spacing, Times, read_times
+from bptt.typed import Json
 
 Values = NDArray[np.float64]
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bptt.tasks.base import Json
+from bptt.typed import Json
 
 Values = NDArray[np.float64]
 

@@ -15,8 +15,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from bptt.errors import InputError
-from bptt.tasks.base import Json
 from bptt.tasks.reading.csv_and_parquet import Table, short
+from bptt.typed import Json
 
 Ticks = NDArray[np.int64]
 Moment = int | float | Fraction
