@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from bptt.errors import InputError
 from bptt.network import Softmax
 from bptt.options import PredictOptions, TextOptions
-from bptt.reading import encoding_name, kind_of_binary
 from bptt.tasks.base import Batch, Shard, Sizes, Task
 from bptt.tasks.reading.characters import Characters
 from bptt.tasks.reading.corpus import find_documents, one_document, read_bytes, split
+from bptt.tasks.reading.user_files import encoding_name, kind_of_binary
 from bptt.tasks.reading.vocabulary import START, UNKNOWN, Vocabulary, code_points
 from bptt.tasks.scoring.compression import unigram_entropy, xz_bits
 from bptt.tasks.streams.text import TextStream, held_out_batches

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bptt.errors import InputError
-from bptt.reading import encoding_name, kind_of_binary
 from bptt.tasks.reading.corpus import Document, changed, read_bytes
+from bptt.tasks.reading.user_files import encoding_name, kind_of_binary
 from bptt.tasks.reading.vocabulary import CODE_POINTS, START, Symbols, Vocabulary, code_points
 
 Ints = npt.NDArray[np.int64]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bptt.errors import InputError
-from bptt.reading import LONGEST_MARK, encoding_name, encoding_of, open_regular
+from bptt.tasks.reading.user_files import LONGEST_MARK, encoding_name, encoding_of, open_regular
 
 HELD_OUT_SHARE = 0.05
 HELD_OUT_BYTES = 300_000  # at most: the final validation is to take a few seconds only, however large the text

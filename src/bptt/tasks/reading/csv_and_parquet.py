@@ -20,8 +20,8 @@ from pathlib import Path
 import polars as pl
 
 from bptt.errors import InputError
-from bptt.reading import decode, open_regular
 from bptt.tasks.reading.table import Table, one_line, repeated
+from bptt.tasks.reading.user_files import decode, open_regular
 
 
 def read_table(path: Path) -> Table:

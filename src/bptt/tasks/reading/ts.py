@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from bptt.errors import InputError
-from bptt.reading import lines
 from bptt.tasks.reading.csv_and_parquet import read_text
 from bptt.tasks.reading.sequences import SequenceSet, Values
 from bptt.tasks.reading.table import EXTREME, first_extreme, short
+from bptt.tasks.reading.user_files import lines
 
 _FLAGS = {"true": True, "false": False}
 
