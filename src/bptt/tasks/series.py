@@ -199,9 +199,8 @@ def _check_like_training(panel: Panel, spec: Json, columns: Columns, encoding: E
 
 def _times_ahead(panel: Panel, spec: Json, steps: int) -> list[list[str]]:
     """Return for each series the times of its next steps, as they are written; without a time column, row numbers."""
-    month_ends = bool(
-        (spec["times"]["spacing"] or {}).get("month_end")
-    )  # of three rows on the 30th the run may know better
+    trained = spec["times"]["spacing"] or {}
+    month_ends = bool(trained.get("month_end"))  # which three rows on the 30th alone do not show
     out = []
     for s in panel.series:
         assert s.spacing is not None  # every series has two rows

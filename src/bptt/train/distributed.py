@@ -109,9 +109,10 @@ class Processes:
         return Shard(self.rank, self.world)
 
     def run_on_all(self, work: Callable[[], T]) -> T:
-        """Return work(), which every process calls; if it fails in any of them, all raise the same error.
+        """Return work(), which every process calls; if it fails in any of them, all raise an error of the same message.
 
-        Raises InputError in the first process, which prints it, and AlreadyReported in the others.
+        That is an InputError in the first process, which prints it, and AlreadyReported in the others; with one process it
+        is the error of work() itself.
         """
         if self.world == 1:
             return work()

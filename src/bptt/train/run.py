@@ -52,7 +52,7 @@ def start(options: TrainOptions) -> int:
         with run_folder.locked(folder) if processes.first else nullcontext():
             if processes.first:
                 run_folder.check_out(options.out)  # once more, now that no other process can make a run there
-                write_config(folder, _config(options, training.task))
+                write_config(folder, _config_of(options, training.task))
                 _say(f"{folder}: {_describe(training)}")
             return _run(training, folder, None)
 
@@ -66,17 +66,17 @@ def resume(folder: Path, config: Config, options: TrainOptions) -> int:
         options: its options, but perhaps with another budget, device or place of the data.
     """
     with _processes(options) as processes, run_folder.locked(folder) if processes.first else nullcontext():
-        checkpoint = processes.run_on_all(lambda: _checkpoint(folder, config, options))
+        checkpoint = processes.run_on_all(lambda: _last_checkpoint(folder, config, options))
         if checkpoint is not None and _is_complete(folder, options, checkpoint):
             if processes.first:
                 _say_finished(folder, options, checkpoint.state)
             return 0
-        task = processes.run_on_all(lambda: _same_task(options, folder, config))
+        task = processes.run_on_all(lambda: _read_same_data(options, folder, config))
         training = processes.run_on_all(lambda: _prepare(options, task, processes, checkpoint, folder))
         processes.run_on_all(lambda: _restore(training, folder, checkpoint))
         if processes.first:
             run_folder.remove_leftovers(folder)
-            write_config(folder, _config(options, training.task))
+            write_config(folder, _config_of(options, training.task))
             _say(f"{folder}: going on at step {training.state.step:,}: {_describe(training)}")
         return _run(training, folder, checkpoint)
 
@@ -101,7 +101,7 @@ def _processes(options: TrainOptions) -> Iterator[Processes]:
         processes.leave()
 
 
-def _same_task(options: TrainOptions, folder: Path, config: Config) -> Task:
+def _read_same_data(options: TrainOptions, folder: Path, config: Config) -> Task:
     """Read the data again. Raises InputError if they have changed: else the run folder would seem to be damaged."""
     task = make_task(options)
     remedy = "say where they are now with --data PATH, or train a new run on these"
@@ -133,11 +133,11 @@ def _prepare(
     return Training(options, task, processes)
 
 
-def _config(options: TrainOptions, task: Task) -> Config:
+def _config_of(options: TrainOptions, task: Task) -> Config:
     return Config(options, asdict(task.sizes()), task.spec(), task.fingerprint(), task.metric, task.unit)
 
 
-def _checkpoint(folder: Path, config: Config, options: TrainOptions) -> Checkpoint | None:
+def _last_checkpoint(folder: Path, config: Config, options: TrainOptions) -> Checkpoint | None:
     """Return the run's checkpoint; None if it was killed before its first one, when nothing was trained yet.
 
     Raises InputError if it cannot be read, if config.json makes no sense, or the data are no longer where that says.
@@ -165,7 +165,7 @@ def _restore(training: Training, folder: Path, checkpoint: Checkpoint | None) ->
 
 def _run(training: Training, folder: Path, checkpoint: Checkpoint | None) -> int:
     """Train to the end, or until a signal comes. Returns the exit code. Errors say which checkpoint is kept."""
-    record = _record(training, folder, checkpoint)
+    record = _open_record(training, folder, checkpoint)
     try:
         if training.processes.first:
             # They are of the training so far. The checkpoint holds its weights, and the metrics go on from there.
@@ -197,7 +197,7 @@ def _conclude(training: Training, folder: Path, record: Record, finished: bool) 
         _say(f"stopped at step {training.state.step:,}; go on with: bptt train --resume {folder}")
 
 
-def _record(training: Training, folder: Path, checkpoint: Checkpoint | None) -> Record:
+def _open_record(training: Training, folder: Path, checkpoint: Checkpoint | None) -> Record:
     """Open the metrics and the display of a run."""
     first = training.processes.first
     progress = make_progress(Wording.of(training.task), training.budget, training.state.elapsed, sys.stderr, first)
