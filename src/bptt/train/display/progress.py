@@ -15,7 +15,7 @@ _SMOOTHING = 0.95  # the loss that is shown is a running mean over some 20 updat
 
 
 @dataclass(frozen=True)
-class Figures:
+class Status:
     """What is shown at one moment: training loss and validation in the task's metric, and the pace."""
 
     step: int
@@ -42,7 +42,7 @@ class Progress(ABC):
         self._mean: float | None = None
         self._elapsed_before = elapsed
         self._began = self._shown = time.monotonic()
-        self._steps = self._counted = self._steps_shown = 0
+        self._steps = self._counted = 0
         self._speed = 0.0
 
     def update(self, update: Update) -> None:
@@ -52,20 +52,20 @@ class Progress(ABC):
         self._mean = update.loss if self._mean is None else _SMOOTHING * self._mean + (1 - _SMOOTHING) * update.loss
         now = time.monotonic()
         if now - self._shown >= self.interval:
-            self.show(self._figures(update, now))
+            self.show(self._status(update, now))
             self._shown, self._counted = now, 0
 
     def validation(self, validation: Validation) -> None:
         """Take in a validation, which is shown from the next refresh on."""
         self._validation = validation.score
 
-    def _figures(self, update: Update, now: float) -> Figures:
+    def _status(self, update: Update, now: float) -> Status:
         session = now - self._began
         recent = self._counted / (now - self._shown)
         self._speed = recent if self._speed == 0 else 0.7 * self._speed + 0.3 * recent
         left = self._budget.seconds_left(update.step, self._elapsed_before + session, session / self._steps)
         assert self._mean is not None
-        return Figures(
+        return Status(
             update.step,
             update.spent,
             self.wording.score(self._mean),
@@ -75,17 +75,17 @@ class Progress(ABC):
             left,
         )
 
-    def describe(self, f: Figures) -> str:
-        """Return the figures in one line: "0.61 bits per character · validation 0.7 · 9,000 characters/s · …"."""
-        validation = "" if f.validation is None else f" · validation {f.validation:.4g}"
+    def describe(self, status: Status) -> str:
+        """Return the status in one line: "0.61 bits per character · validation 0.7 · 9,000 characters/s · …"."""
+        validation = "" if status.validation is None else f" · validation {status.validation:.4g}"
         return visible(
-            f"{f.score:.4g} {self.wording.metric}{validation} · {f.speed:,.0f} {self.wording.unit}/s · "
-            f"gradient {f.grad_norm:.2g}"
+            f"{status.score:.4g} {self.wording.metric}{validation} · {status.speed:,.0f} {self.wording.unit}/s · "
+            f"gradient {status.grad_norm:.2g}"
         )
 
     @abstractmethod
-    def show(self, figures: Figures) -> None:
-        """Show the figures."""
+    def show(self, status: Status) -> None:
+        """Show the status."""
 
     @abstractmethod
     def close(self) -> None:
@@ -97,7 +97,7 @@ class Silent(Progress):
 
     interval = 3600.0
 
-    def show(self, figures: Figures) -> None:
+    def show(self, status: Status) -> None:
         """Do nothing."""
 
     def close(self) -> None:
@@ -113,11 +113,11 @@ class Lines(Progress):
         super().__init__(wording, budget, elapsed)
         self._stream = stream
 
-    def show(self, figures: Figures) -> None:
+    def show(self, status: Status) -> None:
         """Print one line."""
-        left = clock(figures.seconds_left)
+        left = clock(status.seconds_left)
         with contextlib.suppress(BrokenPipeError):  # nobody reads the lines: that is no reason to stop training
-            print(f"step {figures.step:,} · {self.describe(figures)} · {left} left", file=self._stream, flush=True)
+            print(f"step {status.step:,} · {self.describe(status)} · {left} left", file=self._stream, flush=True)
 
     def close(self) -> None:
         """Do nothing."""
@@ -136,8 +136,8 @@ class Live(Progress):
         self._screen = Screen(console=Console(file=stream), auto_refresh=False, transient=True)
         self._screen.start()
 
-    def show(self, figures: Figures) -> None:
-        """Draw a bar, and the figures below it."""
+    def show(self, status: Status) -> None:
+        """Draw a bar, and the status below it."""
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
@@ -146,12 +146,12 @@ class Live(Progress):
         line = Table.grid(padding=(0, 2))
         line.add_row(
             Text(self.wording.task, style="bold"),
-            f"step {figures.step:,}",
-            ProgressBar(total=1.0, completed=min(1.0, figures.spent), width=30),
-            f"{min(1.0, figures.spent):.0%}",
-            f"{clock(figures.seconds_left)} left",
+            f"step {status.step:,}",
+            ProgressBar(total=1.0, completed=min(1.0, status.spent), width=30),
+            f"{min(1.0, status.spent):.0%}",
+            f"{clock(status.seconds_left)} left",
         )
-        self._screen.update(Group(line, Text(self.describe(figures))), refresh=True)
+        self._screen.update(Group(line, Text(self.describe(status))), refresh=True)
 
     def close(self) -> None:
         """Take the lines from the screen."""
