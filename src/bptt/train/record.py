@@ -24,7 +24,7 @@ class Record:
     def __init__(
         self, folder: Path | None, metrics: Metrics | None, progress: Progress, step: int | None = None
     ) -> None:
-        """Begin to note.
+        """Take the open files and the display of a run.
 
         Args:
             folder: the run folder; None in other processes than the first.
@@ -39,7 +39,7 @@ class Record:
         self._warn_once = WarnOnce()
 
     def checkpoint_is_due(self, validated: bool = False) -> bool:
-        """True when the last checkpoint is old; after a validation, which some want to keep, that is sooner."""
+        """True when the last checkpoint is old; right after a validation it counts as old sooner."""
         return time.monotonic() - self._written >= (VALIDATED_SECONDS if validated else CHECKPOINT_SECONDS)
 
     def update(self, update: Update) -> None:

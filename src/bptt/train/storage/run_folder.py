@@ -41,7 +41,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def check_out(out: Path | None) -> None:
-    """Refuse early what `make_folder` would refuse after the data was read."""
+    """Raise InputError for a folder that `make_folder` would refuse, before the data are read."""
     if out is None:
         return
     if out.exists() and not out.is_dir():
