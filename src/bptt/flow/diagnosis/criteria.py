@@ -1,4 +1,4 @@
-"""From which numbers on something is wrong with the gradient's way through a layer, and why from these.
+"""The thresholds beyond which something is wrong with the gradient in a layer, and the reason for each.
 
 Everything is measured on data along the trajectory (`LayerFlow`), nothing on W_hh alone: a matrix of
 spectral radius < 1 may still amplify a gradient a hundredfold, and one of largest singular value > 1 may still lose it.

@@ -62,7 +62,7 @@ def _in_gradient(layer: str, trace: Trace) -> NonFinite | None:
 
 
 def _place(trace: Trace, *tensors: Tensor, last: bool = False) -> tuple[int, int] | None:
-    """(step, sample) of the first row in the order of walking (of the way back, if `last`) that is not finite."""
+    """The (step, sample) of the first row that is not finite, in the order of the walk (if `last`, of the gradient)."""
     if all(bool(t.sum().isfinite()) for t in tensors):
         return None
     bad = torch.stack([~t.isfinite().all(-1) for t in tensors]).any(0)

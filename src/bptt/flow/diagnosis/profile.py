@@ -175,7 +175,7 @@ class LayerFlow:
 
     @property
     def spans(self) -> tuple[Span, ...]:
-        """The same for each sample by itself that was looked at in these passes."""
+        """Horizon, longest lag and largest gain of each single sample that was looked at in these passes."""
         return self.reach.samples
 
     @property

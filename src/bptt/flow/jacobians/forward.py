@@ -119,7 +119,7 @@ def _states_by_the_loop(
 def _states_by_the_core(
     cell: Cell, weights: Weights, x: Tensor, state: State, active: Tensor | None, reset: Tensor | None
 ) -> tuple[State, Tensor]:
-    """As `_states_by_the_loop`, from the native core's forward pass, for sequences of one length."""
+    """Like `_states_by_the_loop`, from the native core's forward pass, for sequences of one length."""
     assert isinstance(cell, PointwiseCell)
     assert active is None
     steps, batch = x.shape[:2]

@@ -34,7 +34,7 @@ class GradientMap:
     all (t, k) add up to the full gradient of each of its parameters.
 
     Names are torch.nn's: "weight_hh_l0", "bias_ih_l1_reverse". Indices begin at 0, in time; `sample` is the place in the
-    batch. Where there is no path (padding, across a reset, k after t) a term is exactly 0. What a gradient has lost on
+    batch. Where there is no path (padding, across a reset, k after t) a term is exactly 0. What falls on
     its way below 1e-30 (float32; float64: 1e-290) of the largest ∂L(t)/∂h(t) counts as 0.
 
     Components. An LSTM's state is (h, c), so a gradient reaches step k in two parts: through h(k), that is along W_hh, and
@@ -54,16 +54,16 @@ class GradientMap:
     _layers: dict[str, "LayerTerms"]
 
     def norms(self, name: str, through: str | None = None) -> Tensor:
-        """‖term(t, k)‖₂ of a parameter, as [S, T, T] indexed [sample, t, k]."""
+        """Return ‖term(t, k)‖₂ of a parameter, as [S, T, T] indexed [sample, t, k]."""
         layer, short = self._find(name)
         return layer.dense(short, self._component(through))
 
     def rows(self, name: str, through: str | None = None) -> Tensor:
-        """Σ_k ‖term(t, k)‖ for each loss step t, [S, T]."""
+        """Return Σ_k ‖term(t, k)‖ for each loss step t, [S, T]."""
         return self.norms(name, through).sum(2)
 
     def columns(self, name: str, through: str | None = None) -> Tensor:
-        """Σ_t ‖term(t, k)‖ for each earlier step k, [S, T]."""
+        """Return Σ_t ‖term(t, k)‖ for each earlier step k, [S, T]."""
         return self.norms(name, through).sum(1)
 
     def lags(self, name: str, through: str | None = None) -> Tensor:
@@ -72,7 +72,7 @@ class GradientMap:
         return layer.by_lag(short, self._component(through))
 
     def shares(self, name: str) -> dict[str, Tensor]:
-        """By lag, the share of each component: Σ ‖its part‖ / Σ over components of the same, [S, T] each; 0 where all are 0.
+        """Return by lag each component's share: Σ ‖its part‖ / Σ over components of the same, [S, T] each; 0 where all are 0.
 
         For an LSTM {"h": ..., "c": ...}: which of the two carries the gradient over that distance.
         """
@@ -81,7 +81,7 @@ class GradientMap:
         return {c: torch.where(whole > 0, part / whole, torch.zeros_like(part)) for c, part in parts.items()}
 
     def term(self, t: int, k: int, name: str, sample: int, through: str | None = None) -> Tensor:
-        """One term itself, of the parameter's shape."""
+        """Return one term itself, of the parameter's shape."""
         return self.total(name, t=t, k=k, sample=sample, through=through)
 
     def total(
@@ -94,7 +94,7 @@ class GradientMap:
         sample: int | None = None,
         through: str | None = None,
     ) -> Tensor:
-        """The sum of all terms with this t, k, lag and sample (None: any), of the parameter's shape.
+        """Return the sum of all terms with this t, k, lag and sample (None: any), of the parameter's shape.
 
         `total(name)` is the gradient of the parameter over the samples shown; `total(name, t=t)` is ∂L(t)/∂θ.
         Raises ValueError for an index outside.

@@ -55,7 +55,7 @@ def lyapunov(
     ln R_t repeat themselves (a fixed point with complex eigenvalues, a cycle), it converges faster than any power of T;
     where they are random, its variance is twice that of the plain mean.
 
-    Error. The steps are cut into 10 blocks; the standard error of their mean follows from their spread, times √2 for
+    Error. The steps are divided into 10 blocks; the standard error of their mean follows from their spread, times √2 for
     the weights. It sees chance, not bias: a transient that has not died out, or too short a sequence.
 
     Args:

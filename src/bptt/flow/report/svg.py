@@ -1,7 +1,7 @@
 """Line and bar charts as SVG text, for pages that are read on a phone, printed, and opened without a network.
 
 Not matplotlib's: a curve of any length takes a few kilobytes here, the letters stay letters, and a chart takes a
-millisecond, so that a report may be written anew while training goes on. Title, name of what is measured, legend and
+millisecond, so that a report may be rewritten while training goes on. Title, name of what is measured, legend and
 notes are HTML around the picture, where they wrap: nothing overlaps at any width, whatever the fonts.
 """
 
@@ -19,8 +19,8 @@ from bptt.flow.report.plot import COLOURS
 _WIDTH, _HEIGHT = 380, 240  # user units; on a phone one is 0.9 CSS pixels
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54, 20, 10, 40
 _DASHES = ("", "7 4", "2 4", "9 3 2 3")  # with the colours: told apart in print without colour
-_COLUMNS = 180  # a longer curve is drawn as the lowest and highest value of so many stretches
-_MARKED = 40  # up to so many points each has a dot
+_COLUMNS = 180  # a longer curve is drawn as the lowest and highest value of this many stretches
+_MARKED = 40  # up to this many points each has a dot
 _DECADES = 12  # below the highest value, that a logarithmic axis shows
 _LARGEST = (
     1e290  # above it a value counts as infinite, below 1 / it as 0: an axis reaches a little further than its values

@@ -1,4 +1,4 @@
-"""The gradient's way back through one layer in one direction, from the states that the forward pass has left.
+"""The gradient's way back through one layer in one direction, from the states that the forward pass left behind.
 
 Given the state before each row (a shift of the outputs), the net inputs of all steps are two products without a loop, and
 so are the diagonals D of the step's derivative. What remains is linear in δ, eq. (20) (docs/equations.md):
@@ -94,7 +94,7 @@ def _steps_back(trace: Trace, steps: range, rows: slice, partials: Partials, car
 
 
 def _lstm_steps_back(trace: Trace, steps: range, rows: slice, step: fast_partials.LstmStep, carry: State) -> Tensor:
-    """As `_steps_back`, with one gradient of c: δc + q ∘ δh; two elementwise products of width H less a step."""
+    """Like `_steps_back`, with one gradient of c: δc + q ∘ δh; two elementwise products of width H less a step."""
     w_hh, w_hr, walk = trace.weights["weight_hh"], trace.weights.get("weight_hr"), trace.walk
     d_z = torch.empty_like(step.by)
     flat = d_z.flatten(1)

@@ -44,7 +44,7 @@ class Reach(NamedTuple):
 
 
 def horizon(gain: Sequence[float] | NDArray[np.float64]) -> int:
-    """The memory horizon in steps: the longest lag at which a loss step's gradient has at least 1 % of its norm."""
+    """Return the memory horizon in steps: the longest lag at which a loss step's gradient has at least 1 % of its norm."""
     arrived = np.flatnonzero(np.asarray(gain) >= REACHES)
     return int(arrived[-1]) if len(arrived) else 0
 

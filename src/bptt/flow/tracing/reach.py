@@ -58,7 +58,7 @@ class Strands:
 
 
 def strands(trace: Trace) -> Strands:
-    """Up to 8 of a trace's samples, evenly spaced."""
+    """Return up to 8 of a trace's samples, evenly spaced."""
     rows, exists, begins = _sample_rows(trace)
     walk, shape = trace.walk, rows.shape
     flat = rows.flatten()
@@ -79,12 +79,12 @@ def strands(trace: Trace) -> Strands:
 
 
 def reach(trace: Trace) -> Reach:
-    """The reach of a trace's loss steps (see `reach_of`)."""
+    """Return the reach of a trace's loss steps (see `reach_of`)."""
     return reach_of(strands(trace))
 
 
 def reach_of(seen: Strands) -> Reach:
-    """The reach of up to 4 loss steps for each sample: its last one, and others evenly before it."""
+    """Return the reach of up to 4 loss steps for each sample: its last one, and others evenly before it."""
     external = seen.external.double() * seen.exists.unsqueeze(-1)
     at = (seen.ending >= 0).nonzero(as_tuple=True)
     final = [d[seen.ending[at]].double() for d in seen.final]
@@ -124,7 +124,7 @@ class _Units(NamedTuple):
 
 
 def _sample_rows(trace: Trace) -> tuple[Tensor, Tensor, Tensor]:
-    """The rows of the samples at each position of the walk [T, b], whether they have one there, and begin with the trace."""
+    """Choose samples: their rows at each position of the walk [T, b], whether there is one, whether it begins the trace."""
     walk, device = trace.walk, trace.x.device
     if trace.lineages is not None:
         lineages, begins = trace.lineages
@@ -255,7 +255,7 @@ def _by_the_core(places: _Places, delta: list[Tensor], counts: Tensor) -> _Sent 
 
 
 def _by_the_loop(places: _Places, delta: list[Tensor]) -> _Sent:
-    """As `_by_the_core`, for every cell and any size of δ."""
+    """Like `_by_the_core`, for every cell and any size of δ."""
     steps = _Steps(places)
     log_scale = delta[0].new_zeros(delta[0].shape[:-1], dtype=torch.float64)
     squares, scales = [], []

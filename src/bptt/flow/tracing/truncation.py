@@ -78,9 +78,9 @@ def affordable_lookbacks(layers: Sequence[Sequence[Trace]]) -> list[int]:
 def beyond_lookback(stack: Sequence[StackedTraces], k: int) -> list[list[State]]:
     """Return V_{k+1} of every trace, [layer][direction]: the part of δ that has travelled more than k steps.
 
-    In one direction the whole stack is one system: a loss step's gradient may go down a layer on its way back, and the
-    steps count all the same. With two directions `later` and `earlier` mix, and each layer counts its own steps from where
-    the gradient arrives at it.
+    In one direction the whole stack is one system: a loss step's gradient may go down a layer on its way back, and its
+    steps in all layers count together. With two directions `later` and `earlier` mix, and each layer counts its own steps
+    from where the gradient arrives at it.
     """
     steppers = [[_Stepper(trace) for trace in layer.traces] for layer in stack]
     values = [[tuple(d.clone() for d in trace.delta) for trace in layer.traces] for layer in stack]

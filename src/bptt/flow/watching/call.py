@@ -56,7 +56,7 @@ class WatchedCall:
         passes: numbers of the backward passes that brought them.
         twice: whether a backward pass was itself recorded, to be differentiated (create_graph=True).
         sources: the earlier calls whose final state, attached, it began with (see handover.py).
-        unfollowable: whether its initial state hangs on an earlier call in the graph, in a way that cannot be followed.
+        unfollowable: whether the graph leads from its initial state to an earlier call, but no sample is found again.
         began_detached: whether it began with a state that has no graph, is not 0, and may come from such a layer (one
             drawn from a normal distribution does not).
         follows: the earlier calls of the same module whose final state, detached, it began with, if they lie in this block.
