@@ -72,7 +72,7 @@ class GradientMap:
         return layer.by_lag(short, self._component(through))
 
     def shares(self, name: str) -> dict[str, Tensor]:
-        """Return by lag each component's share: Σ ‖its part‖ / Σ over components of the same, [S, T] each; 0 where all are 0.
+        """Return by lag each component's share: Σ ‖its part‖ / Σ over the components, [S, T] each; 0 where all are 0.
 
         For an LSTM {"h": ..., "c": ...}: which of the two carries the gradient over that distance.
         """
