@@ -53,16 +53,16 @@ class BaseLayer(nn.Module):
 
         Raises:
             ValueError: the input has neither 2 nor 3 axes, or another dtype than the weights.
-            RuntimeError: sizes do not fit, or the backend insisted on refuses.
+            RuntimeError: sizes do not fit, or the backend that was named refuses.
         """
         if (hx is not None or type(input) is not Tensor) and is_recorded(input, hx):
             return as_one_node(self, input, hx, reset)
         form = Form.of(input, self.batch_first)
         if torch._C._get_tracing_state() is None:
-            stack, sequences, state = self._checked(form, input, hx, reset)
+            stack, sequences, state = self._read_call(form, input, hx, reset)
         else:
             with unrecorded_checks():
-                stack, sequences, state = self._checked(form, input, hx, reset)
+                stack, sequences, state = self._read_call(form, input, hx, reset)
         outputs, final = choose(self.backend, stack, sequences, state).run(stack, sequences, state)
         if self._overrides:
             return form.out(outputs), end_as_overridden(self, form, final)
@@ -76,7 +76,7 @@ class BaseLayer(nn.Module):
         """
         return self._stack().weights[layer][direction]
 
-    def _checked(
+    def _read_call(
         self, form: Form, input: Input, hx: Hidden | None, reset: Input | None
     ) -> tuple[Stack, Sequences, State]:
         """Return what a kernel is given, checked: the weights, the input and the initial state."""
@@ -138,11 +138,11 @@ class TorchLayer(BaseLayer, nn.RNNBase):
         super().__setattr__(name, value)
 
     def extra_repr(self) -> str:
-        """torch.nn's text, and the backend if one is insisted on."""
+        """Return torch.nn's text, and the backend if one was named."""
         return super().extra_repr() + ("" if self.backend == "auto" else f", backend={self.backend}")
 
     def _tensors(self, named: Named) -> Iterable[Tensor]:
-        """torch.nn runs by the list `_flat_weights`, which other code may fill with tensors of its own."""
+        """Return the list `_flat_weights`, by which torch.nn runs, and which other code may fill with tensors of its own."""
         flat, own = self._flat_weights, self._parameters
         if len(own) < len(flat) or not all(map(operator.is_, flat, own.values())):
             self._update_flat_weights()  # as torch.nn does at each call

@@ -1,4 +1,4 @@
-"""What torch's recorders meet in a layer: torch.fx.symbolic_trace one node, torch.jit.trace checks that leave no warning."""
+"""How torch's recorders see a layer: torch.fx.symbolic_trace as one node, torch.jit.trace without warnings of its checks."""
 
 import warnings
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ from bptt.forms import Hidden, Input
 
 
 def is_recorded(input: Input, hx: Hidden | None) -> bool:
-    """Whether torch.fx.symbolic_trace asks: then what is given stands for tensors that a later call will bring."""
+    """Whether torch.fx.symbolic_trace is recording the call: then an argument stands for a tensor of a later call."""
     return _first_proxy(input, hx) is not None
 
 
 def as_one_node(layer: nn.Module, input: Any, hx: Any, reset: Any) -> Any:
-    """A call of `layer` in the graph that torch.fx records, as it records one of torch.nn's layers.
+    """Record a call of `layer` as one node of torch.fx's graph, as for one of torch.nn's layers, and return its proxy.
 
-    Raises RuntimeError if the layer has hooks: they have been recorded by now, and the node would run them once more.
+    Raises RuntimeError if the layer has hooks: they are recorded by now, and the node would run them once more.
     """
     if layer._forward_hooks or layer._forward_pre_hooks:
         raise RuntimeError(
@@ -42,7 +42,7 @@ def _first_proxy(input: Any, hx: Any) -> Any:
 
 @contextmanager
 def unrecorded_checks() -> Iterator[None]:
-    """Inside, torch.jit.trace does not warn that a comparison of sizes is not recorded: a check changes no result."""
+    """Inside, torch.jit.trace does not warn that comparisons of sizes are not recorded: a check changes no result."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TracerWarning)
         yield

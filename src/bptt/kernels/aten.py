@@ -18,12 +18,12 @@ _OPERATORS: dict[Cell, Any] = {
 
 
 class Aten(Kernel):
-    """Exactly what torch.nn.RNN, GRU and LSTM run; resets by cutting the sequence where a row starts anew."""
+    """The operators that torch.nn.RNN, GRU and LSTM run; with resets, one call for each stretch between two of them."""
 
     name = "aten"
 
     def refusal(self, stack: Stack, sequences: Sequences, state: State = ()) -> str | None:
-        """Other cells, resets in two directions or in packed sequences, and derivatives that its operators do not have."""
+        """Refuse other cells, resets in two directions or packed sequences, and derivatives that torch's operators lack."""
         if type(stack.cell) not in (Elman, GRU, LSTM) or stack.cell not in _OPERATORS:
             return f"torch has no operator for {stack.cell}, only for Elman('tanh'), Elman('relu'), GRU() and LSTM()"
         if not _only_first_derivatives():
@@ -41,7 +41,7 @@ class Aten(Kernel):
         return None
 
     def run(self, stack: Stack, sequences: Sequences, state: State) -> tuple[Tensor, State]:
-        """One call, or one for each stretch of steps between two resets; in float32 where autocast's format has no LSTM."""
+        """Call the operator, once for each stretch between two resets; in float32 where autocast's format has no LSTM."""
         if _lacks_lstm(stack, sequences):
             return in_the_weights_format(self.run, stack, sequences, state)
         if sequences.reset is None:
@@ -50,15 +50,15 @@ class Aten(Kernel):
         starts = [0, *(t for t in reset.any(dim=1).nonzero().flatten().tolist() if t > 0)]
         outputs = []
         for start, stop in zip(starts, [*starts[1:], len(x)], strict=True):
-            cut = reset[start].view(1, -1, 1)
-            state = tuple(torch.where(cut, torch.zeros_like(s), s) for s in state)
+            resets = reset[start].view(1, -1, 1)
+            state = tuple(torch.where(resets, torch.zeros_like(s), s) for s in state)
             y, state = _call(stack, Sequences(x[start:stop]), state)
             outputs.append(y)
         return torch.cat(outputs), state
 
 
 def _only_first_derivatives() -> bool:
-    """Whether neither vmap nor forward mode is in force, nor a derivative of a derivative."""
+    """Whether first derivatives alone can be asked for: no vmap, no forward mode, no derivative of a derivative."""
     if torch.autograd.forward_ad._current_level >= 0:
         return False
     if not torch._C._are_functorch_transforms_active():
@@ -70,9 +70,9 @@ def _only_first_derivatives() -> bool:
 
 
 def _lacks_lstm(stack: Stack, sequences: Sequences) -> bool:
-    """Whether autocast would ask oneDNN for an LSTM that it does not have: for this processor, or under torch.compile.
+    """Whether autocast would ask oneDNN for an LSTM that it lacks, on this processor or under torch.compile.
 
-    That makes a loop of it, with results of another format.
+    torch would then run a loop, whose results have another format.
     """
     if not sequences.x.is_cpu or not torch.is_autocast_enabled("cpu") or not is_onednn(stack, sequences):
         return False
@@ -97,7 +97,7 @@ def _call(stack: Stack, sequences: Sequences, state: State) -> tuple[Tensor, Sta
 
 
 class _Differentiable(torch.autograd.Function):
-    """x itself, but as something that depends on a weight.
+    """The identity of x, which autograd takes to depend on a weight.
 
     torch.compile takes oneDNN's LSTM for an input without gradient, and then fails, since that operator hands None to the
     backward pass (torch 2.13). With an input that has one, it takes the plain loop.
