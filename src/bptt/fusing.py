@@ -7,7 +7,6 @@ torch.compile refuses those.
 (The file is not called fuse.py: a module of that name would take the place of the function `bptt.fuse` once it is loaded.)
 """
 
-import contextlib
 import types
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -20,6 +19,7 @@ from bptt.kernels import Sequences, fallback
 from bptt.layer_base import BaseLayer, TorchLayer
 from bptt.layers import Recurrent
 from bptt.overrides import METHODS
+from bptt.torch_private import flat_weight_names, leave_to_eager, own_children, own_names
 from bptt.warning import warn
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -50,10 +50,7 @@ def _run_eagerly(function: Any) -> Any:
         function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__
     )
     own.__kwdefaults__, own.__doc__, own.__qualname__ = function.__kwdefaults__, function.__doc__, function.__qualname__
-    with contextlib.suppress(ImportError):  # private to torch: without it more is compiled, and nothing wrong
-        from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
-
-        set_code_exec_strategy(own.__code__, _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.SKIP))
+    leave_to_eager(own.__code__)
     return own
 
 
@@ -189,9 +186,8 @@ def _named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Each module once, with all its names joined by commas; the model itself is named by its class."""
     names: dict[nn.Module, list[str]] = {model: [type(model).__name__]}
     for name, parent in model.named_modules():
-        for child_name, child in parent._modules.items():
-            if child is not None:
-                names.setdefault(child, []).append(f"{name}.{child_name}".removeprefix("."))
+        for child_name, child in own_children(parent).items():
+            names.setdefault(child, []).append(f"{name}.{child_name}".removeprefix("."))
     return [(", ".join(found), module) for module, found in names.items()]
 
 
@@ -233,12 +229,12 @@ def _unlike_its_class(module: Any, reserved: set[str]) -> str | None:
 
     reserved: attributes that the other class would read as its own.
     """
-    own = {*vars(module), *module._parameters, *module._buffers, *module._modules}
+    own = own_names(module)
     if own & reserved:
         return (
             f"the object itself has {', '.join(sorted(own & reserved))}, which the other class would take for its own"
         )
-    names = module._flat_weights_names
+    names = flat_weight_names(module)
     missing = [name for name in names if not isinstance(getattr(module, name, None), torch.Tensor)]
     if missing:
         return f"it has no tensor {missing[0]}"

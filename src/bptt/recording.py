@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 from torch.fx import Proxy
-from torch.jit._trace import TracerWarning
 
 from bptt.forms import Hidden, Input
+from bptt.torch_private import has_forward_hooks
 
 
 def is_recorded(input: Input, hx: Hidden | None) -> bool:
@@ -22,7 +23,7 @@ def as_one_node(layer: nn.Module, input: Any, hx: Any, reset: Any) -> Any:
 
     Raises RuntimeError if the layer has hooks: they are recorded by now, and the node would run them once more.
     """
-    if layer._forward_hooks or layer._forward_pre_hooks:
+    if has_forward_hooks(layer):
         raise RuntimeError(
             f"torch.fx got bptt.{type(layer).__name__} with hooks, which it would both record and run: "
             "call bptt.unfuse(model) first, or take the hooks off"
@@ -44,5 +45,5 @@ def _first_proxy(input: Any, hx: Any) -> Any:
 def unrecorded_checks() -> Iterator[None]:
     """Inside, torch.jit.trace does not warn that comparisons of sizes are not recorded: a check changes no result."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", TracerWarning)
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         yield

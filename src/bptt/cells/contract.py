@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bptt.cells.base import Cell, PointwiseCell, State, Weights
+from bptt.torch_private import version_of
 
 # What a layer takes from PointwiseCell itself: the kernels rely on these equations and derive their gradient.
 _FIXED = ("step", "advance", "net_input", "joined_net_input", "jacobian")
@@ -97,7 +98,7 @@ def versions(tensors: Iterable[Tensor]) -> tuple[int, ...]:
     every = tuple(tensors)
     if torch.compiler.is_compiling() or any(t.is_inference() for t in every):
         return ()
-    return tuple([t._version for t in every])
+    return tuple(map(version_of, every))
 
 
 def _fits(component: Any, like: Tensor) -> bool:

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+
+from bptt.torch_private import DispatchMode, argument_names, is_mutable, tree_leaves, tree_map
 
 SEVERAL, UNKNOWN = -1, -2
 
@@ -49,7 +49,7 @@ def merge_along(origin: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
     return torch.where(several, SEVERAL, torch.where(unknown, UNKNOWN, highest.clamp_min(0)))
 
 
-class Mode(TorchDispatchMode):
+class Mode(DispatchMode):  # type: ignore[misc]  # found at import
     """One of torch's dispatch modes, without its compiler."""
 
     @classmethod
@@ -94,7 +94,7 @@ class Origins(Mode):
         name = operator.name().split("::")[-1].split(".")[0]
         used = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         maps = [self.of(t) for t in used]
-        if operator._schema.is_mutable:
+        if is_mutable(operator):
             return [self._written(operator, name, used, maps)]
         if name in _MOVES:
             return self._moved(operator, name, args, kwargs)
@@ -154,7 +154,7 @@ def _merged(maps: list[Tensor]) -> Tensor:
 
 def _along(operator: Any, args: Any, kwargs: Any, origin: Tensor, shape: torch.Size) -> Tensor:
     """The origins of the result of a function along its argument `dim`, or over all axes if that is None."""
-    given = dict(zip((argument.name for argument in operator._schema.arguments), args, strict=False)) | kwargs
+    given = dict(zip(argument_names(operator), args, strict=False)) | kwargs
     if "dim" not in given and torch.Tag.reduction not in operator.tags:
         return torch.full(shape, UNKNOWN, dtype=torch.int32, device="cpu")
     dim = given.get("dim")

@@ -41,8 +41,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils._pytree import tree_leaves
 
 from bptt.cells.base import Cell, Partials, PointwiseCell, State, Weights
 from bptt.cells.contract import check_unchanged, checked_state, name_of, state_names, versions
@@ -50,6 +48,13 @@ from bptt.cells.elman import Elman
 from bptt.cells.gru import GRU
 from bptt.cells.lstm import LSTM
 from bptt.cells.origins import SEVERAL, UNKNOWN, Mode, Origins
+from bptt.torch_private import (
+    dispatch_modes,
+    dispatch_modes_suspended,
+    is_traced,
+    transforms_active,
+    tree_leaves,
+)
 
 _PROVED = (Elman, GRU, LSTM)  # by the tests; a class derived from one of them is the user's own
 # Of the numbers that stay: of the net inputs, and of the state, which at the first step is often 0.
@@ -206,8 +211,8 @@ def _released(held: Any) -> Any:
 def _is_traced() -> bool:
     return (
         torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or torch.jit.is_tracing()  # type: ignore[attr-defined]
+        or transforms_active()
+        or is_traced()
         or (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())
     )
 
@@ -461,13 +466,13 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
 @contextmanager
 def _as_the_kernels_run(device: torch.device) -> Iterator[None]:
     """Inside, gradients are on, autocast is off, and the caller's dispatch modes are suspended."""
-    seen = torch._C._len_torch_dispatch_stack() > 0  # asked first: leaving the modes imports much
+    seen = dispatch_modes() > 0  # asked first: leaving the modes imports much
     compiles = "torch._dynamo" in sys.modules  # a function that the user has compiled: its operators, one by one
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
         torch.autocast(device.type, enabled=False),
-        _disable_current_modes() if seen else nullcontext(),
+        dispatch_modes_suspended() if seen else nullcontext(),
         torch.compiler.set_stance("force_eager") if compiles else nullcontext(),
     ):
         yield

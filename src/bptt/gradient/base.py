@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from bptt.gradient.inputs.packed import OverPacked, PackedSteps, as_steps, loss_over_packed, permuted
 from bptt.gradient.inputs.stream import Stream, is_array, open_streams, to_tensor
+from bptt.torch_private import tree_flatten, tree_leaves, tree_map
 
 Loss = Callable[[Any, Any], Tensor]
 

@@ -13,16 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
-from torch.utils._pytree import tree_map
 
 from bptt.gradient.inputs.packed import PackedSteps
 from bptt.gradient.parallel import parallel_modules, run_forward_around
+from bptt.torch_private import accumulate_grad, has_hooks, hooks_of, tree_map
 
 ADDED = 1 << 14  # numbers that are added to a sum at a time: torch converts what it adds as a whole
 _GROUP = 8  # float32 gradients that are added up before their sum goes on to the next sum
 _HALF = (torch.float16, torch.bfloat16, torch.complex32)
-_FUNCTIONS: Any = torch._C._functions
-_ACCUMULATE = _FUNCTIONS.AccumulateGrad
 
 
 class Sum:
@@ -229,7 +227,7 @@ def gradients(
     """
     if not inputs:
         return []
-    hooked = [tensor for tensor in inputs if tensor._backward_hooks]
+    hooked = [tensor for tensor in inputs if hooks_of(tensor)]
     with _hooks_aside(hooked) if hooked else nullcontext():
         return list(torch.autograd.grad(roots, inputs, seeds, retain_graph, allow_unused=True))
 
@@ -239,7 +237,7 @@ def _hooks_aside(tensors: Iterable[Tensor]) -> Iterator[None]:
     """Inside, functions that `register_hook` attached to these tensors do nothing; their handles can still remove them."""
     aside = []
     for tensor in tensors:
-        hooks: Any = tensor._backward_hooks
+        hooks = hooks_of(tensor)
         aside.append((hooks, dict(hooks)))
         hooks.update(dict.fromkeys(hooks, _nothing))
     try:
@@ -260,7 +258,7 @@ def restored_on_error(tensors: Iterable[Tensor]) -> Iterator[None]:
     Its values are copied only where there are hooks, which may raise an error after `.grad` has changed.
     """
     leaves = [tensor for tensor in tensors if tensor.is_leaf]
-    hooked = any(map(_has_hooks, leaves))
+    hooked = any(map(has_hooks, leaves))
     before = [(leaf, leaf.grad, leaf.grad.clone() if hooked and leaf.grad is not None else None) for leaf in leaves]
     try:
         yield
@@ -275,23 +273,19 @@ def restored_on_error(tensors: Iterable[Tensor]) -> Iterator[None]:
 
 def restore_copy_bytes(tensors: Sequence[Tensor]) -> int:
     """Return the bytes of the copies that `restored_on_error` makes of these tensors' `.grad`."""
-    if not any(map(_has_hooks, tensors)):
+    if not any(map(has_hooks, tensors)):
         return 0
     return sum(tensor.nbytes for tensor in tensors if tensor.is_leaf and tensor.grad is not None)
-
-
-def _has_hooks(tensor: Tensor) -> bool:
-    return bool(tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None))
 
 
 def leaves_of(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
     """Yield the leaves that want a gradient and on which the tensors depend."""
     nodes: list[Any] = list(dict.fromkeys(get_gradient_edge(t).node for t in tensors if t.requires_grad))
-    seen = set(nodes)
+    seen, accumulates = set(nodes), accumulate_grad()
     while nodes:
         node = nodes.pop()
         edges = node.next_functions
-        if not edges and isinstance(node, _ACCUMULATE):
+        if not edges and isinstance(node, accumulates):
             yield node.variable
         for following, _ in edges:
             if following is not None and following not in seen:

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+
+from bptt.torch_private import tree_map
 
 _SHARDED = (
     "the model is sharded ({kind}): its gradients exist only within the one backward pass that reduces them, and {strategy} "

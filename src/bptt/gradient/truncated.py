@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
 
 from bptt.gradient.base import Chunk, Past, Result, Strategy, TruncationLoss, detach, in_memory, join, time_slice, total
 from bptt.gradient.collect import Collected, gradients
 from bptt.gradient.inputs.packed import PackedSteps
 from bptt.gradient.parallel import run_in_pieces
+from bptt.torch_private import tree_flatten
 
 
 @dataclass(frozen=True)

@@ -3,18 +3,15 @@
 from typing import Any
 
 import torch
-from torch import _VF, Tensor
+from torch import Tensor
 
 from bptt.cells import GRU, LSTM, Cell, Elman, State
 from bptt.kernels.autocast import in_the_weights_format, is_onednn, onednn_has_lstm
 from bptt.kernels.base import Kernel, Sequences, Stack
+from bptt.torch_private import is_traced, only_first_derivatives, recurrent_operator, transforms_active
 
-_OPERATORS: dict[Cell, Any] = {
-    Elman("tanh"): _VF.rnn_tanh,
-    Elman("relu"): _VF.rnn_relu,
-    GRU(): _VF.gru,
-    LSTM(): _VF.lstm,
-}
+_NAMES: dict[Cell, str] = {Elman("tanh"): "rnn_tanh", Elman("relu"): "rnn_relu", GRU(): "gru", LSTM(): "lstm"}
+_OPERATORS = {cell: operator for cell, name in _NAMES.items() if (operator := recurrent_operator(name)) is not None}
 
 
 class Aten(Kernel):
@@ -26,9 +23,9 @@ class Aten(Kernel):
         """Refuse other cells, resets in two directions or packed sequences, and derivatives that torch's operators lack."""
         if type(stack.cell) not in (Elman, GRU, LSTM) or stack.cell not in _OPERATORS:
             return f"torch has no operator for {stack.cell}, only for Elman('tanh'), Elman('relu'), GRU() and LSTM()"
-        if not _only_first_derivatives():
+        if not only_first_derivatives():
             return "torch's operators have no vmap, no forward-mode derivatives, and oneDNN's no second derivatives"
-        if sequences.batch_sizes is not None and torch._C._are_functorch_transforms_active():
+        if sequences.batch_sizes is not None and transforms_active():
             return "torch's operators for packed sequences read the batch sizes where torch.func has hidden them"
         if sequences.reset is None:
             return None
@@ -36,7 +33,7 @@ class Aten(Kernel):
             return "torch's bidirectional operators know no reset"
         if sequences.batch_sizes is not None:
             return "torch's operators for packed sequences know no reset"
-        if torch._C._get_tracing_state() is not None or torch.compiler.is_exporting():
+        if is_traced() or torch.compiler.is_exporting():
             return "where the sequence is cut for torch's operators would be recorded with it"
         return None
 
@@ -55,18 +52,6 @@ class Aten(Kernel):
             y, state = _call(stack, Sequences(x[start:stop]), state)
             outputs.append(y)
         return torch.cat(outputs), state
-
-
-def _only_first_derivatives() -> bool:
-    """Whether first derivatives alone can be asked for: no vmap, no forward mode, no derivative of a derivative."""
-    if torch.autograd.forward_ad._current_level >= 0:
-        return False
-    if not torch._C._are_functorch_transforms_active():
-        return True
-    if torch.compiler.is_compiling():  # which cannot ask for more
-        return False
-    transforms = torch._C._functorch.get_interpreter_stack() or []
-    return [transform.key() for transform in transforms] == [torch._C._functorch.TransformType.Grad]
 
 
 def _lacks_lstm(stack: Stack, sequences: Sequences) -> bool:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from bptt.cells import GRU, LSTM, State
 from bptt.kernels.base import Sequences, Stack
+from bptt.torch_private import recurrent_operator
 
 Run = Callable[[Stack, Sequences, State], tuple[Tensor, State]]
 
@@ -73,9 +74,10 @@ def onednn_has_lstm(dtype: torch.dtype) -> bool:
 def _runs(dtype: torch.dtype) -> bool:
     x, h, c, w_ih, w_hh = torch.zeros(5, 4, 1, device="cpu", dtype=torch.float32).requires_grad_()
     state, weights = [h.view(1, 4, 1), c.view(1, 4, 1)], [w_ih, w_hh, w_ih.flatten(), w_hh.flatten()]
+    operator = recurrent_operator("lstm")
     try:
         with torch.autocast("cpu", dtype):
-            torch._VF.lstm(x.view(1, 4, 1), state, weights, True, 1, 0.0, True, False, False)[0].sum().backward()
-    except RuntimeError:
+            operator(x.view(1, 4, 1), state, weights, True, 1, 0.0, True, False, False)[0].sum().backward()
+    except (RuntimeError, TypeError):  # TypeError: torch has no such operator
         return False
     return True

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from bptt.torch_private import is_zero_tensor, unwrap_if_dead
+
 T = TypeVar("T", Tensor, Tensor | None)
 
 _PLAIN = (Tensor, Parameter)
@@ -80,14 +82,14 @@ def resolved(tensors: tuple[T, ...], dtype: torch.dtype) -> list[T]:
 
 
 def _made_readable(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    tensor = torch._C._functorch.unwrap_if_dead(tensor)  # what a finished torch.func has left around it
+    tensor = unwrap_if_dead(tensor)  # what a finished torch.func has left around it
     said = f"a {type(tensor).__name__} of {tensor.dtype} and shape {tuple(tensor.shape)} on {tensor.device}"
     if not look_readable([tensor], dtype):
         raise Unreadable(
             f"{said}, {tensor.layout}, came where the native core wants a plain one of {dtype} on the CPU: "
             "pass such a tensor, or backend='auto'"
         )
-    if tensor._is_zerotensor():
+    if is_zero_tensor(tensor):
         return tensor.new_zeros(tensor.shape)
     if tensor.numel() and not _has_memory(tensor):
         raise Freed(

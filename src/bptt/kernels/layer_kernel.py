@@ -14,6 +14,13 @@ from bptt.kernels.base import Kernel, Sequences, Stack
 from bptt.kernels.gate import Unreadable
 from bptt.kernels.tape import Saved, note
 from bptt.kernels.walk import Walk, loop
+from bptt.torch_private import (
+    COUNTS_CHANGES,
+    is_batched_gradient,
+    saved_tensors_hooks_active,
+    transforms_active,
+    version_of,
+)
 
 
 class Gradients(NamedTuple):
@@ -147,12 +154,12 @@ class _LayerNode(torch.autograd.Function):
         # Backward needs the outputs, which the caller may change in place: they are saved under another count of changes,
         # and backward runs the layer again if their own count has moved.
         ctx.count = None
-        if saved[0] is outputs:
+        if saved[0] is outputs and COUNTS_CHANGES:
             saved, ctx.count = (outputs.data, *saved[1:]), _count_of_changes(outputs)
-            ctx.version = ctx.count._version
+            ctx.version = version_of(ctx.count)
         every = (*tensors, *saved)
         ctx.identities = tuple(map(id, every))
-        ctx.shapes = [None if t is None else t.shape for t in every] if _hooks_on_saved_tensors() else None
+        ctx.shapes = [None if t is None else t.shape for t in every] if saved_tensors_hooks_active() else None
         ctx.save_for_backward(*every)
         return outputs, *final
 
@@ -184,11 +191,6 @@ def _count_of_changes(tensor: Tensor) -> Tensor:
 _NOTHING = torch.empty(0, device="cpu")
 
 
-def _hooks_on_saved_tensors() -> bool:
-    """Whether hooks may replace saved tensors (saved_tensors_hooks, save_on_cpu, torch.utils.checkpoint)."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
-
-
 def _check_shapes(tensors: tuple[Tensor | None, ...], shapes: list[torch.Size | None]) -> None:
     for tensor, shape in zip(tensors, shapes, strict=True):
         if tensor is not None and tensor.shape != shape:
@@ -200,10 +202,7 @@ def _check_shapes(tensors: tuple[Tensor | None, ...], shapes: list[torch.Size | 
 
 def _is_batched(grads: tuple[Tensor | None, ...]) -> bool:
     """Whether the gradients are batched: under vmap, or in torch.autograd.grad with is_grads_batched."""
-    if torch._C._are_functorch_transforms_active():
-        return True
-    is_batched = torch._C._functorch.is_legacy_batchedtensor
-    return any([g is not None and is_batched(g) for g in grads])
+    return transforms_active() or any([g is not None and is_batched_gradient(g) for g in grads])
 
 
 def _parts(cell: PointwiseCell, names: tuple[str, ...], tensors: tuple[Tensor, ...]) -> tuple[Tensor, State, Weights]:
@@ -216,7 +215,7 @@ def _through_the_kernel(
 ) -> tuple[Tensor | None, ...]:
     """The gradient of every input, by the kernel's backward."""
     x, state, weights = _parts(ctx.cell, ctx.names, tensors)
-    if ctx.count is not None and ctx.count._version != ctx.version:
+    if ctx.count is not None and version_of(ctx.count) != ctx.version:
         saved = ctx.kernel.forward(ctx.cell, ctx.walk, x, state, weights, keep=True)[2]
     x_wanted, *state_wanted = ctx.needs_input_grad[4 : 5 + len(state)]
     found = ctx.kernel.backward(

@@ -24,6 +24,7 @@ from bptt.kernels.base import Sequences, Stack
 from bptt.kernels.layer_kernel import Gradients, LayerKernel, as_given, as_rows, plain_layer
 from bptt.kernels.tape import Saved
 from bptt.kernels.walk import Walk, loop, merge
+from bptt.torch_private import forward_mode_active, is_traced, transforms_active
 
 
 class Reference(LayerKernel):
@@ -93,12 +94,7 @@ class Reference(LayerKernel):
 
 def _needs_autograd() -> bool:
     """Whether the call is in torch.func, forward mode, torch.compile or torch.jit.trace, which need torch's operators."""
-    return (
-        torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
-        or torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-    )
+    return transforms_active() or forward_mode_active() or torch.compiler.is_compiling() or is_traced()
 
 
 def walk_back(

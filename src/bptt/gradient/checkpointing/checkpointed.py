@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils._pytree import tree_leaves
 
 from bptt.gradient.base import NO_GRAPH, Chunk, Loss, Result, Strategy, chunk_of, time_slice
 from bptt.gradient.checkpointing.conditions import RANDOM
@@ -30,6 +29,7 @@ from bptt.gradient.collect import Collected, to_sum_format
 from bptt.gradient.inputs.packed import PackedSteps
 from bptt.gradient.inputs.stream import Stream
 from bptt.gradient.parallel import run_in_pieces
+from bptt.torch_private import tree_leaves
 
 
 @dataclass(frozen=True)

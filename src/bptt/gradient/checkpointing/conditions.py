@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_leaves
 
 from bptt.gradient.base import first_steps, time_slice
 from bptt.gradient.checkpointing.replay import (
@@ -20,6 +18,7 @@ from bptt.gradient.checkpointing.replay import (
     evaluation_mode,
 )
 from bptt.gradient.inputs.packed import PackedSteps
+from bptt.torch_private import BatchNorm, tree_leaves
 
 RANDOM = (
     "the same chunk, run again from the same state and with the same random numbers of torch, gave another result: the "
@@ -59,7 +58,7 @@ def refuse_bidirectional(model: Callable[..., Any]) -> None:
 def refuse_batch_statistics(model: Callable[..., Any]) -> None:
     """Raise ValueError if the model has a layer whose means over the batch are over all steps too."""
     for name, module in model.named_modules() if isinstance(model, torch.nn.Module) else ():
-        if isinstance(module, _BatchNorm) and (module.training or not module.track_running_stats):
+        if isinstance(module, BatchNorm) and (module.training or not module.track_running_stats):
             raise ValueError(
                 f"layer {name!r} is a {type(module).__name__} that takes its means over all steps it is given, so it cannot "
                 "be run chunk by chunk; put it into evaluation (eval()), use LayerNorm, or Exact()"

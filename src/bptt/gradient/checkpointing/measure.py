@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from bptt.gradient.base import NO_GRAPH, Chunk
 from bptt.gradient.checkpointing.conditions import (
@@ -22,6 +21,7 @@ from bptt.gradient.checkpointing.native_work import NativeWork
 from bptt.gradient.checkpointing.peak import PROBED, Peak, measure_peak
 from bptt.gradient.checkpointing.replay import Generators, Replay, buffers_restored, equal_states, wants_gradient
 from bptt.gradient.collect import ADDED, restore_copy_bytes
+from bptt.torch_private import tree_leaves
 
 
 @dataclass(frozen=True)

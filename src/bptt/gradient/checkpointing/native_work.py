@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from bptt.cells import GRU, Elman, PointwiseCell
+from bptt.torch_private import tree_leaves
 
 _BLOCK = 1 << 20  # bytes of a block of steps in the core's backward (kernels/csrc, kCache)
 

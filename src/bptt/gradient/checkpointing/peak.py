@@ -3,19 +3,18 @@
 Counted are the bytes that torch's allocator hands out, so they do not depend on what ran before.
 """
 
-import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from bptt.gradient.base import Chunk, first_steps
 from bptt.gradient.checkpointing.replay import Replay, is_differentiable
+from bptt.torch_private import recorded_allocations, tree_leaves
 
 PROBED = 16  # steps on which a model is tried out; then twice as many
 _LOOPS = 512  # steps that are tried at most where a chunk's blocks are not those of a shorter one
@@ -110,27 +109,8 @@ def levels_of(run: Callable[[], Any], device: torch.device | None) -> list[int]:
         torch.cuda.reset_peak_memory_stats(device)
         run()
         return [int(torch.cuda.max_memory_allocated(device) - before)]
-    if torch._C._autograd._profiler_enabled():  # the user's own: there can be one
-        return [_saved_bytes(run)]
-    return _recorded(run)
-
-
-def _recorded(run: Callable[[], Any]) -> list[int]:
-    from torch._C._profiler import ProfilerConfig, ProfilerState, _ExperimentalConfig
-
-    config = ProfilerConfig(ProfilerState.CPU, False, True, False, False, False, _ExperimentalConfig())
-    collects = gc.isenabled()
-    gc.disable()  # what others left would be freed at any time
-    torch._C._autograd._enable_profiler_legacy(config)
-    try:
-        run()
-    finally:
-        records: Any = torch._C._autograd._disable_profiler_legacy()
-        if collects:
-            gc.enable()
-    events = (event for thread in records for event in thread)
-    sizes = (event.cpu_memory_usage() for event in events if event.kind() == "memory_alloc")
-    return list(accumulate(sizes, initial=0))
+    levels = recorded_allocations(run)
+    return [_saved_bytes(run)] if levels is None else levels
 
 
 def _saved_bytes(run: Callable[[], Any]) -> int:

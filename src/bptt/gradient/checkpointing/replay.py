@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 
 from bptt.gradient.base import Chunk, scalar, time_slice
 from bptt.gradient.collect import gradients, leaves_of
 from bptt.gradient.inputs.packed import PackedSteps
 from bptt.kernels import lean_tape
+from bptt.torch_private import tree_leaves, tree_map
 
 
 class ChunkGradients(NamedTuple):

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
 
 from bptt.gradient.checkpointing.plan import as_text
+from bptt.torch_private import tree_flatten
 
 STORAGES = ("memory", "host", "disk")
 _PREFIX = "bptt-snapshots-"

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+
+from bptt.torch_private import tree_leaves, tree_map
 
 
 def is_array(leaf: Any) -> bool:

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_leaves
 
 from bptt.cells import PointwiseCell
 from bptt.forms import Arguments, components
@@ -35,6 +34,7 @@ from bptt.gradient.online.influence import (
 from bptt.gradient.parallel import run_in_pieces
 from bptt.layers import cell_of, find_cell
 from bptt.parameters import weights_of
+from bptt.torch_private import tree_flatten, tree_leaves
 
 _LIMIT = 128  # numbers of a layer's state, above which RTRL wants to be told
 
