@@ -1,4 +1,4 @@
-"""Nothing is claimed that was not run: the Python of docstrings and documents, their commands, links and equations."""
+"""No document claims what was not run or looked up: examples, links, and the names of files."""
 
 import contextlib
 import doctest
@@ -15,9 +15,9 @@ import bptt
 from bptt.cli import main
 
 ROOT = Path(__file__).parent.parent
+MODULES = [m.name for m in pkgutil.walk_packages(bptt.__path__, "bptt.") if not m.name.endswith("__main__")]
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
 WITH_PYTHON = [name for name in DOCUMENTS if "```python" in (ROOT / name).read_text()]
-MODULES = [m.name for m in pkgutil.walk_packages(bptt.__path__, "bptt.") if not m.name.endswith("__main__")]
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -110,13 +110,13 @@ def test_every_equation_that_is_cited_exists():
     assert {10, 11} <= set().union(*cited.values())
 
 
-@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.stem)
-def test_examples_run(example, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    exec(compile(example.read_text(), str(example), "exec"), {"__name__": "__main__"})
-
-
 def test_the_picture_of_the_readme_can_be_made_again(tmp_path):
     runpy.run_path(str(ROOT / "docs/map.py"))["main"](tmp_path / "map.png")
     for picture in (tmp_path / "map.png", ROOT / "docs/map.png"):
         assert 10_000 < picture.stat().st_size < 200_000
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.stem)
+def test_examples_run(example, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example.read_text(), str(example), "exec"), {"__name__": "__main__"})
