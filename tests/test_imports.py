@@ -12,7 +12,7 @@ import bptt
 
 SOURCE = Path(bptt.__file__).parent
 # Each layer may import itself and what stands before it; the leaves may be imported by all.
-LEAVES = {"errors", "files", "options", "reading", "terminal", "typed", "warning"}
+LEAVES = {"errors", "files", "options", "reading", "terminal", "torch_private", "typed", "warning"}
 LAYERS = [
     {"cells"}, {"kernels"}, {"forms", "parameters"}, {"layer_input"}, {"overrides", "recording"}, {"layer_base"}, {"layers"},
     {"fusing"}, {"network"},

@@ -19,6 +19,7 @@ from bptt.layer_input import check_input, initial_state
 from bptt.overrides import end_as_overridden, overrides_any, start_as_overridden
 from bptt.parameters import Named, compute_named_shapes, named_shapes, take_weights
 from bptt.recording import as_one_node, is_recorded, unrecorded_checks
+from bptt.torch_private import flat_weight_names, flat_weights, is_traced, own_parameters, update_flat_weights
 from bptt.warning import warn
 
 
@@ -53,16 +54,16 @@ class BaseLayer(nn.Module):
 
         Raises:
             ValueError: the input has neither 2 nor 3 axes, or another dtype than the weights.
-            RuntimeError: sizes do not fit, or the backend insisted on refuses.
+            RuntimeError: sizes do not fit, or the backend that was named refuses.
         """
         if (hx is not None or type(input) is not Tensor) and is_recorded(input, hx):
             return as_one_node(self, input, hx, reset)
         form = Form.of(input, self.batch_first)
-        if torch._C._get_tracing_state() is None:
-            stack, sequences, state = self._checked(form, input, hx, reset)
-        else:
+        if is_traced():
             with unrecorded_checks():
-                stack, sequences, state = self._checked(form, input, hx, reset)
+                stack, sequences, state = self._read_call(form, input, hx, reset)
+        else:
+            stack, sequences, state = self._read_call(form, input, hx, reset)
         outputs, final = choose(self.backend, stack, sequences, state).run(stack, sequences, state)
         if self._overrides:
             return form.out(outputs), end_as_overridden(self, form, final)
@@ -76,7 +77,7 @@ class BaseLayer(nn.Module):
         """
         return self._stack().weights[layer][direction]
 
-    def _checked(
+    def _read_call(
         self, form: Form, input: Input, hx: Hidden | None, reset: Input | None
     ) -> tuple[Stack, Sequences, State]:
         """Return what a kernel is given, checked: the weights, the input and the initial state."""
@@ -105,7 +106,7 @@ class BaseLayer(nn.Module):
         return self._by_name(named)
 
     def _by_name(self, named: Named) -> Iterable[Tensor]:
-        own = self._parameters
+        own = own_parameters(self)
         names = [name for directions in named for parameters in directions for _, name, _ in parameters]
         # What is not there is parametrized, or was replaced by a plain tensor.
         return [getattr(self, name) if (weight := own.get(name)) is None else weight for name in names]
@@ -138,20 +139,21 @@ class TorchLayer(BaseLayer, nn.RNNBase):
         super().__setattr__(name, value)
 
     def extra_repr(self) -> str:
-        """torch.nn's text, and the backend if one is insisted on."""
+        """Return torch.nn's text, and the backend if one was named."""
         return super().extra_repr() + ("" if self.backend == "auto" else f", backend={self.backend}")
 
     def _tensors(self, named: Named) -> Iterable[Tensor]:
-        """torch.nn runs by the list `_flat_weights`, which other code may fill with tensors of its own."""
-        flat, own = self._flat_weights, self._parameters
+        """Return torch.nn's list of the weights in use, which other code may fill with tensors of its own."""
+        flat, own = flat_weights(self), own_parameters(self)
+        if flat is None:
+            return self._by_name(named)
         if len(own) < len(flat) or not all(map(operator.is_, flat, own.values())):
-            self._update_flat_weights()  # as torch.nn does at each call
-            missing = [
-                n for n, weight in zip(self._flat_weights_names, self._flat_weights, strict=True) if weight is None
-            ]
+            update_flat_weights(self)  # as torch.nn does at each call
+            flat = flat_weights(self) or []
+            missing = [name for name, weight in zip(flat_weight_names(self), flat, strict=True) if weight is None]
             if missing:
                 raise RuntimeError(f"the layer has no tensor {missing[0]}: set it before the call")
-        return self._flat_weights  # type: ignore[return-value]  # none of them is None
+        return flat  # type: ignore[return-value]  # none of them is None
 
 
 def known_backend(backend: str) -> str:

@@ -9,6 +9,7 @@ from bptt.cells import State
 from bptt.forms import Form, Hidden, components
 from bptt.kernels import Sequences
 from bptt.parameters import state_shapes
+from bptt.torch_private import is_traced
 
 _AUTOCAST_FORMATS = {torch.float32, torch.bfloat16, torch.float16}
 
@@ -63,7 +64,7 @@ def _batch(sequences: Sequences) -> Any:
     if sizes is None:
         return x.shape[1]
     # torch.jit.trace records where the number comes from, and would keep an int as it is now.
-    return int(sizes[0]) if torch._C._get_tracing_state() is None else sizes[0]
+    return sizes[0] if is_traced() else int(sizes[0])
 
 
 def _check_shape(name: str, component: Tensor, shape: tuple[int, ...], form: Form) -> None:

@@ -44,7 +44,7 @@ class RNN(TorchLayer):
         backend: str = "auto",
         **unknown: Any,
     ) -> None:
-        _refuse(unknown, "RNN")
+        _refuse_unknown(unknown, "RNN")
         mode = _mode_of(Elman(nonlinearity))  # type: ignore[arg-type]  # Elman checks it
         options = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
         # nn.RNNBase knows no sigmoid; it takes no more from the mode than the width of the gates.
@@ -53,11 +53,11 @@ class RNN(TorchLayer):
 
     @property
     def cell(self) -> Elman:  # type: ignore[override]
-        """The cell that `mode` names, also if it is set later; as in torch.nn, `nonlinearity` then decides nothing."""
+        """The cell that `mode` names, even if it is set later; as in torch.nn, `nonlinearity` then decides nothing."""
         return _ELMAN[self.mode]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Also that of bptt 0.1.0, which kept the cell."""
+        """Restore a pickled layer, also one of bptt 0.1.0, which kept the cell instead of the mode."""
         cell = state.get("cell")
         state = {name: value for name, value in state.items() if name != "cell"}
         super().__setstate__(state if cell is None else state | {"mode": _mode_of(cell)})
@@ -90,7 +90,7 @@ class GRU(TorchLayer):
         backend: str = "auto",
         **unknown: Any,
     ) -> None:
-        _refuse(unknown, "GRU")
+        _refuse_unknown(unknown, "GRU")
         options = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
         super().__init__("GRU", backend, *options, device=device, dtype=dtype)
 
@@ -174,7 +174,7 @@ class Recurrent(BaseLayer):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the parameters anew, as the cell says; by default from U(-1/√H, 1/√H)."""
+        """Draw all parameters, as the cell says; by default from U(-1/√H, 1/√H)."""
         by_default = type(self.cell).reset_parameters is Cell.reset_parameters
         for layer in range(self.num_layers):
             for direction in range(directions_of(self)):
@@ -185,7 +185,7 @@ class Recurrent(BaseLayer):
                     self.cell.reset_parameters(weights)
 
     def extra_repr(self) -> str:
-        """The cell, the sizes, and what differs from the defaults."""
+        """Return the cell, the sizes, and what differs from the defaults."""
         defaults = {
             "num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False,
             "proj_size": 0, "backend": "auto",
@@ -194,8 +194,8 @@ class Recurrent(BaseLayer):
         return ", ".join([str(self.cell), str(self.input_size), str(self.hidden_size), *options])
 
 
-def _refuse(unknown: dict[str, Any], layer: str) -> None:
-    """torch.nn's errors: a ValueError for proj_size, which is the LSTM's, a TypeError for what nobody knows."""
+def _refuse_unknown(unknown: dict[str, Any], layer: str) -> None:
+    """Raise torch.nn's errors: a ValueError for proj_size, which only the LSTM takes, a TypeError for any other keyword."""
     if "proj_size" in unknown:
         raise ValueError(f"proj_size argument is only supported for LSTM, not {layer}: leave it out, or use bptt.LSTM")
     if unknown:
@@ -234,7 +234,7 @@ _NN_CELLS: dict[str, Cell] = {**_ELMAN, "GRU": GRUCell(), "LSTM": LSTMCell()}
 
 
 def _mode_of(cell: Elman) -> str:
-    """torch.nn.RNN's word for it."""
+    """The value of torch.nn.RNN's attribute `mode` for a cell."""
     return f"RNN_{cell.nonlinearity.upper()}"
 
 

@@ -1,4 +1,4 @@
-"""The methods that the forward of torch.nn's layers calls: where a subclass of ours overrides one, it is called as there.
+"""Overridden methods of torch.nn's layers: where a subclass overrides one that torch.nn's forward calls, bptt calls it too.
 
     RNN, GRU   permute_hidden (of a given state), check_forward_args
     LSTM       check_forward_args (not for packed sequences), permute_hidden (of a given state)
@@ -27,13 +27,13 @@ METHODS = (
 
 
 def overrides_any(kind: type) -> bool:
-    """Whether one of these methods of the class `kind` is not torch.nn's."""
+    """Whether the class `kind` overrides one of `METHODS`."""
     methods = [getattr(kind, name) for name in METHODS if hasattr(kind, name)]
     return any(getattr(method, "__module__", None) != nn.RNNBase.__module__ for method in methods)
 
 
 def start_as_overridden(layer: Any, form: Form, sequences: Sequences, hx: Hidden | None) -> tuple[Hidden, Form]:
-    """The initial state after the calls that torch.nn makes before the loop, and the form that it is in then."""
+    """Make the calls that torch.nn makes before the loop; return the initial state, and the form that it is then in."""
     hidden = as_hidden(initial_state(layer, sequences, None, Form())) if hx is None else _with_batch(hx, form)
     permutation = None if form.packed is None else form.packed.sorted_indices
     calls = [lambda h: _checked(layer, form, sequences, h)]
@@ -47,7 +47,7 @@ def start_as_overridden(layer: Any, form: Form, sequences: Sequences, hx: Hidden
 
 
 def end_as_overridden(layer: Any, form: Form, final: State) -> Hidden:
-    """The final state, as the layer's `permute_hidden` puts it out."""
+    """Return the final state as the layer's `permute_hidden` returns it."""
     if form.unbatched:
         final = tuple([component.squeeze(1) for component in final])
     permutation = None if form.packed is None else form.packed.unsorted_indices

@@ -1,6 +1,6 @@
 """One forward and one backward pass of the user's model: each recurrent layer's input and the gradient at its outputs.
 
-The model stays as it was: no `.grad` is filled, no mode is changed. Dropout is off while it is looked at.
+The model stays as it was: no `.grad` is filled, no mode is changed. Dropout is off meanwhile.
 """
 
 from collections.abc import Callable, Iterator
@@ -59,7 +59,7 @@ class CapturedCall:
 
     @property
     def form(self) -> Form:
-        """In which of torch.nn's forms the call came."""
+        """The form of the call's input and outputs."""
         return Form.of(self.outputs, self.layer.batch_first)
 
     @property
@@ -79,13 +79,13 @@ class CapturedCall:
         return [self.steps] * self.batch if lengths is None else lengths.tolist()
 
     def default_sample(self) -> int:
-        """The longest sample; among equals the first to which a gradient came."""
+        """Return the place of the longest sample; among equals, of the first to which a gradient came."""
         reached = [int(bool((self._grad(b) != 0).any())) for b in range(self.batch)]
         best = max(zip(self.lengths, reached, strict=True))
         return list(zip(self.lengths, reached, strict=True)).index(best)
 
     def sample(self, number: int) -> Sample:
-        """One place of the batch. Raises ValueError where there is none."""
+        """Return the sample at one place of the batch. Raises ValueError where there is none."""
         if not 0 <= number < self.batch:
             raise ValueError(
                 f"samples has {number}, the batch of {self.name} has {self.batch}: give places from 0 to {self.batch - 1}"
@@ -138,14 +138,14 @@ class CapturedCall:
 def capture(
     model: nn.Module, x: Any, y: Any, loss: Loss, reset: Tensor | None = None
 ) -> tuple[list[CapturedCall], Tensor]:
-    """The calls of the model's recurrent layers in their order, and what `loss(model(x), y)` returned, without its graph.
+    """Return the calls of the model's recurrent layers in their order, and `loss(model(x), y)` without its graph.
 
     Raises ValueError where the model holds no recurrent layer, calls none, or the loss does not depend on one.
     """
     layers = _recurrent_layers(model)
     calls: dict[int, CapturedCall] = {}
     with _evaluating(model), torch.enable_grad():
-        handles = [m.register_forward_hook(_keeper(name, calls), with_kwargs=True) for name, m in layers]
+        handles = [m.register_forward_hook(_capturing_hook(name, calls), with_kwargs=True) for name, m in layers]
         try:
             made = model(x) if reset is None else model(x, reset=reset)
         finally:
@@ -183,7 +183,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _keeper(name: str, calls: dict[int, CapturedCall]) -> Callable[..., None]:
+def _capturing_hook(name: str, calls: dict[int, CapturedCall]) -> Callable[..., None]:
     def hook(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
         given = Arguments.of(args, kwargs)
         outputs, final = result
@@ -220,7 +220,7 @@ def _fill_grads(calls: list[CapturedCall], losses: Any) -> None:
 
 
 def step_losses(losses: Tensor, call: CapturedCall, sample: int) -> Tensor | None:
-    """L(t) of one sample [T], from the losses as the user's function gave them; None where that cannot be told.
+    """Return L(t) of one sample, [T], from the losses as the user's function returned them; None where that is unclear.
 
     losses: [T, B, ...], or [B, T, ...] if the layer is batch_first, [T, ...] without a batch; [B, ...] is the last step's.
     """
