@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-avx2 lint bench fuzz clean
+.PHONY: demo test test-avx2 test-oldest lint bench fuzz clean
 
 demo: .venv/installed
 	.venv/bin/bptt train
@@ -14,6 +14,22 @@ test: .venv/tools
 # Where there is nothing above AVX2, or no x86, this is `make test`.
 test-avx2: .venv/tools
 	BPTT_ISA=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 .venv/bin/python -m pytest $(FILES)
+
+# The kernels, torch.nn's interface and `fuse` with the oldest torch that pyproject.toml declares, in an environment of its own.
+# TORCH_OPTIONS are options of pip: the usual index has only a CUDA build of it, of some GB with its libraries, and
+# `--index-url` can name one with CPU builds.
+OLDEST_TORCH = torch==2.10.0
+OLDEST = tests/test_torch_private.py tests/test_forms.py tests/test_drop_in.py tests/test_fuse.py \
+    tests/test_in_the_place_of_torch.py tests/test_cpu_kernel.py tests/test_torch_func.py tests/test_autocast.py tests/test_gate.py
+
+test-oldest: .venv-oldest/installed
+	.venv-oldest/bin/python -m pytest $(OLDEST)
+
+.venv-oldest/installed: pyproject.toml
+	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH_OPTIONS) $(OLDEST_TORCH)
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]' $(OLDEST_TORCH)
+	touch $@
 
 lint: .venv/tools
 	.venv/bin/ruff check .
@@ -38,7 +54,7 @@ fuzz: .venv/tools
 	HYPOTHESIS_PROFILE=fuzz .venv/bin/python -m pytest tests/test_cells.py tests/test_laws.py tests/test_gradient.py tests/test_network.py tests/test_terms.py tests/test_products.py tests/test_hostile.py --timeout 7200
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-oldest
 
 # torch first, and by this exact version: a range, or a package that depends on torch, would fetch a CUDA build of several GB.
 .venv/installed: pyproject.toml

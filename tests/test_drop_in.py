@@ -258,9 +258,19 @@ def test_errors_are_of_torch_s_types(name, backend):
     [(0, 5), (4, 0), (4, -1), (4.0, 5), (4, 5, 0), ("4", 5)],
 )
 def test_impossible_sizes(arguments):
+    def own(*sizes):
+        return bptt.Recurrent(bptt.cells.GRU(), *sizes)
+
+    if (
+        arguments == (0, 5) and torch.__version__ < "2.13"
+    ):  # before, torch.nn takes a layer without inputs, and so ours does
+        assert bptt.GRU(*arguments).weight_ih_l0.shape == nn.GRU(*arguments).weight_ih_l0.shape
+        with pytest.raises(ValueError, match="input_size is 0"):
+            own(*arguments)
+        return
     with pytest.raises((ValueError, TypeError)) as expected:
         nn.GRU(*arguments)
-    for make in (bptt.GRU, lambda *a: bptt.Recurrent(bptt.cells.GRU(), *a)):
+    for make in (bptt.GRU, own):
         with pytest.raises(expected.type):
             make(*arguments)
 

@@ -13,6 +13,7 @@ import ctypes
 import functools
 import gc
 import os
+import sys
 from collections.abc import Callable, Iterator
 from itertools import accumulate
 from pathlib import Path
@@ -333,6 +334,11 @@ def flat_weight_names(layer: nn.RNNBase) -> list[str]:
 def update_flat_weights(layer: nn.RNNBase) -> None:
     """Make `flat_weights` those that the layer's attributes are now."""
     layer._update_flat_weights()
+
+
+def compiler_loaded() -> bool:
+    """Whether torch.compile's compiler was imported, as it is by the first call."""
+    return "torch._dynamo" in sys.modules
 
 
 def leave_to_eager(code: CodeType) -> None:
