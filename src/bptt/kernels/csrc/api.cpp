@@ -49,21 +49,16 @@ static Run find_bfloat16_run(const bptt_problem& p) {
 
 }  // namespace bptt
 
-#define BPTT_EXPORT __attribute__((visibility("default")))
-
 extern "C" {
-BPTT_EXPORT const char* bptt_isa() { return bptt::isa().name; }
-// H rounded up to whole registers: the width of `gates` and `candidate`.
-BPTT_EXPORT int64_t bptt_units(int64_t hidden, int64_t is_double) { return bptt::isa().units(hidden, is_double != 0); }
+const char* bptt_isa() { return bptt::isa().name; }
 
-// Whether this processor multiplies bfloat16 numbers, for format 2.
-BPTT_EXPORT int bptt_has_bfloat16() { return bptt::find_bfloat16_run({}) != nullptr; }
+int64_t bptt_units(int64_t hidden, int64_t is_double) { return bptt::isa().units(hidden, is_double != 0); }
 
-// Bytes of a bptt_problem: a core of another version must not be taken for this one.
-BPTT_EXPORT int64_t bptt_problem_size() { return sizeof(bptt_problem); }
+int bptt_has_bfloat16() { return bptt::find_bfloat16_run({}) != nullptr; }
 
-// 0, or why not: 1 no such cell or format, 2 out of memory.
-BPTT_EXPORT int bptt_run(const bptt_problem* p, int64_t backward, bptt_parallel_for parallel_for) {
+int64_t bptt_problem_size() { return sizeof(bptt_problem); }
+
+int bptt_run(const bptt_problem* p, int64_t backward, bptt_parallel_for parallel_for) {
   bptt::Run run = p->format == 2 ? bptt::find_bfloat16_run(*p) : bptt::isa().find_run(*p);
   if (!run) return 1;
   try {

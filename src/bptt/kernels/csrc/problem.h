@@ -33,4 +33,18 @@ typedef struct {
   void *d_w_ih, *d_w_hh, *d_b_ih, *d_b_hh, *d_w_hr;  // null: not wanted
   void *delta_h, *delta_c;                           // N,P  N,H   dL/dstate after each row, or null
 } bptt_problem;
+
+// What the library exports.
+#define BPTT_EXPORT __attribute__((visibility("default")))
+
+// The instruction set it chose: avx512, avx2 or baseline.
+BPTT_EXPORT const char* bptt_isa();
+// H rounded up to whole registers: the width of `gates` and `candidate`.
+BPTT_EXPORT int64_t bptt_units(int64_t hidden, int64_t is_double);
+// Whether this processor multiplies bfloat16 numbers, for format 2.
+BPTT_EXPORT int bptt_has_bfloat16();
+// Bytes of a bptt_problem: a core of another version must not be taken for this one.
+BPTT_EXPORT int64_t bptt_problem_size();
+// Runs forward or backward. 0, or why not: 1 no such cell or format, 2 out of memory.
+BPTT_EXPORT int bptt_run(const bptt_problem* problem, int64_t backward, bptt_parallel_for parallel_for);
 }
