@@ -56,7 +56,7 @@ clean:
 # The sdist and the wheel of a release in dist/, each tried out in a new environment without a compiler. RELEASE.md has the rest.
 .PHONY: wheel
 wheel: .venv/release
-	.venv/bin/python release/wheel.py
+	.venv/bin/python -m release.wheel
 
 .venv/release: .venv/installed
 	$(PIP) 'hatchling>=1.27' 'auditwheel>=6.3' 'twine>=6.1'

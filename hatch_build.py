@@ -72,7 +72,7 @@ def _already_built() -> Path | None:
 def compile_into(source: Path, folder: Path, stripped: bool = False) -> Path | None:
     """Compile the core of the folder `source` to libbptt.so, or .dylib, in `folder`: the library, or None if that fails."""
     compiler = find_compiler()
-    library = folder / ("libbptt.dylib" if compiler and "darwin" in target_of(compiler) else "libbptt.so")
+    library = folder / ("libbptt.dylib" if compiler and _is_macos(target_of(compiler)) else "libbptt.so")
     new = library.with_suffix(".new")
     if not compile_core(source, new, FLAGS, stripped):
         return None
@@ -118,9 +118,13 @@ def target_of(compiler: list[str]) -> str:
         return ""  # compiling will say why
 
 
+def _is_macos(target: str) -> bool:
+    return "darwin" in target or "macos" in target
+
+
 def _compile_and_link(compiler: list[str], source: Path, library: Path, flags: Sequence[str], stripped: bool) -> None:
     target = target_of(compiler)
-    on_x86, on_mac = target.startswith("x86_64"), "darwin" in target
+    on_x86, on_mac = target.startswith("x86_64"), _is_macos(target)
     instruction_sets = [[], AVX2, AVX512, AVX512_BF16] if on_x86 else [[]]
     general = [*LANGUAGE, *flags, *([] if on_x86 else ["-DBPTT_BASELINE_ONLY"])]
     system = [f"-mmacosx-version-min={OLDEST_MACOS}"] if on_mac else []

@@ -1,4 +1,4 @@
-"""Builds the sdist and the wheel of a release into dist/, and tries them out where there is no compiler: `make wheel`.
+"""Builds the sdist and the wheel of a release into dist/, and tries them out without a compiler: `make wheel`.
 
 1. The sdist is built from this tree, and the wheel from the sdist: so a source installation with a compiler is tried, too.
 2. The wheel must hold the core once, stripped, the page and the templates, be small, and have a tag that an index takes.
@@ -16,6 +16,8 @@ import tempfile
 import venv
 import zipfile
 from pathlib import Path
+
+import hatch_build
 
 ROOT = Path(__file__).parents[1]
 DIST = ROOT / "dist"
@@ -67,15 +69,24 @@ def problems_of(wheel: Path) -> list[str]:
     """Return, as sentences, what speaks against releasing the wheel: its name, its size, its files."""
     problems = []
     if not re.fullmatch(r"bptt-[\w.]+-py3-none-manylinux_\d+_\d+_\w+\.whl", wheel.name):
-        problems.append(f"{wheel.name} has no manylinux tag")
+        problems.append(f"{wheel.name} has no manylinux tag: its core needs {_too_new(wheel) or 'to be compiled'}")
     if wheel.stat().st_size > MOST_BYTES:
         problems.append(f"{wheel.name} has {wheel.stat().st_size:,} bytes, more than {MOST_BYTES:,}")
-    names = zipfile.ZipFile(wheel).namelist()
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
     problems += [f"{name} is missing" for name in NEEDED_FILES if name not in names]
     libraries = [name for name in names if name.endswith((".so", ".new", ".dylib", ".o"))]
     if len(libraries) != 1:
         problems.append(f"it holds {libraries} instead of one library")
     return problems
+
+
+def _too_new(wheel: Path) -> list[str]:
+    with zipfile.ZipFile(wheel) as archive, tempfile.TemporaryDirectory() as folder:
+        cores = [name for name in archive.namelist() if name.endswith(".so")]
+        return [
+            need for core in cores for need in hatch_build.needs_beyond_manylinux(Path(archive.extract(core, folder)))
+        ]
 
 
 def second_opinion(wheel: Path) -> list[str]:

@@ -3,7 +3,6 @@
 The wheel here holds the core that is installed already; `make wheel` compiles one, and tries it out without a compiler.
 """
 
-import ast
 import email
 import os
 import subprocess
@@ -17,6 +16,7 @@ from pathlib import Path
 import hatch_build
 import pytest
 import torch
+from release.wheel import MOST_BYTES
 
 import bptt
 from bptt.kernels import cpu
@@ -92,7 +92,7 @@ def test_the_wheel_holds_the_package_and_the_core_once(files):
 
 
 def test_the_wheel_is_small(wheel):
-    assert wheel.stat().st_size <= 1_500_000
+    assert wheel.stat().st_size <= MOST_BYTES
 
 
 def test_the_tag_is_that_of_the_core(wheel, files):
@@ -185,8 +185,6 @@ def test_mypy_finds_the_types_of_the_installed_package(tmp_path, wheel):
 
 
 def test_public_files_are_there_and_readable():
-    for name in ("LICENSE", "SECURITY.md", "RELEASE.md", "CITATION.cff", ".github/pull_request_template.md"):
+    for name in ("SECURITY.md", "RELEASE.md", "CITATION.cff", ".github/pull_request_template.md"):
         assert (ROOT / name).read_text().strip()
     assert list((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
-    for script in ("wheel.py", "smoke.py"):
-        ast.parse((ROOT / "release" / script).read_text())
