@@ -5,6 +5,7 @@ The wheel here holds the core that is installed already; `make wheel` compiles o
 
 import email
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -145,6 +146,66 @@ def test_the_sdist_holds_what_builds_and_tests_it(tmp_path):
     }  # fmt: skip
     assert {f"src/bptt/kernels/csrc/{path.name}" for path in SOURCE.glob("kernels/csrc/*.cpp")} <= names
     assert not [name for name in names if name.endswith((".so", ".new", ".pyc"))]
+
+
+FAKE_COMPILER = """#!/bin/sh
+# Says for which machine it compiles, writes its arguments into a file, and an empty file for each output.
+if [ "$1" = -dumpmachine ]; then echo TARGET; exit; fi
+echo "$@" >> LOG
+while [ "$1" != -o ]; do shift; done
+: > "$2"
+"""
+
+
+@pytest.fixture
+def commands_for(tmp_path, monkeypatch):
+    """Calls `build` with a fake compiler for `target`: the arguments of each of its runs, the last of which links."""
+
+    def run(target, build):
+        log, compiler = tmp_path / f"{target}.log", tmp_path / "c++"
+        compiler.write_text(FAKE_COMPILER.replace("TARGET", target).replace("LOG", str(log)))
+        compiler.chmod(0o755)
+        monkeypatch.setenv("CXX", str(compiler))
+        build()
+        return [line.split() for line in log.read_text().splitlines()]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("target", "library", "instruction_sets"),
+    [
+        ("x86_64-linux-gnu", "libbptt.so", [[], hatch_build.AVX2, hatch_build.AVX512, hatch_build.AVX512_BF16]),
+        ("aarch64-linux-gnu", "libbptt.so", [[]]),
+        ("arm64-apple-darwin23.6.0", "libbptt.dylib", [[]]),
+    ],
+)
+def test_the_compiler_s_target_decides_what_is_compiled(tmp_path, commands_for, target, library, instruction_sets):
+    source = ROOT / hatch_build.SOURCE
+    *compiled, linked = commands_for(target, lambda: hatch_build.compile_into(source, tmp_path, stripped=True))
+    assert (tmp_path / library).exists()
+    assert ["-Wl,-x" if library.endswith(".dylib") else "-s"] == [flag for flag in linked if flag in ("-s", "-Wl,-x")]
+    assert all(("-DBPTT_BASELINE_ONLY" in command) == (len(instruction_sets) == 1) for command in compiled)
+    assert all(("-mmacosx-version-min=11.0" in command) == ("apple" in target) for command in (*compiled, linked))
+    for file in source.glob("*.cpp"):
+        runs = [
+            {flag for flag in c if flag.startswith(("-mavx", "-mfma", "-mpref"))} for c in compiled if str(file) in c
+        ]
+        wanted = [set()] if file.stem in hatch_build.COMPILED_ONCE else [set(flags) for flags in instruction_sets]
+        assert sorted(runs, key=len) == wanted
+
+
+def test_an_editable_installation_has_the_core_with_its_symbols_in_the_source_folder(tmp_path, commands_for):
+    project = tmp_path / "project"
+    shutil.copytree(SOURCE, project / "src" / "bptt", ignore=shutil.ignore_patterns("*.so", "*.new", "__pycache__"))
+    for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, project)
+    install = [sys.executable, "-c", "import hatchling.build as b; b.build_editable('..')"]
+    linked = commands_for("x86_64-linux-gnu", lambda: subprocess.run(install, cwd=project, check=True))[-1]
+    assert "-s" not in linked
+    assert (project / hatch_build.SOURCE / "libbptt.so").exists()
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as archive:
+        assert not [name for name in archive.namelist() if name.endswith(".so")]
 
 
 PROGRAM = """
