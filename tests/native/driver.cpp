@@ -3,9 +3,9 @@
 //   g++ -std=c++17 -Isrc/bptt/kernels/csrc tests/native/driver.cpp LIBRARY -o driver
 //   ./driver tests/native/cases.txt
 //
-// Each case (make_cases.py describes the file) runs forward and backward in float64 and float32, with the gates kept and not, on
-// one thread and divided among three. Prints the instruction set and, for each format, the worst relative error in norm; exits
-// with 1 if one is above its bound, or not a number.
+// Each case (make_cases.py describes the file) runs forward and backward in float64 and float32, with the gates kept
+// and not, on one thread and divided among three. Prints the instruction set and, for each format, the worst relative
+// error in norm; exits with 1 if one is above its bound, or not a number.
 #include "problem.h"
 
 #include <cmath>
@@ -59,9 +59,9 @@ template <class S> class Run {
     const int64_t G = gates_of_cell[p.cell], P = p.projected ? p.projected : p.hidden;
     const int64_t N = int64_t(c.tensors.at("x").size()) / p.inputs, U = bptt_units(p.hidden, sizeof(S) == 8);
     for (double o : values("offsets")) offsets_.push_back(int64_t(o));
-    for (double r : values("cut")) cut_.push_back(r != 0);
+    for (double r : values("reset")) reset_.push_back(r != 0);
     p.offsets = offsets_.empty() ? nullptr : offsets_.data();
-    p.cut = cut_.empty() ? nullptr : cut_.data();
+    p.reset = reset_.empty() ? nullptr : reset_.data();
     p.x = input("x"), p.w_ih = input("w_ih"), p.w_hh = input("w_hh"), p.b_ih = input("b_ih"), p.b_hh = input("b_hh");
     p.w_hr = input("w_hr"), p.h0 = input("h0"), p.c0 = input("c0");
     p.h = output("h", N * P), p.h_last = output("h_last", p.batch * P);
@@ -96,7 +96,7 @@ template <class S> class Run {
   const Case& case_;
   bptt_problem p;
   std::vector<int64_t> offsets_;
-  std::vector<uint8_t> cut_;
+  std::vector<uint8_t> reset_;
   std::map<std::string, std::vector<S>> inputs_, outputs_;
 
   std::vector<double> values(const std::string& name) const {

@@ -69,7 +69,7 @@ def case(layer: tuple[object, ...]) -> dict[str, torch.Tensor]:
     loss = (h * d_h).sum() + sum((s * d).sum() for s, d in zip(last, d_last, strict=True))
     gradients = torch.autograd.grad(loss, list(leaves.values()))
     found = {"offsets": torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])} if sizes else {}
-    found |= {} if walk.cut is None else {"cut": walk.cut.long()}  # in the order of the walk
+    found |= {} if walk.cut is None else {"reset": walk.cut.long()}  # in the order of the walk
     found |= leaves | {"d_h": d_h} | {f"d_{s}_last": d for s, d in zip("hc", d_last, strict=False)}
     found |= {"h": h} | {f"{s}_last": v for s, v in zip("hc", last, strict=False)}
     return found | {f"d_{name}": gradient for name, gradient in zip(leaves, gradients, strict=True)}
