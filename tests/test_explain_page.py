@@ -396,19 +396,21 @@ def test_lecture_mode_moves_on_the_arrow_keys(show):
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
-@pytest.mark.parametrize("scene", SCENES)
-def test_nothing_is_cut_small_or_faint(scene, size, dark, show):
-    for setting in FULL[scene]:
-        page = show(f"#{scene}{setting}", size, dark)
-        assert page.locator(".notice").is_hidden()  # the address was understood
-        if scene != "predict":
-            page.locator(f"#scene-{scene} svg").first.wait_for()
-        for opens in page.locator(
-            f"#scene-{scene} .pytorch summary, #scene-{scene} .predict .options > :first-child"
-        ).all():
-            opens.click()
-        page.mouse.move(0, 0)
-        assert page.evaluate(AUDIT) == [], setting
+@pytest.mark.parametrize(
+    ("scene", "setting"),
+    [pytest.param(scene, setting, id=f"{scene}-{i}") for scene in SCENES for i, setting in enumerate(FULL[scene])],
+)
+def test_nothing_is_cut_small_or_faint(scene, setting, size, dark, show):
+    page = show(f"#{scene}{setting}", size, dark)
+    assert page.locator(".notice").is_hidden()  # the address was understood
+    if scene != "predict":
+        page.locator(f"#scene-{scene} svg").first.wait_for()
+    for opens in page.locator(
+        f"#scene-{scene} .pytorch summary, #scene-{scene} .predict .options > :first-child"
+    ).all():
+        opens.click()
+    page.mouse.move(0, 0)
+    assert page.evaluate(AUDIT) == []
 
 
 @pytest.mark.parametrize("scene", SCENES)
@@ -424,19 +426,20 @@ def test_letters_are_large_enough_in_any_font(scene, show):
     assert min(sizes)[0] >= 12.5, min(sizes)
 
 
-def test_every_control_has_a_name(show):
-    for scene in SCENES:
-        page = show(f"#{scene}")
-        unnamed = page.evaluate(
-            "[...document.querySelectorAll('input, button, a[href], svg[role=img], summary')]"
-            ".filter((n) => n.checkVisibility() && !(n.ariaLabel || n.textContent.trim() || n.labels?.length))"
-            ".map((n) => n.outerHTML.slice(0, 80))"
-        )
-        assert unnamed == []
-        twice = page.locator("output:not([aria-live=off])")  # a slider says its value; its output must not say it again
-        assert twice.count() == 0
+@pytest.mark.parametrize("scene", SCENES)
+def test_every_control_has_a_name(scene, show):
+    page = show(f"#{scene}")
+    unnamed = page.evaluate(
+        "[...document.querySelectorAll('input, button, a[href], svg[role=img], summary')]"
+        ".filter((n) => n.checkVisibility() && !(n.ariaLabel || n.textContent.trim() || n.labels?.length))"
+        ".map((n) => n.outerHTML.slice(0, 80))"
+    )
+    assert unnamed == []
+    twice = page.locator("output:not([aria-live=off])")  # a slider says its value; its output must not say it again
+    assert twice.count() == 0
 
 
+@pytest.mark.alone
 def test_first_paint_is_quick(show):
     page = show("#fold")
     with processor_time(page) as seconds:
