@@ -46,8 +46,12 @@ def _build(root: Path) -> bool:
     return True
 
 
-def compile_core(source: Path, library: Path, flags: list[str]) -> bool:
-    """One object file a set of instructions, and the library of them all; False, and a word on stderr, if that fails."""
+def compile_core(source: Path, library: Path, flags: list[str], objects: Path | None = None) -> bool:
+    """Compile one object file a set of instructions, and link the library of them all.
+
+    The objects stay in the folder `objects`, if one is given, in the order in which they are linked. Returns False, with a
+    word on stderr, if that fails.
+    """
     compiler = os.environ.get("CXX") or next((c for c in ("g++", "clang++") if shutil.which(c)), None)
     if compiler is None or sys.platform != "linux":
         print("bptt: no C++ compiler found: bptt will run on torch's own operators", file=sys.stderr)
@@ -56,15 +60,15 @@ def compile_core(source: Path, library: Path, flags: list[str]) -> bool:
     if platform.machine() not in ("x86_64", "AMD64"):
         variants = [("api", ["-DBPTT_BASELINE_ONLY"]), ("isa", [])]
     with tempfile.TemporaryDirectory() as scratch:
-        objects = [str(Path(scratch) / f"{i}.o") for i in range(len(variants))]
+        targets = [str((objects or Path(scratch)) / f"{i}.o") for i in range(len(variants))]
         commands = [
             [compiler, *LANGUAGE, *flags, *instructions, "-c", str(source / f"{name}.cpp"), "-o", target]
-            for (name, instructions), target in zip(variants, objects, strict=True)
+            for (name, instructions), target in zip(variants, targets, strict=True)
         ]
         try:
             with ThreadPoolExecutor() as pool:
                 list(pool.map(_run, commands))
-            _run([compiler, *flags, "-shared", *objects, "-o", str(library)])
+            _run([compiler, *flags, "-shared", *targets, "-o", str(library)])
         except (OSError, subprocess.CalledProcessError) as error:
             print(
                 f"bptt: the native core could not be built ({error}): bptt will run on torch's operators",
