@@ -79,7 +79,9 @@ def compile_into(source: Path, folder: Path, stripped: bool = False) -> Path | N
     return new.replace(library)  # a process that has the old one open keeps it
 
 
-def compile_core(source: Path, library: Path, flags: Sequence[str], stripped: bool = False) -> bool:
+def compile_core(
+    source: Path, library: Path, flags: Sequence[str], stripped: bool = False, objects: Path | None = None
+) -> bool:
     """Compile and link the core; False, with the reason on stderr, if there is no compiler or it fails.
 
     Args:
@@ -87,13 +89,15 @@ def compile_core(source: Path, library: Path, flags: Sequence[str], stripped: bo
         library: the file to write.
         flags: of the optimisation, say.
         stripped: leave out the names of internal functions, which only debuggers and profilers read.
+        objects: a folder in which the object files stay; by name they are in the order in which they are linked.
     """
     compiler = find_compiler()
     if compiler is None:
         print("bptt: no C++ compiler found: bptt will run on torch's own operators", file=sys.stderr)
         return False
     try:
-        _compile_and_link(compiler, source, library, flags, stripped)
+        with tempfile.TemporaryDirectory() as scratch:
+            _compile_and_link(compiler, source, library, flags, stripped, objects or Path(scratch))
     except (OSError, subprocess.CalledProcessError) as error:
         print(
             f"bptt: the native core could not be built ({error}): bptt will run on torch's operators", file=sys.stderr
@@ -122,27 +126,23 @@ def _is_macos(target: str) -> bool:
     return "darwin" in target or "macos" in target
 
 
-def _compile_and_link(compiler: list[str], source: Path, library: Path, flags: Sequence[str], stripped: bool) -> None:
+def _compile_and_link(
+    compiler: list[str], source: Path, library: Path, flags: Sequence[str], stripped: bool, objects: Path
+) -> None:
     target = target_of(compiler)
     on_x86, on_mac = target.startswith("x86_64"), _is_macos(target)
     instruction_sets = [[], AVX2, AVX512, AVX512_BF16] if on_x86 else [[]]
-    general = [*LANGUAGE, *flags, *([] if on_x86 else ["-DBPTT_BASELINE_ONLY"])]
     system = [f"-mmacosx-version-min={OLDEST_MACOS}"] if on_mac else []
+    general = [*system, *LANGUAGE, *flags, *([] if on_x86 else ["-DBPTT_BASELINE_ONLY"])]
     strip = ["-Wl,-x" if on_mac else "-s"] if stripped else []
-    with tempfile.TemporaryDirectory() as scratch:
-        jobs = [
-            (file, instructions, f"{scratch}/{file.stem}{i}.o")
-            for file in sorted(source.glob("*.cpp"))
-            for i, instructions in enumerate([[]] if file.stem in COMPILED_ONCE else instruction_sets)
-        ]
-        commands = [
-            [*compiler, *system, *general, *instructions, "-c", str(file), "-o", target_file]
-            for file, instructions, target_file in jobs
-        ]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(_run, commands))
-        objects = [target_file for *_, target_file in jobs]
-        _run([*compiler, *system, *flags, "-shared", *strip, *objects, "-o", str(library)])
+    jobs = [
+        (file, instructions, objects / f"{file.stem}{i}.o")
+        for file in sorted(source.glob("*.cpp"))
+        for i, instructions in enumerate([[]] if file.stem in COMPILED_ONCE else instruction_sets)
+    ]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda job: _run([*compiler, *general, *job[1], "-c", str(job[0]), "-o", str(job[2])]), jobs))
+    _run([*compiler, *system, *flags, "-shared", *strip, *(str(o) for *_, o in jobs), "-o", str(library)])
 
 
 def _run(command: list[str]) -> None:
