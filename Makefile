@@ -36,7 +36,7 @@ lint: .venv/tools
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	.venv/bin/lizard -C 12 -w src hatch_build.py
+	.venv/bin/lizard -C 12 -w src hatch_build.py release
 	$(if $(wildcard .clang-format),.venv/bin/clang-format --dry-run -Werror $(wildcard src/bptt/kernels/csrc/*.h src/bptt/kernels/csrc/*.cpp tests/native/*.cpp))
 	$(MAKE) --no-print-directory lint-js
 

@@ -140,9 +140,12 @@ def _compile_and_link(
         for file in sorted(source.glob("*.cpp"))
         for i, instructions in enumerate([[]] if file.stem in COMPILED_ONCE else instruction_sets)
     ]
+    compilations = [
+        [*compiler, *general, *instructions, "-c", str(file), "-o", str(made)] for file, instructions, made in jobs
+    ]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(lambda job: _run([*compiler, *general, *job[1], "-c", str(job[0]), "-o", str(job[2])]), jobs))
-    _run([*compiler, *system, *flags, "-shared", *strip, *(str(o) for *_, o in jobs), "-o", str(library)])
+        list(pool.map(_run, compilations))
+    _run([*compiler, *system, *flags, "-shared", *strip, *(str(made) for *_, made in jobs), "-o", str(library)])
 
 
 def _run(command: list[str]) -> None:
