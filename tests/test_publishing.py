@@ -79,7 +79,7 @@ def test_the_version_stands_in_one_place():
 def test_the_wheel_holds_the_package_and_the_core_once(files):
     made = {f"bptt/kernels/csrc/{cpu._CORE.name}"}
     ours = {name for name in files if name.startswith("bptt/")}
-    skipped = {".so", ".dylib", ".new", ".pyc"}
+    skipped = {".so", ".dylib", ".new", ".pyc", ".ts"}
     source = {
         f"bptt/{path.relative_to(SOURCE).as_posix()}"
         for path in SOURCE.rglob("*")
