@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import bptt
 from bptt import torch_private
 
@@ -108,10 +110,12 @@ def test_this_torch_has_all_of_them():
     assert not torch_private.missing
 
 
+@pytest.mark.slow
 def test_without_any_of_them_every_gradient_is_right():
     assert _run("all") >= CAUTIOUS
 
 
+@pytest.mark.slow
 def test_without_those_that_do_not_keep_the_core_from_running():
     every = _run("all")
     assert _run(",".join(every - CAUTIOUS)) == every - CAUTIOUS

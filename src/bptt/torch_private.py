@@ -404,7 +404,8 @@ def parallel_for_address() -> ctypes.c_void_p | None:
     if _is_hidden("torch_parallel_for"):
         return None
     try:
-        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        name = "libtorch_cpu.dylib" if sys.platform == "darwin" else "libtorch_cpu.so"  # macOS is untested
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / name))
         return ctypes.cast(library.torch_parallel_for, ctypes.c_void_p)
     except (OSError, AttributeError):
         return None
