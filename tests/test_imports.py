@@ -8,6 +8,8 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 import bptt
 
 SOURCE = Path(bptt.__file__).parent
@@ -149,6 +151,7 @@ def test_import_alone_loads_neither_torch_nor_numpy():
     assert _fresh(code).strip() == "[]"
 
 
+@pytest.mark.alone
 def test_help_answers_at_once_and_without_torch():
     code = (
         "import sys, atexit, bptt.cli\n"

@@ -82,7 +82,9 @@ class BaseLayer(nn.Module):
     ) -> tuple[Stack, Sequences, State]:
         """Return what a kernel is given, checked: the weights, the input and the initial state."""
         given = None if reset is None else form.reset(reset)
-        sequences = Sequences(form.time_first(input), form.batch_sizes, given)
+        # Not form.batch_sizes: the compiler of torch 2.10 takes a property of a NamedTuple for something that is not None.
+        sizes = None if form.packed is None else form.packed.batch_sizes
+        sequences = Sequences(form.time_first(input), sizes, given)
         stack = self._stack()
         if self._overrides:
             hx, form = start_as_overridden(self, form, sequences, hx)

@@ -13,6 +13,7 @@ import ctypes
 import functools
 import gc
 import os
+import sys
 from collections.abc import Callable, Iterator
 from itertools import accumulate
 from pathlib import Path
@@ -335,6 +336,11 @@ def update_flat_weights(layer: nn.RNNBase) -> None:
     layer._update_flat_weights()
 
 
+def compiler_loaded() -> bool:
+    """Whether torch.compile's compiler was imported, as it is by the first call."""
+    return "torch._dynamo" in sys.modules
+
+
 def leave_to_eager(code: CodeType) -> None:
     """Have torch.compile leave a function alone, with all that it calls. Otherwise more is compiled, and nothing wrong."""
     if _is_hidden("_C._dynamo.eval_frame"):
@@ -398,7 +404,8 @@ def parallel_for_address() -> ctypes.c_void_p | None:
     if _is_hidden("torch_parallel_for"):
         return None
     try:
-        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        name = "libtorch_cpu.dylib" if sys.platform == "darwin" else "libtorch_cpu.so"  # macOS is untested
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / name))
         return ctypes.cast(library.torch_parallel_for, ctypes.c_void_p)
     except (OSError, AttributeError):
         return None

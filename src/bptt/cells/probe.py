@@ -49,6 +49,7 @@ from bptt.cells.gru import GRU
 from bptt.cells.lstm import LSTM
 from bptt.cells.origins import SEVERAL, UNKNOWN, Mode, Origins
 from bptt.torch_private import (
+    compiler_loaded,
     dispatch_modes,
     dispatch_modes_suspended,
     is_traced,
@@ -467,7 +468,7 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
 def _as_the_kernels_run(device: torch.device) -> Iterator[None]:
     """Inside, gradients are on, autocast is off, and the caller's dispatch modes are suspended."""
     seen = dispatch_modes() > 0  # asked first: leaving the modes imports much
-    compiles = "torch._dynamo" in sys.modules  # a function that the user has compiled: its operators, one by one
+    compiles = compiler_loaded()  # a function that the user has compiled: its operators, one by one
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
