@@ -1,4 +1,4 @@
-"""The fused loop on the CPU: a layer's forward and backward in one C++ call each (csrc/loops.h says how).
+"""The fused loop on the CPU: a layer's forward and backward in one C++ call each (csrc/schedule.h says how).
 
 The specification is `reference.py`.
 """
@@ -7,7 +7,7 @@ import ctypes
 import functools
 import math
 import os
-from array import array
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,11 +28,27 @@ from bptt.kernels.walk import Walk
 NOT_BUILT = "the native core was not built: install a C++ compiler, then bptt once more"
 # BPTT_CORE: another build of it, for the tests
 _CORE = Path(os.environ.get("BPTT_CORE", Path(__file__).with_name("csrc") / "libbptt.so"))
-_ELMAN = ("tanh", "relu", "sigmoid")  # the numbers that csrc/problem.h gives the cells: 0, 1, 2
+_ELMAN = ("tanh", "relu", "sigmoid")  # csrc/problem.h numbers the cells: 0, 1, 2
 _GATED: dict[type[Cell], int] = {GRU: 3, LSTM: 4}
-_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+_WEIGHTS = {"weight_ih": "w_ih", "weight_hh": "w_hh", "bias_ih": "b_ih", "bias_hh": "b_hh", "weight_hr": "w_hr"}
 _FORMATS = (torch.float32, torch.float64)
-_NUMBERS, _POINTERS = 10, 29  # that bptt_problem of csrc/problem.h has
+_DOUBLE, _BFLOAT16 = 1, 2  # its numbers of formats, beside 0
+_SOMEWHERE = 1  # a pointer that is not null, where the core only asks which tensors there are
+_NUMBERS = "cell format steps batch inputs hidden projected reverse h_is_known threads"
+_POINTERS = """
+    offsets reset x w_ih w_hh b_ih b_hh w_hr h0 c0 h c gates candidate h_last c_last
+    d_h d_h_last d_c_last d_x d_h0 d_c0 d_w_ih d_w_hh d_b_ih d_b_hh d_w_hr delta_h delta_c
+"""
+Named = dict[str, Tensor | None]  # tensors by the names of the pointers to them
+
+
+class Problem(ctypes.Structure):
+    """`bptt_problem` of csrc/problem.h, which describes each field; a pointer that is not set is null."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in _NUMBERS.split()),
+        *((name, ctypes.c_void_p) for name in _POINTERS.split()),
+    ]
 
 
 class Cpu(LayerKernel):
@@ -54,7 +70,7 @@ class Cpu(LayerKernel):
     def refusal(self, stack: Stack, sequences: Sequences, state: State = ()) -> str | None:
         """Other cells, devices and number formats, and kinds of derivatives that bypass autograd."""
         reason = _unfit_derivative(sequences.x)  # first: torch.compile cannot compare the other reasons with NOT_BUILT
-        if reason is None and _number(stack.cell) is None:
+        if reason is None and _cell_number(stack.cell) is None:
             return f"the native core has no {stack.cell}"
         reason = reason or _unfit_numbers(stack, sequences, state)
         if reason is None and library() is None:
@@ -87,7 +103,7 @@ class Cpu(LayerKernel):
             units = native.units(H, x.dtype == torch.float64)
             gates = x.new_empty(N, cell.gates, units)
             candidate = x.new_empty(N, units) if isinstance(cell, GRU) else None
-        outputs = [h, c, gates, candidate, h_last, c_last]
+        outputs = {"h": h, "c": c, "gates": gates, "candidate": candidate, "h_last": h_last, "c_last": c_last}
         inputs = _inputs(walk, x, state, weights, resolved if known else readable)
         native.run(cell, walk, inputs, outputs, bfloat16=self.bfloat16)
         return h, (h_last,) if c_last is None else (h_last, c_last), (h, c, gates, candidate)
@@ -108,15 +124,14 @@ class Cpu(LayerKernel):
     ) -> Gradients:
         """The gradients of all weights; of x only if wanted, for that is a product of its own."""
         d_x = _empty(x) if x_wanted else None
-        d_state = [_empty(s) if state_wanted else None for s in state]
+        d_state = tuple(_empty(s) if state_wanted else None for s in state)
         d_weights = {name: _empty(weight) for name, weight in weights.items()}
         look = resolved if known else readable
-        saved, given = tuple(look(saved, x.dtype)), readable((d_outputs, *d_final), x.dtype)
-        none = [None] * (2 - len(state))
-        outputs = [*saved, None, None, *given, *none, d_x, *d_state, *none, *map(d_weights.get, _WEIGHTS)]
+        outputs = _saved(saved, x, look) | _given(d_outputs, d_final, x) | {"d_x": d_x} | _by_state("d_{}0", d_state)
+        outputs |= {f"d_{_WEIGHTS[name]}": d_weight for name, d_weight in d_weights.items()}
         inputs = _inputs(walk, x, state, weights, look)
         _native().run(cell, walk, inputs, outputs, backward=True, bfloat16=self.bfloat16)
-        return Gradients(d_x, tuple(d_state), d_weights)
+        return Gradients(d_x, d_state, d_weights)
 
 
 _IN_BFLOAT16 = Cpu(bfloat16=True)
@@ -132,7 +147,7 @@ def _in_bfloat16() -> bool:
     return torch.get_autocast_dtype("cpu") == torch.bfloat16 and _native().has_bfloat16
 
 
-def _number(cell: Cell) -> int | None:
+def _cell_number(cell: Cell) -> int | None:
     """The cell's number in csrc/problem.h; a class of the user's own has none, also if derived: its equations may differ."""
     return _ELMAN.index(cell.nonlinearity) if type(cell) is Elman else _GATED.get(type(cell))
 
@@ -140,7 +155,7 @@ def _number(cell: Cell) -> int | None:
 def serves(cell: Cell, x: Tensor, weights: Weights) -> bool:
     """Whether the core has this cell, and the device and number format of x and the weights."""
     return (
-        _number(cell) is not None
+        _cell_number(cell) is not None
         and x.dtype in _FORMATS
         and look_readable((x, *weights.values()), x.dtype)
         and x.numel() > 0
@@ -178,7 +193,7 @@ def replay(cell: PointwiseCell, walk: Walk, x: Tensor, state: State, weights: We
         return h, None, None, None  # nothing else is needed: backward finds a block's gates in the same way
     c = x.new_empty(len(x), state[1].shape[1])
     gates = x.new_empty(len(x), cell.gates, _native().units(c.shape[1], x.dtype == torch.float64))
-    _native().run(cell, walk, _inputs(walk, x, state, weights), [h, c, gates], h_is_known=True)
+    _native().run(cell, walk, _inputs(walk, x, state, weights), {"h": h, "c": c, "gates": gates}, h_is_known=True)
     return h, c, gates, None
 
 
@@ -194,13 +209,12 @@ def sensitivity(
     x_wanted: bool,
 ) -> Sensitivity:
     """∂L/∂state of every step: the loop of `Cpu.backward`, which hands it out, without the gradients of the weights."""
-    saved = tuple(readable(saved, x.dtype))
-    states = tuple(s for s in saved[: len(state)] if s is not None)
+    kept = _saved(saved, x, readable)
+    states = tuple(s for name in ("h", "c")[: len(state)] if (s := kept[name]) is not None)
     delta, d_start = tuple(map(_empty, states)), tuple(map(_empty, state))
     d_x = _empty(x) if x_wanted else None
-    given = readable((d_outputs, *d_final), x.dtype)
-    none = [None] * (2 - len(state))
-    outputs = [*saved, None, None, *given, *none, d_x, *d_start, *none, *[None] * len(_WEIGHTS), *delta]
+    outputs = kept | _given(d_outputs, d_final, x) | {"d_x": d_x} | _by_state("d_{}0", d_start)
+    outputs |= _by_state("delta_{}", delta)
     _native().run(cell, walk, _inputs(walk, x, state, weights), outputs, backward=True)
     return Sensitivity(states, delta, d_start, d_x)
 
@@ -209,31 +223,66 @@ def _empty(tensor: Tensor) -> Tensor:
     return tensor.new_empty(*tensor.shape)
 
 
-def _inputs(walk: Walk, x: Tensor, state: State, weights: Weights, look: Any = readable) -> list[Tensor | None]:
-    """What csrc/problem.h has from `offsets` to `c0`; `look` is the gate that they pass."""
-    offsets = [None] if walk.offsets is None else readable([walk.offsets], torch.int64)
-    cut = [None] if walk.cut is None else readable([walk.cut], torch.bool)
-    return offsets + cut + look((x, *map(weights.get, _WEIGHTS), *state, *[None] * (2 - len(state))), x.dtype)
+def _inputs(walk: Walk, x: Tensor, state: State, weights: Weights, look: Any = readable) -> Named:
+    """Return what the core reads going forward, contiguous; `look` is the gate that the tensors pass."""
+    found: Named = dict(
+        zip(("x", *map(_WEIGHTS.__getitem__, weights)), look((x, *weights.values()), x.dtype), strict=True)
+    )
+    found |= _by_state("{}0", look(state, x.dtype))
+    if walk.offsets is not None:
+        (found["offsets"],) = readable([walk.offsets], torch.int64)
+    if walk.cut is not None:
+        (found["reset"],) = readable([walk.cut], torch.bool)
+    return found
+
+
+def _saved(saved: Saved, x: Tensor, look: Any) -> Named:
+    """Return what `Cpu.forward` kept, by its names."""
+    return dict(zip(("h", "c", "gates", "candidate"), look(saved, x.dtype), strict=True))
+
+
+def _given(d_outputs: Tensor | None, d_final: tuple[Tensor | None, ...], x: Tensor) -> Named:
+    """Return the gradients that come from outside, contiguous."""
+    d_h, *d_last = readable((d_outputs, *d_final), x.dtype)
+    return {"d_h": d_h} | _by_state("d_{}_last", d_last)
+
+
+def _by_state(name: str, tensors: Sequence[Tensor | None]) -> Named:
+    """Return the tensors of h and, where there are two, of c; `name` has a place for these letters."""
+    return {name.format(s): tensor for s, tensor in zip("hc", tensors, strict=False)}
 
 
 def _unfit_numbers(stack: Stack, sequences: Sequences, state: State) -> str | None:
-    """Why the core cannot compute with these tensors; what it is given it takes at its word, so here all is checked."""
-    x, autocast = sequences.x, _in_autocast()
-    every = [w for directions in stack.weights for weights in directions for w in weights.values()]
-    inside = every[0].dtype if autocast else x.dtype  # under autocast `LayerKernel.run` converts the input
+    """Return why the core cannot compute with these tensors; it takes them at their word, so here all is checked."""
+    weights = [w for directions in stack.weights for weights in directions for w in weights.values()]
+    autocast = _in_autocast()
+    inside = weights[0].dtype if autocast else sequences.x.dtype  # under autocast `run` converts the input
+    return (
+        _unfit_input(sequences.x, inside)
+        or _unfit_parameters(weights, state, inside, autocast)
+        or _unfit_batch_sizes(sequences)
+    )
+
+
+def _unfit_input(x: Tensor, inside: torch.dtype) -> str | None:
     if not x.is_cpu or inside not in _FORMATS or not x.numel():
         return f"it runs float32 and float64 on the CPU, not {x.numel()} numbers of {inside} on {x.device}"
-    if x.layout is not torch.strided:
-        return f"it reads strided tensors, not {x.layout}"
-    if not look_readable(every, inside):
+    return None if x.layout is torch.strided else f"it reads strided tensors, not {x.layout}"
+
+
+def _unfit_parameters(weights: list[Tensor], state: State, inside: torch.dtype, autocast: bool) -> str | None:
+    """Return why not these weights and this state; under autocast a state may have any one number format."""
+    if not look_readable(weights, inside):
         return "the weights are not plain tensors of the input's number format and device"
-    if not all(look_readable([s], s.dtype) for s in state) if autocast else not look_readable(state, inside):
+    if not all(look_readable([s], s.dtype if autocast else inside) for s in state):
         return "the state is not of plain tensors of the input's number format and device"
-    if autocast and inside == torch.float64:
-        return "under autocast float64 is left to torch"
-    if sequences.batch_sizes is not None and not _packable(sequences.batch_sizes, x.shape[0]):
-        return "the batch sizes are not those of a packed sequence: positive, never growing, as many rows in all"
-    return None
+    return "under autocast float64 is left to torch" if autocast and inside == torch.float64 else None
+
+
+def _unfit_batch_sizes(sequences: Sequences) -> str | None:
+    if sequences.batch_sizes is None or _packable(sequences.batch_sizes, sequences.x.shape[0]):
+        return None
+    return "the batch sizes are not those of a packed sequence: positive, never growing, as many rows in all"
 
 
 def _unfit_derivative(x: Tensor) -> str | None:
@@ -256,8 +305,7 @@ def _packable(sizes: Tensor, rows: int) -> bool:
 class Native(NamedTuple):
     """The native core, the address of torch's own thread pool, and how many cores there are.
 
-    It takes torch's number of threads, but not more than there are cores: a member of a team that waits for a core holds up
-    the others.
+    More threads than cores would be slow: a worker that waits for a core holds up the others of its group.
     """
 
     core: Any
@@ -277,43 +325,91 @@ class Native(NamedTuple):
         self,
         cell: PointwiseCell,
         walk: Walk,
-        inputs: list[Tensor | None],
-        outputs: list[Tensor | None],
+        inputs: Named,
+        outputs: Named,
         *,
         backward: bool = False,
         h_is_known: bool = False,
         bfloat16: bool = False,
     ) -> None:
-        """Run forward or backward, with the pointers of csrc/problem.h in their order; those at the end may be left out.
+        """Run forward or backward on the tensors of csrc/problem.h, by its names; the others are null.
 
         The caller keeps the tensors alive: the pointer to a temporary one would dangle.
 
         Raises:
             MemoryError: there is none left for the working memory.
         """
-        _, _, x, w_ih, _, _, _, w_hr, *_ = inputs
-        number = _number(cell)
-        assert number is not None
+        x, w_ih, w_hr = inputs["x"], inputs["w_ih"], inputs.get("w_hr")
         assert x is not None
         assert w_ih is not None
-        number_format = 1 if x.dtype == torch.float64 else 2 * bfloat16
+        number = _cell_number(cell)
+        assert number is not None
+        number_format = _DOUBLE if x.dtype == torch.float64 else _BFLOAT16 * bfloat16
         rows, width = w_ih.shape
-        numbers = (
-            number, number_format, walk.length, walk.batch, width, rows // cell.gates,
-            0 if w_hr is None else w_hr.shape[0], walk.reverse, h_is_known, min(torch.get_num_threads(), self.cores),
+        projected = 0 if w_hr is None else w_hr.shape[0]
+        problem = Problem(
+            number, number_format, walk.length, walk.batch, width, rows // cell.gates, projected,
+            walk.reverse, h_is_known, self.threads,
         )  # fmt: skip
-        pointers = [0 if tensor is None else tensor.data_ptr() for tensor in (*inputs, *outputs)]
-        problem = array("q", (*numbers, *pointers, *[0] * (_POINTERS - len(pointers))))
-        code = self.core.bptt_run(problem.buffer_info()[0], backward, self.parallel_for)
+        for tensors in (inputs, outputs):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    setattr(problem, name, tensor.data_ptr())
+        code = self.core.bptt_run(ctypes.byref(problem), backward, self.parallel_for)
         if code == 2:
             raise MemoryError("the native core found no memory for its work: take shorter or fewer sequences at a time")
         if code:
             raise RuntimeError(f"the native core failed ({code}): pass backend='reference', and report it")
 
     @property
+    def threads(self) -> int:
+        """Torch's number of threads, but at most the cores there are."""
+        return min(torch.get_num_threads(), self.cores)
+
+    @property
     def instructions(self) -> str:
         """The instruction set that it chose: avx512, avx2 or baseline."""
         return str(self.core.bptt_isa().decode())
+
+
+class LayerSizes(NamedTuple):
+    """What the native core's working memory for one layer depends on, beside the steps."""
+
+    cell: PointwiseCell
+    dtype: torch.dtype
+    batch: int
+    inputs: int
+    hidden: int
+    projected: int = 0
+
+    @staticmethod
+    def of(cell: PointwiseCell, weights: Weights, batch: int) -> "LayerSizes":
+        """Those of the layer that has these weights."""
+        w_ih, w_hr = weights["weight_ih"], weights.get("weight_hr")
+        rows, inputs = w_ih.shape
+        return LayerSizes(cell, w_ih.dtype, batch, inputs, rows // cell.gates, 0 if w_hr is None else w_hr.shape[0])
+
+
+def workspace_bytes(sizes: LayerSizes, steps: int, *, lean: bool = False) -> int:
+    """Return the bytes of working memory that a layer's forward or backward takes, whichever takes more.
+
+    They are the C library's, not those of torch's allocator. 0 where the core is not built or has no such cell.
+
+    Args:
+        sizes: of the layer; its batch is padded. The backward gives the gradients of all weights and of the input.
+        steps: T.
+        lean: the forward keeps the states only, and the backward computes the gates again.
+    """
+    native, number = library(), _cell_number(sizes.cell)
+    if native is None or number is None or sizes.dtype not in _FORMATS:
+        return 0
+    _, dtype, batch, inputs, hidden, projected = sizes
+    problem = Problem(number, _DOUBLE * (dtype == torch.float64), steps, batch, inputs, hidden, projected)
+    problem.threads = native.threads
+    problem.gates = None if lean or sizes.cell.gates == 1 else _SOMEWHERE
+    forward = native.core.bptt_workspace_bytes(ctypes.byref(problem), False)
+    problem.d_x = problem.d_w_ih = _SOMEWHERE
+    return max(forward, native.core.bptt_workspace_bytes(ctypes.byref(problem), True))
 
 
 @functools.cache
@@ -327,10 +423,12 @@ def library() -> Native | None:
         parallel_for = ctypes.cast(torch_cpu.torch_parallel_for, ctypes.c_void_p)
     except (OSError, AttributeError):
         return None
-    if not hasattr(core, "bptt_has_bfloat16") or core.bptt_problem_size() != 8 * (_NUMBERS + _POINTERS):
+    if not hasattr(core, "bptt_workspace_bytes") or core.bptt_problem_size() != ctypes.sizeof(Problem):
         return None  # built from another version's source
     core.bptt_units.argtypes, core.bptt_units.restype = (ctypes.c_int64, ctypes.c_int64), ctypes.c_int64
     core.bptt_run.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)
+    core.bptt_workspace_bytes.argtypes = (ctypes.c_void_p, ctypes.c_int64)
+    core.bptt_workspace_bytes.restype = ctypes.c_int64
     core.bptt_isa.restype = ctypes.c_char_p
     return Native(core, parallel_for, len(os.sched_getaffinity(0)))
 

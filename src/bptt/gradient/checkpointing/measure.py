@@ -1,8 +1,7 @@
 """What a model needs, measured on the first steps of the sequence; and whether it can be run chunk by chunk at all.
 
 Bytes are those that torch's allocator hands out, at their highest, so they do not depend on what ran before. On the CPU
-they are recorded by torch's memory profiler; the working memory of bptt's native core is outside it, and is added from the
-sizes.
+they are recorded by torch's memory profiler; the working memory of bptt's native core is outside it, and the core tells it.
 """
 
 import gc
@@ -18,7 +17,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
-from bptt.cells import GRU, Elman, PointwiseCell
+from bptt.cells import PointwiseCell
 from bptt.gradient.base import NO_GRAPH, Chunk, cut
 from bptt.gradient.checkpointing.replay import (
     Generators,
@@ -32,11 +31,11 @@ from bptt.gradient.checkpointing.replay import (
 )
 from bptt.gradient.collect import ADDED, copied_bytes
 from bptt.gradient.inputs.packed import PackedSteps
+from bptt.kernels.cpu import LayerSizes, workspace_bytes
 
 _PROBED = 16  # steps on which the model is tried out; then twice as many
 _LOOPS = 512  # steps that are tried at most where a chunk's blocks are not those of a shorter one
 _SHARE = 32  # or a share 1/32 of the sequence, if that is more
-_BLOCK = 1 << 20  # bytes of a block of steps in the native core's backward (csrc/loops.h, kCache)
 RANDOM = (
     "the same chunk, run again from the same state and with the same random numbers of torch, gave another result: the "
     "model has randomness outside torch's generators (numpy, random, the time), or keeps something from call to call that "
@@ -46,42 +45,32 @@ RANDOM = (
 
 @dataclass(frozen=True)
 class NativeWork:
-    """Working memory of the native core for the widest of bptt's layers (csrc/loops.h): it is not torch's allocator's.
+    """Working memory of the native core, which is not torch's allocator's.
 
     Attributes:
-        packed: bytes of the weights as its products want them.
-        step: bytes of the gradients of one step's gates.
-        most: bytes of the block of steps whose gradients it holds.
+        layers: the sizes of bptt's layers, equal ones once. The layers run one after the other.
+        lean: the core keeps the states only.
     """
 
-    packed: int = 0
-    step: int = 0
-    most: int = 0
+    layers: tuple[LayerSizes, ...] = ()
+    lean: bool = False
 
     @staticmethod
     def of(model: Callable[..., Any], state: Any, *, lean: bool = False) -> "NativeWork":
-        """Nothing for other layers than bptt's. With a lean tape the gates of a block are there too, and forward weights."""
-        work = NativeWork()
+        """That of the model's layers, for as many sequences as the state has; nothing for other layers than bptt's."""
         modules = model.modules() if isinstance(model, torch.nn.Module) else ()
         layers: list[Any] = [module for module in modules if hasattr(module, "layer_weights")]
-        layers = [layer for layer in layers if isinstance(layer.cell, PointwiseCell)]  # others it never runs
+        found: dict[LayerSizes, None] = {}
         for layer in layers:
-            weights = layer.layer_weights(0, 0)
-            gates = weights["weight_hh"].shape[0]
-            rows = _rows(state, layer.hidden_size) // layer.num_layers  # the layers run one after the other
-            blocks = 2.0 if isinstance(layer.cell, GRU) else 1.0  # the candidate's zh is apart
-            anew = lean and not isinstance(layer.cell, Elman)
-            if anew:
-                blocks += 4 / 3 if isinstance(layer.cell, GRU) else 1
-            step = blocks * gates * max(1, rows) * weights["weight_hh"].element_size()
-            packed = max(work.packed, (1 + anew) * sum(w.nbytes for w in weights.values()))
-            most = max(work.most, int(step), int(blocks * _BLOCK))
-            work = NativeWork(packed, max(work.step, int(step)), most)
-        return work
+            batch = max(1, _rows(state, layer.hidden_size) // layer.num_layers)
+            if isinstance(layer.cell, PointwiseCell):  # others the core never runs
+                stack = (layer.layer_weights(index, 0) for index in range(layer.num_layers))
+                found |= dict.fromkeys(LayerSizes.of(layer.cell, weights, batch) for weights in stack)
+        return NativeWork(tuple(found), lean)
 
     def bytes(self, steps: int) -> int:
-        """For a chunk of so many steps."""
-        return self.packed + min(self.step * steps, self.most)
+        """Return what a chunk of that many steps takes: the core's own figure for the layer that takes most."""
+        return max((workspace_bytes(sizes, steps, lean=self.lean) for sizes in self.layers), default=0)
 
 
 def _rows(state: Any, hidden: int) -> int:

@@ -1,59 +1,66 @@
 // The pointwise part of each cell, on one register of hidden units. Equations and tables: src/bptt/cells/*.py.
 //
-//   kGates   G
-//   kApart   how many of the last gates need zx and zh apart (the GRU's candidate); the others enter as the sum z = zx + zh
-//   kStates  1 (h) or 2 (h, c)
-//   forward  z[G] (where apart: zx; `extra` is zh) -> h, c; what the backward needs is left in z
-//   backward what forward left, dh, dc -> dz[G] (by zx), dz_apart (by zh, where apart), dh_direct (where apart),
-//            dc (by c before); a cell with two states gives h once more, for the gradient of a projection
+//   kGates          G
+//   kSeparateGates  1 where the last gate needs zx and zh separately (the GRU candidate), else 0. Others take z = zx + zh.
+//   kStates         1 (h) or 2 (h, c)
+//   forward         z[G] (of the separate gate zx, and `zh` is its zh) -> h, c. Leaves in z what the backward needs.
+//   backward        what forward left, dh, dc -> dz[G] = dL/dzx, dz_separate = dL/dzh of the separate gate, dc = dL/dc
+//                   before. With a separate gate also dh_direct: the part of dL/dh before that does
+//                   not pass through W_hh. A cell with two states recomputes h, for the gradient of a projection.
 #pragma once
 #include "simd.h"
 
-namespace bptt { namespace BPTT_ISA {
+namespace bptt::BPTT_ISA {
+namespace {
 
-template <class S> struct Step {  // one register of hidden units at one step of one row
+// One register of hidden units at one step of one row.
+template <class S> struct Step {
   using V = Vec<S>;
-  V h_before, c_before, h, c, extra;
-  V dh, dc, dh_direct, dz_apart;
+  V h_before, c_before, h, c, zh;
+  V dh, dc, dh_direct, dz_separate;
 };
 
-template <class S, int kind> struct Elman {  // kind 0 tanh, 1 ReLU, 2 sigmoid
+enum class Nonlinearity { tanh, relu, sigmoid };
+
+template <class S, Nonlinearity kind> struct Elman {
   using V = Vec<S>;
-  static constexpr int kGates = 1, kApart = 0, kStates = 1;
+  static constexpr int kGates = 1, kSeparateGates = 0, kStates = 1;
   static void forward(V (&z)[1], Step<S>& s) {
-    if (kind == 0) s.h = tanh<S>(z[0]);
-    if (kind == 1) s.h = z[0] < splat(S(0)) ? V{} : z[0];
-    if (kind == 2) s.h = sigmoid<S>(z[0]);
+    if (kind == Nonlinearity::tanh) s.h = tanh<S>(z[0]);
+    if (kind == Nonlinearity::relu) s.h = z[0] < splat(S(0)) ? V{} : z[0];
+    if (kind == Nonlinearity::sigmoid) s.h = sigmoid<S>(z[0]);
   }
   static void backward(V (&z)[1], Step<S>& s) {
-    if (kind == 0) z[0] = s.dh * (1 - s.h * s.h);
-    if (kind == 1) z[0] = s.h <= splat(S(0)) ? V{} : s.dh;
-    if (kind == 2) z[0] = s.dh * s.h * (1 - s.h);
+    if (kind == Nonlinearity::tanh) z[0] = s.dh * (1 - s.h * s.h);
+    if (kind == Nonlinearity::relu) z[0] = s.h <= splat(S(0)) ? V{} : s.dh;
+    if (kind == Nonlinearity::sigmoid) z[0] = s.dh * s.h * (1 - s.h);
   }
 };
 
-template <class S> struct Gru {  // r, z, n
+// Gates r, z, n.
+template <class S> struct Gru {
   using V = Vec<S>;
-  static constexpr int kGates = 3, kApart = 1, kStates = 1;
+  static constexpr int kGates = 3, kSeparateGates = 1, kStates = 1;
   static void forward(V (&z)[3], Step<S>& s) {
     z[0] = sigmoid<S>(z[0]);
     z[1] = sigmoid<S>(z[1]);
-    z[2] = tanh<S>(z[2] + z[0] * s.extra);
+    z[2] = tanh<S>(z[2] + z[0] * s.zh);
     s.h = (1 - z[1]) * z[2] + z[1] * s.h_before;
   }
   static void backward(V (&z)[3], Step<S>& s) {
     V r = z[0], u = z[1], n = z[2], a = s.dh * (1 - u) * (1 - n * n);
-    z[0] = a * s.extra * r * (1 - r);
+    z[0] = a * s.zh * r * (1 - r);
     z[1] = s.dh * (s.h_before - n) * u * (1 - u);
     z[2] = a;
-    s.dz_apart = a * r;
+    s.dz_separate = a * r;
     s.dh_direct = s.dh * u;
   }
 };
 
-template <class S> struct Lstm {  // i, f, g, o
+// Gates i, f, g, o.
+template <class S> struct Lstm {
   using V = Vec<S>;
-  static constexpr int kGates = 4, kApart = 0, kStates = 2;
+  static constexpr int kGates = 4, kSeparateGates = 0, kStates = 2;
   static void forward(V (&z)[4], Step<S>& s) {
     z[0] = sigmoid<S>(z[0]);
     z[1] = sigmoid<S>(z[1]);
@@ -74,4 +81,5 @@ template <class S> struct Lstm {  // i, f, g, o
   }
 };
 
-}}  // namespace bptt::BPTT_ISA
+}  // namespace
+}  // namespace bptt::BPTT_ISA

@@ -1,18 +1,24 @@
 // Working memory.
 #pragma once
-#include <algorithm>
+#include "isa.h"
+
 #include <cstdint>
 #include <cstdlib>
-#include <new>
-#include <vector>
+#include <cstring>
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
 
 namespace bptt {
+[[noreturn]] void throw_bad_alloc();  // api.cpp
+}
 
-// These bytes will all be written: let them come in huge pages. A fresh page of 4 KB costs as much as computing what it holds.
-inline void expect(void* begin, int64_t bytes) {
+namespace bptt::BPTT_ISA {
+namespace {
+
+// Asks for huge pages for bytes that will all be written. A fresh page of 4 KB costs as much as computing what it
+// holds.
+inline void advise_huge_pages(void* begin, int64_t bytes) {
 #if defined(__linux__)
   constexpr uintptr_t kHuge = 2 << 20;
   const uintptr_t first = (reinterpret_cast<uintptr_t>(begin) + kHuge - 1) / kHuge * kHuge;
@@ -21,59 +27,103 @@ inline void expect(void* begin, int64_t bytes) {
 #endif
 }
 
-// Blocks of memory that a thread gave back, for its next call: from the system they would come as fresh pages.
-class Reserve {
+// Blocks that this thread gave back, kept for its next call: from the system they would come as fresh pages.
+class ThreadLocalPool {
  public:
-  static Reserve& of_this_thread() {
-    thread_local Reserve reserve;
-    return reserve;
+  static ThreadLocalPool& of_this_thread() {
+    thread_local ThreadLocalPool pool;
+    return pool;
   }
-  ~Reserve() {
-    for (const Block& block : blocks_) std::free(block.data);
+  ~ThreadLocalPool() {
+    for (int i = 0; i < count_; ++i) std::free(blocks_[i].data);
   }
+
+  // A block of at least `bytes` and at most twice that, or null.
   void* take(size_t bytes) {
-    for (size_t i = 0; i < blocks_.size(); ++i)
+    for (int i = 0; i < count_; ++i)
       if (blocks_[i].bytes >= bytes && blocks_[i].bytes <= 2 * bytes) {
         void* data = blocks_[i].data;
-        held_ -= blocks_[i].bytes;
-        blocks_.erase(blocks_.begin() + i);
+        held_bytes_ -= blocks_[i].bytes;
+        blocks_[i] = blocks_[--count_];
         return data;
       }
     return nullptr;
   }
-  bool keep(void* data, size_t bytes) {
-    if (held_ + bytes > kMost || blocks_.size() >= 32) return false;
-    blocks_.push_back({data, bytes});
-    held_ += bytes;
+
+  // False where the pool is full; the block then stays the caller's.
+  bool give_back(void* data, size_t bytes) {
+    if (held_bytes_ + bytes > kMaxBytes || count_ == kMaxBlocks) return false;
+    blocks_[count_++] = {data, bytes};
+    held_bytes_ += bytes;
     return true;
   }
 
  private:
-  static constexpr size_t kMost = 8 << 20;
-  struct Block { void* data; size_t bytes; };
-  std::vector<Block> blocks_;
-  size_t held_ = 0;
+  static constexpr size_t kMaxBytes = 8 << 20;
+  static constexpr int kMaxBlocks = 32;
+  struct Block {
+    void* data;
+    size_t bytes;
+  };
+  Block blocks_[kMaxBlocks];
+  int count_ = 0;
+  size_t held_bytes_ = 0;
 };
 
-// n numbers, uninitialized, aligned to a cache line.
-template <class S> class Buffer {
+// Hands out memory; or, for `bptt_workspace_bytes`, only adds up how much would be handed out.
+class Memory {
  public:
-  S* data;
-  explicit Buffer(int64_t n) : data(nullptr), bytes_((n * sizeof(S) + 63) / 64 * 64) {
-    if (!n) return;
-    data = static_cast<S*>(Reserve::of_this_thread().take(bytes_));
-    if (!data) data = static_cast<S*>(std::aligned_alloc(64, bytes_));
-    if (!data) throw std::bad_alloc();
-    expect(data, bytes_);
+  enum class Mode { allocates, only_counts };
+  explicit Memory(Mode mode = Mode::allocates) : mode_(mode) {}
+  int64_t counted_bytes() const { return counted_; }
+  void count(int64_t bytes) { counted_ += bytes; }
+
+  // Aligned to a cache line, uninitialized; null where it only counts.
+  void* take(size_t bytes) {
+    if (mode_ == Mode::only_counts) return count(bytes), nullptr;
+    void* data = ThreadLocalPool::of_this_thread().take(bytes);
+    if (!data) data = std::aligned_alloc(64, bytes);
+    if (!data) throw_bad_alloc();
+    advise_huge_pages(data, bytes);
+    return data;
   }
-  Buffer(const Buffer&) = delete;
-  ~Buffer() {
-    if (data && !Reserve::of_this_thread().keep(data, bytes_)) std::free(data);
-  }
-  operator S*() const { return data; }
 
  private:
-  size_t bytes_;
+  const Mode mode_;
+  int64_t counted_ = 0;
 };
 
-}  // namespace bptt
+// n plain numbers or structs, uninitialized, aligned to a cache line.
+template <class T> class Buffer {
+ public:
+  Buffer(Memory& memory, int64_t n) : bytes_((n * sizeof(T) + 63) / 64 * 64) {
+    if (n) data_ = static_cast<T*>(memory.take(bytes_));
+  }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() {
+    if (data_ && !ThreadLocalPool::of_this_thread().give_back(data_, bytes_)) std::free(data_);
+  }
+  T* data() const { return data_; }
+  operator T*() const { return data_; }
+  void zero() {
+    if (data_) std::memset(static_cast<void*>(data_), 0, bytes_);
+  }
+
+ private:
+  T* data_ = nullptr;
+  const size_t bytes_;
+};
+
+// Small stand-ins for the standard library's (isa.h says why).
+template <class T> inline T least(T a, T b) { return b < a ? b : a; }
+template <class T> inline T most(T a, T b) { return a < b ? b : a; }
+template <class S> inline void copy(S* to, const S* from, int64_t n) {
+  if (n > 0) std::memcpy(to, from, n * sizeof(S));
+}
+template <class S> inline void fill_zero(S* to, int64_t n) {
+  if (n > 0) std::memset(to, 0, n * sizeof(S));
+}
+
+}  // namespace
+}  // namespace bptt::BPTT_ISA

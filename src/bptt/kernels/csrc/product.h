@@ -1,150 +1,233 @@
 // Matrix products whose right-hand side is packed once into panels: the one form of product that everything here uses.
 #pragma once
-#include <tuple>
-#include <utility>
+#include "memory.h"
 #include "simd.h"
 
-namespace bptt { namespace BPTT_ISA {
+#include <utility>
 
-constexpr int kTileRows = kRegisters == 32 ? 6 : 3, kTileVectors = 4;  // 24 (or 12) accumulators; 4 + 1 for the operands
+namespace bptt::BPTT_ISA {
+namespace {
 
-template <class S> inline int64_t whole(int64_t n) { return (n + kLanes<S> - 1) / kLanes<S> * kLanes<S>; }
+// The micro-kernel holds a tile of kMR rows by kNR registers of columns: 24 (or 12) accumulators, and 4 + 1 registers
+// for the operands.
+constexpr int kMR = kRegisters == 32 ? 6 : 3, kNR = 4;
 
-// How columns are divided into panels of at most kTileVectors registers, and those evenly among the members of a team.
+// n rounded up to whole registers.
+template <class S> inline int64_t round_up(int64_t n) { return (n + kLanes<S> - 1) / kLanes<S> * kLanes<S>; }
+
+// The elements that K numbers take.
+template <class W> inline int64_t elements(int64_t K) { return (K + kPer<W> - 1) / kPer<W>; }
+
+// How columns are divided into panels of at most kNR registers, and these evenly among workers.
 template <class S> struct Panels {
-  int64_t columns, wide, each;  // all columns, those of a panel, those of a member
-  Panels(int64_t columns, int64_t members) : columns(columns) {
-    const int64_t registers = (whole<S>(columns) / kLanes<S> + members - 1) / members;
-    const int64_t count = (registers + kTileVectors - 1) / kTileVectors;
-    wide = (registers + count - 1) / count * kLanes<S>;
-    each = wide * count;
+  int64_t columns, panel_width, columns_per_worker;
+  Panels(int64_t columns, int64_t workers) : columns(columns) {
+    const int64_t registers = (round_up<S>(columns) / kLanes<S> + workers - 1) / workers;
+    const int64_t count = (registers + kNR - 1) / kNR;
+    panel_width = (registers + count - 1) / count * kLanes<S>;
+    columns_per_worker = panel_width * count;
   }
-  int64_t begin(int64_t member) const { return member * each < columns ? member * each : columns; }
+  int64_t begin(int64_t worker) const { return least(worker * columns_per_worker, columns); }
 };
 
-// Elements that K numbers take.
-template <class W> inline int64_t depth(int64_t K) { return (K + kPer<W> - 1) / kPer<W>; }
+// ---- The right-hand side
 
-// A matrix [K, columns] of W, panel by panel [depth(K)][registers][lanes], filled up with zeros.
+// A matrix [K, columns] of elements W, panel by panel [elements(K)][registers][lanes], padded with zeros.
 template <class W> struct Packed {
   using S = Sum<W>;
   W* data;
-  int64_t K, columns, wide;
+  int64_t K, columns, panel_width;
 
-  static int64_t size(int64_t K, int64_t columns) { return depth<W>(K) * whole<S>(columns); }
-  Packed filled_up() const { return {data, K, whole<S>(columns), wide}; }  // a product with it has its columns of zeros too
-  const W* panel(int64_t column) const { return data + column * depth<W>(K); }
-  int vectors(int64_t column) const {
-    return int((columns - column >= wide ? wide : whole<S>(columns - column)) / kLanes<S>);
-  }
+  static int64_t size(int64_t K, int64_t columns) { return elements<W>(K) * round_up<S>(columns); }
+  // With the columns of zeros at its end, so that a product writes them too.
+  Packed padded() const { return {data, K, round_up<S>(columns), panel_width}; }
+  W* panel(int64_t column) const { return data + column * elements<W>(K); }
+  // Registers of columns in the panel that begins at `column`.
+  int registers(int64_t column) const { return int(least(panel_width, round_up<S>(columns - column)) / kLanes<S>); }
 
-  // The rows k in [first, last), `first` a multiple of kPer<W>, of the panel that begins at `column`: from(k) points to that
-  // row's numbers, `column` the first of them.
+  // Packs rows [first, last) of the panel that begins at `column`; `first` is a multiple of kPer<W>, and from(k) points
+  // to row k of the matrix.
   template <class F> void pack_rows(int64_t column, int64_t first, int64_t last, F from) const {
-    const int64_t left = columns - column, width = vectors(column) * kLanes<S>, real = left < width ? left : width;
-    W* to = data + column * depth<W>(K) + first / kPer<W> * width;
-    for (int64_t k = first; k < last; k += kPer<W>, to += width) {
-      const S *row = from(k) + column, *next = kPer<W> == 2 && k + 1 < last ? from(k + 1) + column : nullptr;
-      int64_t j = 0;
-      for (; j + kLanes<S> <= real; j += kLanes<S>) store(to + j, join<W>(load(row + j), next ? load(next + j) : Vec<S>{}));
-      const int n = int(real - j);
-      if (j < width) store(to + j, join<W>(load(row + j, n), next ? load(next + j, n) : Vec<S>{}));
+    const int64_t width = registers(column) * kLanes<S>, filled = least(columns - column, width);
+    W* to = panel(column) + first / kPer<W> * width;
+    for (int64_t k = first; k < last; k += kPer<W>, to += width)
+      pack_row(from(k) + column, kPer<W> == 2 && k + 1 < last ? from(k + 1) + column : nullptr, filled, width, to);
+  }
+
+  // Packs the panel that begins at `column` from the transposed matrix: the columns of a register, from column j on,
+  // are the rows at from(j).row, `stride` numbers apart, of which from(j).count exist.
+  struct Source {
+    const S* row;
+    int count;
+  };
+  template <class F> void pack_transposed(int64_t column, int64_t stride, F from) const {
+    const int64_t width = registers(column) * kLanes<S>;
+    for (int64_t j = 0; j < width; j += kLanes<S>) {
+      const Source source = from(column + j);
+      W* const to = panel(column) + j;
+      const int64_t done = source.count == kLanes<S> ? pack_blocks(source.row, stride, width, to) : 0;
+      pack_numbers(source, stride, width, done, to);
     }
   }
-  // The panel that begins at `column`, from the transposed matrix [columns, K] that has its rows in groups: the column j and
-  // those of the same register are the rows at from(j).row of `stride` numbers each, the first from(j).count of which exist.
-  struct Source { const S* row; int count; };
-  template <class F> void pack_transposed(int64_t column, int64_t stride, F from) const {
+
+ private:
+  static void pack_row(const S* row, const S* next, int64_t filled, int64_t width, W* to) {
     constexpr int L = kLanes<S>;
-    const int64_t width = vectors(column) * L;
-    for (int64_t j = 0; j < width; j += L) {
-      const Source source = from(column + j);
-      W* to = data + column * depth<W>(K) + j;
-      int64_t k = 0;
-      for (; source.count == L && k + L <= K; k += L) {
-        Vec<S> block[L];
-        for (int i = 0; i < L; ++i) block[i] = load(source.row + i * stride + k);
-        transpose<S>(block);
-        for (int i = 0; i < L; i += kPer<W>) store(to + (k + i) / kPer<W> * width, join<W>(block[i], block[i + kPer<W> - 1]));
-      }
-      auto number = [&](int i, int64_t k) { return i < source.count && k < K ? source.row[i * stride + k] : S(0); };
-      for (; k < K; k += kPer<W>)
-        for (int i = 0; i < L; ++i) to[k / kPer<W> * width + i] = join<W>(number(i, k), number(i, k + 1));
+    int64_t j = 0;
+    for (; j + L <= filled; j += L) store(to + j, pack_bf16<W>(load(row + j), next ? load(next + j) : Vec<S>{}));
+    if (j == width) return;
+    const int n = int(filled - j);
+    store(to + j, pack_bf16<W>(load(row + j, n), next ? load(next + j, n) : Vec<S>{}));
+  }
+
+  // One register of columns, by square blocks that are transposed in registers; returns the rows that these cover.
+  int64_t pack_blocks(const S* row, int64_t stride, int64_t width, W* to) const {
+    constexpr int L = kLanes<S>;
+    int64_t k = 0;
+    for (; k + L <= K; k += L) {
+      Vec<S> block[L];
+      for (int i = 0; i < L; ++i) block[i] = load(row + i * stride + k);
+      transpose<S>(block);
+      for (int i = 0; i < L; i += kPer<W>)
+        store(to + (k + i) / kPer<W> * width, pack_bf16<W>(block[i], block[i + kPer<W> - 1]));
     }
+    return k;
+  }
+
+  // The rest of it, from row k on, number by number.
+  void pack_numbers(Source source, int64_t stride, int64_t width, int64_t k, W* to) const {
+    auto number = [&](int i, int64_t k) { return i < source.count && k < K ? source.row[i * stride + k] : S(0); };
+    for (; k < K; k += kPer<W>)
+      for (int i = 0; i < kLanes<S>; ++i) to[k / kPer<W> * width + i] = pack_bf16<W>(number(i, k), number(i, k + 1));
   }
 };
 
-// Left-hand sides: M rows anywhere in memory, or interleaved, [K][M], and then row[0] is where they begin.
+// ---- The micro-kernel
+
+// The left-hand side: M rows anywhere in memory; or interleaved, [K][M], where row[0] is their beginning.
 enum class Left { rows, interleaved };
 
-// One of the products that a tile adds up: its rows and a panel, of K elements each.
+// One of the products that a tile adds up: its left-hand rows and a panel, K elements deep.
 template <class W> struct Term {
   const W* const* row;
   int64_t K;
   const W* panel;
 };
 
-// to[m] = from[m] + sum over the terms of row[m] . panel, for M rows and N registers of columns, the last of which has `n`
-// numbers.
+// to[m] = from[m] + sum over the terms of row[m] . panel, for M rows and N registers of columns, the last of which has
+// `n` numbers.
 //
-// Sum i belongs to set i / (M N), row i / N % M and register i % N; several sets hide the latency of few multiply-adds. Fold
-// expressions, not loops, since only so the compiler keeps all sums in registers from the first load to the last store.
-// Interleaved rows are the many of a weight gradient, part of a longer sum: it is added at the end, so that each part is
-// rounded by its own size, not by that of the whole; fetched in the beginning, since it has left the caches meanwhile (4 to 9 % of
-// a step with 512 units).
-template <class W, int M, int N, int sets, Left left, int... i, int... j, class S = Sum<W>>
-inline void multiply(const Term<W>* terms, int count, const S* const* from, S* const* to, int n,
-                     std::integer_sequence<int, i...>, std::integer_sequence<int, j...>) {
-  constexpr int L = kLanes<S>, all = M * N, step = left == Left::rows ? 1 : M;
-  S* result[M];
-  for (int m = 0; m < M; ++m) result[m] = to[m];
-  Vec<S> sum[sets * all];
-  auto start = [&](int sum) {
-    const S* const at = from[sum / N % M] + sum % N * L;
-    return sum % N < N - 1 ? load(at) : load(at, n);
-  };
-  ((sum[i] = i >= all || left == Left::interleaved ? Vec<S>{} : start(i)), ...);
-  if (left == Left::interleaved) ((i >= all ? void() : __builtin_prefetch(from[i / N % M] + i % N * L)), ...);
-  for (const Term<W>* term = terms; term < terms + count; ++term) {
-    const W *a[M], *panel = term->panel;
-    for (int m = 0; m < M; ++m) a[m] = left == Left::rows ? term->row[m] : term->row[0] + m;
-    const int64_t K = term->K;
-    int64_t k = 0;
-    for (; k + sets <= K; k += sets, panel += sets * N * L) {
-      Vec<W> w[] = {load(panel + j * L)...};
-      if (M > 1) (keep(w[j]), ...);
-      ((sum[i] = add_product(sum[i], a[i / N % M][(k + i / all) * step], w[i / all * N + i % N])), ...);
-    }
-    if (sets > 1)
-      for (; k < K; ++k, panel += N * L)
-        ((i < all ? void(sum[i] = add_product(sum[i], a[i / N % M][k * step], load(panel + i % N * L))) : void()), ...);
+// The M N results are held in `kSets` sets of accumulators, which take the elements k in turn: several sets hide the
+// latency of few multiply-adds. Accumulator i belongs to set i / (M N), row i / N % M and register i % N. Everything is
+// written as fold expressions over i, since only without loops does the compiler keep all accumulators in registers
+// from the first load to the last store.
+//
+// Worked example, M = 2, N = 2, where kSets = 2. Eight accumulators, i = 0 .. 7:
+//
+//     i       0     1     2     3     4     5     6     7
+//     set     0     0     0     0     1     1     1     1      takes k = 0, 2, 4, ... (set 0) or 1, 3, 5, ... (set 1)
+//     row m   0     0     1     1     0     0     1     1
+//     reg.    0     1     0     1     0     1     0     1
+//
+//     load        set 0 = from, set 1 = 0
+//     accumulate  w[0..3] = the two registers of panel rows k and k + 1; then for each i
+//                 sum[i] += a[m][k + set] * w[2 set + register], for example sum[6] += a[1][k + 1] * w[2]
+//     join sets   sum[0] += sum[4] .. sum[3] += sum[7]
+//     store       to[0] = sum[0], sum[1];  to[1] = sum[2], sum[3]
+//
+// Interleaved rows are those of a weight gradient, and there are many of them: each call is one part of a longer sum.
+// That sum is added at the end, so that each part is rounded by its own size, not by that of the whole; and prefetched
+// at the beginning, since it has left the caches meanwhile (4 to 9 % of a step with 512 units).
+template <class W, int M, int N, Left left> class MicroKernel {
+  using S = Sum<W>;
+  static constexpr int L = kLanes<S>, kTile = M * N, kSets = kTile >= 8 ? 1 : kTile >= 4 ? 2 : 4;
+  static constexpr bool kAddsLast = left == Left::interleaved;
+  using Accumulators = Vec<S>[kSets * kTile];
+  template <int... i> using Indices = std::integer_sequence<int, i...>;
+  using Tile = std::make_integer_sequence<int, kTile>;
+  using All = std::make_integer_sequence<int, kSets * kTile>;
+  using PanelRegisters = std::make_integer_sequence<int, kSets * N>;
+#define BPTT_INLINE __attribute__((always_inline)) static inline
+
+  // Register i % N of row i / N; the last one has n numbers.
+  BPTT_INLINE Vec<S> number(const S* const* from, int i, int n) {
+    const S* const at = from[i / N] + i % N * L;
+    return i % N < N - 1 ? load(at) : load(at, n);
   }
-  ((i >= all ? void(sum[i % all] += sum[i]) : void()), ...);
-  if (left == Left::interleaved) ((i >= all ? void() : void(sum[i] += start(i))), ...);
-  ((i >= all         ? void()
-    : i % N < N - 1 ? store(result[i / N % M] + i % N * L, sum[i])
-                    : store(result[i / N % M] + i % N * L, sum[i], n)),
-   ...);
+  BPTT_INLINE void put(S* const* to, int i, int n, Vec<S> value) {
+    S* const at = to[i / N] + i % N * L;
+    if (i % N < N - 1) store(at, value);
+    else store(at, value, n);
+  }
+
+  template <int... i> BPTT_INLINE void zero(Accumulators& sum, Indices<i...>) { ((sum[i] = Vec<S>{}), ...); }
+  template <int... i> BPTT_INLINE void begin(Accumulators& sum, const S* const* from, int n, Indices<i...>) {
+    zero(sum, All{});
+    if (kAddsLast) (__builtin_prefetch(from[i / N] + i % N * L), ...);
+    else ((sum[i] = number(from, i, n)), ...);
+  }
+
+  // sum[i] += a k-th element of row m, times the register of the panel, for all sets.
+  template <int... i, int... j>
+  BPTT_INLINE void accumulate(Accumulators& sum, const W* const (&a)[M], int64_t k, const W* panel, Indices<i...>,
+                              Indices<j...>) {
+    Vec<W> w[] = {load(panel + j * L)...};
+    if (M > 1) (pin_in_register(w[j]), ...);
+    ((sum[i] = add_product(sum[i], a[i / N % M][(k + i / kTile) * kStep], w[i / kTile * N + i % N])), ...);
+  }
+  // The same for one element and the first set: those left over at the end.
+  template <int... i>
+  BPTT_INLINE void accumulate_last(Accumulators& sum, const W* const (&a)[M], int64_t k, const W* panel,
+                                   Indices<i...>) {
+    ((sum[i] = add_product(sum[i], a[i / N][k * kStep], load(panel + i % N * L))), ...);
+  }
+
+  BPTT_INLINE void add_term(Accumulators& sum, const Term<W>& term) {
+    const W *a[M], *panel = term.panel;
+    for (int m = 0; m < M; ++m) a[m] = left == Left::rows ? term.row[m] : term.row[0] + m;
+    const int64_t K = term.K;
+    int64_t k = 0;
+    for (; k + kSets <= K; k += kSets, panel += kSets * N * L) accumulate(sum, a, k, panel, All{}, PanelRegisters{});
+    for (; kSets > 1 && k < K; ++k, panel += N * L) accumulate_last(sum, a, k, panel, Tile{});
+  }
+
+  template <int... i> BPTT_INLINE void join_sets(Accumulators& sum, Indices<i...>) {
+    ((i < kTile ? void() : void(sum[i % kTile] += sum[i])), ...);
+  }
+  template <int... i>
+  BPTT_INLINE void finish(Accumulators& sum, const S* const* from, S* const* to, int n, Indices<i...>) {
+    if (kAddsLast) ((sum[i] += number(from, i, n)), ...);
+    (put(to, i, n, sum[i]), ...);
+  }
+
+  static constexpr int kStep = left == Left::rows ? 1 : M;  // from an element of a row to its next
+#undef BPTT_INLINE
+
+ public:
+  static void run(const Term<W>* terms, int count, const S* const* from, S* const* to, int n) {
+    S* result[M];
+    for (int m = 0; m < M; ++m) result[m] = to[m];
+    Accumulators sum;
+    begin(sum, from, n, Tile{});
+    for (const Term<W>* term = terms; term < terms + count; ++term) add_term(sum, *term);
+    join_sets(sum, All{});
+    finish(sum, from, result, n, Tile{});
+  }
+};
+
+// The micro-kernel of M rows and N registers, where these are known only at run time.
+template <class W> using MicroKernelFunction = void (*)(const Term<W>*, int, const Sum<W>* const*, Sum<W>* const*, int);
+template <class W, Left left, int... i>
+MicroKernelFunction<W> micro_kernel(int m, int n, std::integer_sequence<int, i...>) {
+  static constexpr MicroKernelFunction<W> all[] = {MicroKernel<W, i / kNR + 1, i % kNR + 1, left>::run...};
+  return all[(m - 1) * kNR + n - 1];
 }
-template <class W, int M, int N, Left left>
-void multiply(const Term<W>* terms, int count, const Sum<W>* const* from, Sum<W>* const* to, int n) {
-  constexpr int sets = M * N >= 8 ? 1 : M * N >= 4 ? 2 : 4;
-  multiply<W, M, N, sets, left>(terms, count, from, to, n, std::make_integer_sequence<int, sets * M * N>(),
-                                std::make_integer_sequence<int, sets * N>());
+template <class W, Left left> MicroKernelFunction<W> micro_kernel(int m, int n) {
+  return micro_kernel<W, left>(m, n, std::make_integer_sequence<int, kMR * kNR>());
 }
 
-// multiply<W, M, N, left> for M and N known only when it runs.
-template <class W> using Multiply = void (*)(const Term<W>*, int, const Sum<W>* const*, Sum<W>* const*, int);
-template <class W, Left left, int... i> Multiply<W> multiply_for(int m, int n, std::integer_sequence<int, i...>) {
-  static constexpr Multiply<W> all[] = {multiply<W, i / kTileVectors + 1, i % kTileVectors + 1, left>...};
-  return all[(m - 1) * kTileVectors + n - 1];
-}
-template <class W, Left left> Multiply<W> multiply_for(int m, int n) {
-  return multiply_for<W, left>(m, n, std::make_integer_sequence<int, kTileRows * kTileVectors>());
-}
-
-// Even parts of at most `most` rows: work(begin, rows).
-template <class F> inline void parts(int64_t rows, int64_t most, F work) {
+// Splits rows evenly into parts of at most `most` and calls work(begin, rows) for each.
+template <class F> inline void split_rows(int64_t rows, int64_t most, F work) {
   const int64_t count = (rows + most - 1) / most;
   for (int64_t i = 0, begin = 0; i < count; ++i) {
     const int64_t end = rows * (i + 1) / count;
@@ -152,41 +235,44 @@ template <class F> inline void parts(int64_t rows, int64_t most, F work) {
     begin = end;
   }
 }
-template <class F> inline void tiles(int64_t rows, F work) {
-  parts(rows, kTileRows, [&](int64_t begin, int64_t count) { work(begin, int(count)); });
+// Calls work(begin, rows) for each tile.
+template <class F> inline void for_each_tile(int64_t rows, F work) {
+  split_rows(rows, kMR, [&](int64_t begin, int64_t count) { work(begin, int(count)); });
 }
+
+// ---- The product
 
 // A left-hand side and the weight that it is multiplied with: row(r) points to row r of the former.
 template <class W, class Row> struct Factors {
   Row row;
-  const Packed<W>& weight;
+  Packed<W> weight;
 };
 template <class W, class Row> Factors<W, Row> times(Row row, const Packed<W>& weight) { return {row, weight}; }
+template <class First, class... Rest> auto first_weight(const First& first, const Rest&...) { return first.weight; }
 
-// Columns [first, last) of a product, where `first` begins a panel. Who takes them to and fro finds in the cache, at each turn,
-// the weights that he read last.
+// Columns [first, last) of a product, where `first` begins a panel. Taken backwards every other time, the weights that
+// were read last are still in the cache.
 struct Columns {
   int64_t first, last;
   bool backwards = false;
 };
 
-// to(r)[j] = from(r)[j] + sum over the factors of sum_k row(r)[k] weight[k][j], for `rows` rows and some columns j. All weights
-// have the same panels. from(r) and to(r) point to column 0, row(r) to elements.
+// to(r)[j] = from(r)[j] + sum over the factors of sum_k row(r)[k] weight[k][j], for `rows` rows and some columns j. All
+// weights have the same panels. from(r) and to(r) point to column 0, row(r) to elements.
 template <class W, class From, class To, class... Row>
 void product_of_elements(int64_t rows, Columns columns, From from, To to, Factors<W, Row>... factors) {
   using S = Sum<W>;
   constexpr int L = kLanes<S>, count = sizeof...(Row);
-  const Packed<W>& w = std::get<0>(std::tie(factors...)).weight;
-  const int64_t panels = (columns.last - columns.first + w.wide - 1) / w.wide;
+  const Packed<W> w = first_weight(factors...);
+  const int64_t panels = (columns.last - columns.first + w.panel_width - 1) / w.panel_width;
   for (int64_t i = 0; i < panels; ++i) {
-    const int64_t column = columns.first + (columns.backwards ? panels - 1 - i : i) * w.wide;
-    const int vectors = w.vectors(column);
-    const int64_t left = w.columns - column;
-    const int n = left >= vectors * L ? L : int(left - (vectors - 1) * L);
-    tiles(rows, [&](int64_t r, int m) {
-      const W* row[count][kTileRows];
-      const S* start[kTileRows];
-      S* target[kTileRows];
+    const int64_t column = columns.first + (columns.backwards ? panels - 1 - i : i) * w.panel_width;
+    const int registers = w.registers(column);
+    const int n = int(least<int64_t>(w.columns - column - (registers - 1) * L, L));  // numbers in the last register
+    for_each_tile(rows, [&](int64_t r, int m) {
+      const W* row[count][kMR];
+      const S* start[kMR];
+      S* target[kMR];
       for (int i = 0; i < m; ++i) {
         int f = 0;
         ((row[f++][i] = factors.row(r + i)), ...);
@@ -194,14 +280,15 @@ void product_of_elements(int64_t rows, Columns columns, From from, To to, Factor
         target[i] = to(r + i) + column;
       }
       int f = -1;
-      const Term<W> terms[count] = {(++f, Term<W>{row[f], depth<W>(factors.weight.K), factors.weight.panel(column)})...};
-      multiply_for<W, Left::rows>(m, vectors)(terms, count, start, target, n);
+      const Term<W> terms[count] = {
+          (++f, Term<W>{row[f], elements<W>(factors.weight.K), factors.weight.panel(column)})...};
+      micro_kernel<W, Left::rows>(m, registers)(terms, count, start, target, n);
     });
   }
 }
 
-// The same where row(r) points to numbers. As pairs they first go to `room`, for as many rows at a time as repay the way of the
-// weights through the cache.
+// As product_of_elements, but row(r) points to numbers. Where elements are pairs these first go to `scratch`, for as
+// many rows at a time as make up for another pass of the weights through the cache.
 constexpr int64_t kRoundedRows = 128;
 
 template <class S, class From, class To, class... Row>
@@ -209,20 +296,21 @@ void product(S*, int64_t rows, Columns columns, From from, To to, Factors<S, Row
   product_of_elements(rows, columns, from, to, factors...);
 }
 template <class From, class To, class... Row>
-void product(Pair* room, int64_t rows, Columns columns, From from, To to, Factors<Pair, Row>... factors) {
-  for (int64_t begin = 0; begin < rows; begin += kRoundedRows) {
-    const int64_t count = rows - begin < kRoundedRows ? rows - begin : kRoundedRows;
-    Pair* next = room;
+void product(Bf16x2* scratch, int64_t rows, Columns columns, From from, To to, Factors<Bf16x2, Row>... factors) {
+  split_rows(rows, kRoundedRows, [&](int64_t begin, int64_t count) {
+    Bf16x2* next = scratch;
     auto rounded = [&](const auto& numbers) {
-      Pair* const all = next;
-      const int64_t K = numbers.weight.K, each = depth<Pair>(K);
-      for (int64_t r = 0; r < count; ++r) round_row(numbers.row(begin + r), K, all + r * each);
-      next += count * each;
-      return times([=](int64_t r) { return all + r * each; }, numbers.weight);
+      Bf16x2* const pairs = next;
+      const int64_t K = numbers.weight.K, width = elements<Bf16x2>(K);
+      for (int64_t r = 0; r < count; ++r) round_row(numbers.row(begin + r), K, pairs + r * width);
+      next += count * width;
+      return times([=](int64_t r) { return pairs + r * width; }, numbers.weight);
     };
-    product_of_elements(count, columns, [&](int64_t r) { return from(begin + r); },
-                        [&](int64_t r) { return to(begin + r); }, rounded(factors)...);
-  }
+    product_of_elements(
+        count, columns, [&](int64_t r) { return from(begin + r); }, [&](int64_t r) { return to(begin + r); },
+        rounded(factors)...);
+  });
 }
 
-}}  // namespace bptt::BPTT_ISA
+}  // namespace
+}  // namespace bptt::BPTT_ISA

@@ -1,24 +1,16 @@
-// One register of numbers, for whatever instruction set this file is compiled for, and the three functions cells need.
+// One register of numbers, for whatever instruction set this file is compiled for, and the functions that cells need.
 #pragma once
+#include "isa.h"
+
 #include <cstdint>
 #include <cstring>
-#include <initializer_list>
 #include <type_traits>
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
-#if defined(__AVX512BF16__)
-#define BPTT_ISA avx512_bf16
-#elif defined(__AVX512F__)
-#define BPTT_ISA avx512
-#elif defined(__AVX2__)
-#define BPTT_ISA avx2
-#else
-#define BPTT_ISA baseline
-#endif
-
-namespace bptt { namespace BPTT_ISA {
+namespace bptt::BPTT_ISA {
+namespace {
 
 #if defined(__AVX512F__)
 constexpr int kBytes = 64, kRegisters = 32;
@@ -31,38 +23,46 @@ constexpr int kBytes = 16, kRegisters = 16;
 template <class S> struct Register;
 template <> struct Register<float> {
   typedef float V __attribute__((vector_size(kBytes)));
-  typedef float Anywhere __attribute__((vector_size(kBytes), aligned(4), may_alias));
+  typedef float Unaligned __attribute__((vector_size(kBytes), aligned(4), may_alias));
   typedef int32_t I __attribute__((vector_size(kBytes)));
 };
 template <> struct Register<double> {
   typedef double V __attribute__((vector_size(kBytes)));
-  typedef double Anywhere __attribute__((vector_size(kBytes), aligned(8), may_alias));
+  typedef double Unaligned __attribute__((vector_size(kBytes), aligned(8), may_alias));
   typedef int64_t I __attribute__((vector_size(kBytes)));
 };
-// Two bfloat16 numbers, the first in the low half: what the processor multiplies with two others and adds to one float.
-struct Pair { uint32_t bits; };
-template <> struct Register<Pair> {
+// Two bfloat16 numbers, the first in the low half. The processor multiplies them with two others and adds both products
+// to one float.
+struct Bf16x2 {
+  uint32_t bits;
+};
+template <> struct Register<Bf16x2> {
   typedef uint32_t V __attribute__((vector_size(kBytes)));
-  typedef uint32_t Anywhere __attribute__((vector_size(kBytes), aligned(4), may_alias));
+  typedef uint32_t Unaligned __attribute__((vector_size(kBytes), aligned(4), may_alias));
 };
 template <class S> using Vec = typename Register<S>::V;
 template <class S> constexpr int kLanes = kBytes / sizeof(S);
 
-// Products take their operands as W and add up as Sum<W>; an element W holds kPer<W> numbers.
-template <class W> struct SumOf { using S = W; };
-template <> struct SumOf<Pair> { using S = float; };
+// A matrix product multiplies elements W and accumulates in Sum<W>. An element holds kPer<W> numbers: Bf16x2 two, the
+// others one.
+template <class W> struct SumOf {
+  using S = W;
+};
+template <> struct SumOf<Bf16x2> {
+  using S = float;
+};
 template <class W> using Sum = typename SumOf<W>::S;
 template <class W> constexpr int kPer = 1;
-template <> inline constexpr int kPer<Pair> = 2;
+template <> inline constexpr int kPer<Bf16x2> = 2;
 
 template <class S> inline Vec<S> splat(S x) { return Vec<S>{} + x; }
 
 template <class S> inline Vec<S> load(const S* p) {
-  return *reinterpret_cast<const typename Register<S>::Anywhere*>(p);
+  return *reinterpret_cast<const typename Register<S>::Unaligned*>(p);
 }
-template <class S> inline void store(S* p, Vec<S> v) { *reinterpret_cast<typename Register<S>::Anywhere*>(p) = v; }
+template <class S> inline void store(S* p, Vec<S> v) { *reinterpret_cast<typename Register<S>::Unaligned*>(p) = v; }
 
-// The first n numbers at p, and zeros after them; what lies behind them in memory is not touched.
+// The first n numbers at p, then zeros. Memory beyond them is not touched.
 template <class S> inline Vec<S> load(const S* p, int n) {
   if (__builtin_expect(n == kLanes<S>, 1)) return load(p);
 #if defined(__AVX512F__)
@@ -84,45 +84,47 @@ template <class S> inline void store(S* p, Vec<S> v, int n) {
 #endif
 }
 
-// sum + a w, for one number a or one pair.
+// sum + a w, for one element a.
 template <class S> inline Vec<S> add_product(Vec<S> sum, S a, Vec<S> w) { return sum + a * w; }
 
-// v, which several products will take, from memory into a register: each of them reading it there costs a fifth of the rate.
-template <class V> inline void keep(V& v) {
+// Forces v into a register. Left to itself the compiler lets each multiply-add read it from memory, which costs a fifth
+// of the rate.
+template <class V> inline void pin_in_register(V& v) {
 #if defined(__AVX512F__)
   asm("" : "+v"(v));
 #else
-  (void)v;  // too few registers
+  (void)v;  // 16 registers are too few
 #endif
 }
 
-// The elements that hold these numbers of one row and, where they are pairs, those of the next.
-template <class W> inline Vec<W> join(Vec<W> first, Vec<W>) { return first; }
-template <class W> inline W join(W first, W) { return first; }
+// Packs numbers of one row, and those of the next row where an element holds two, into elements.
+template <class W> inline Vec<W> pack_bf16(Vec<W> first, Vec<W>) { return first; }
+template <class W> inline W pack_bf16(W first, W) { return first; }
 
 #if defined(__AVX512BF16__)
-inline Vec<float> add_product(Vec<float> sum, Pair a, Vec<Pair> w) {
+inline Vec<float> add_product(Vec<float> sum, Bf16x2 a, Vec<Bf16x2> w) {
   return (Vec<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(a.bits), (__m512bh)w);
 }
-inline __m512i rounded(Vec<float> x) { return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)x)); }
-template <class W, std::enable_if_t<kPer<W> == 2, int> = 0> inline Vec<W> join(Vec<float> first, Vec<float> second) {
-  return (Vec<W>)_mm512_or_si512(rounded(first), _mm512_slli_epi32(rounded(second), 16));
+inline __m512i bf16_bits(Vec<float> x) { return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)x)); }
+template <class W, std::enable_if_t<kPer<W> == 2, int> = 0>
+inline Vec<W> pack_bf16(Vec<float> first, Vec<float> second) {
+  return (Vec<W>)_mm512_or_si512(bf16_bits(first), _mm512_slli_epi32(bf16_bits(second), 16));
 }
-template <class W, std::enable_if_t<kPer<W> == 2, int> = 0> inline W join(float first, float second) {
-  return {join<W>(splat(first), splat(second))[0]};
+template <class W, std::enable_if_t<kPer<W> == 2, int> = 0> inline W pack_bf16(float first, float second) {
+  return {pack_bf16<W>(splat(first), splat(second))[0]};
 }
-// K numbers in a row as pairs; an odd last one with a zero.
-inline void round_row(const float* from, int64_t K, Pair* to) {
+// Rounds a row of K numbers to pairs; an odd last number is paired with zero.
+inline void round_row(const float* from, int64_t K, Bf16x2* to) {
   constexpr int L = kLanes<float>;
   for (int64_t k = 0; k < K; k += 2 * L) {
     const int first = int(K - k < L ? K - k : L), second = int(K - k < L ? 0 : K - k < 2 * L ? K - k - L : L);
     const __m512bh both = _mm512_cvtne2ps_pbh((__m512)load(from + k + L, second), (__m512)load(from + k, first));
-    store(to + k / 2, (Vec<Pair>)both, (first + second + 1) / 2);
+    store(to + k / 2, (Vec<Bf16x2>)both, (first + second + 1) / 2);
   }
 }
 #endif
 
-// result[j] = number index[j] of a followed by b.
+// result[j] = (a, b)[index[j]], where (a, b) is a followed by b.
 template <class S> inline Vec<S> shuffle(Vec<S> a, Vec<S> b, typename Register<S>::I index) {
 #ifdef __clang__
   Vec<S> result;
@@ -133,7 +135,7 @@ template <class S> inline Vec<S> shuffle(Vec<S> a, Vec<S> b, typename Register<S
 #endif
 }
 
-// L registers of L numbers, as a matrix, transposed: halves change places, then quarters, and so on.
+// Transposes an L by L matrix held in L registers: swaps halves, then quarters, and so on.
 template <class S> inline void transpose(Vec<S> (&rows)[kLanes<S>]) {
   constexpr int L = kLanes<S>;
   typedef typename Register<S>::I I;
@@ -149,7 +151,7 @@ template <class S> inline void transpose(Vec<S> (&rows)[kLanes<S>]) {
   }
 }
 
-// The larger, the smaller of x and a constant; a NaN in x stays.
+// max(x, c) and min(x, c). A NaN in x stays.
 #if defined(__AVX512F__)
 inline Vec<float> at_least(Vec<float> x, float c) { return (Vec<float>)_mm512_max_ps((__m512)splat(c), (__m512)x); }
 inline Vec<float> at_most(Vec<float> x, float c) { return (Vec<float>)_mm512_min_ps((__m512)splat(c), (__m512)x); }
@@ -160,7 +162,7 @@ inline Vec<float> at_most(Vec<float> x, float c) { return x > splat(c) ? splat(c
 inline Vec<double> at_least(Vec<double> x, double c) { return x < splat(c) ? splat(c) : x; }
 inline Vec<double> at_most(Vec<double> x, double c) { return x > splat(c) ? splat(c) : x; }
 
-// The first n numbers of v, and zeros after them.
+// The first n numbers of v, then zeros.
 template <class S> inline Vec<S> first_lanes(Vec<S> v, int n) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(S) == 4) return (Vec<S>)_mm512_maskz_mov_ps((1u << n) - 1, (__m512)v);
@@ -172,39 +174,47 @@ template <class S> inline Vec<S> first_lanes(Vec<S> v, int n) {
 #endif
 }
 
-// |x|, and |x| with the sign of y.
-template <class S> constexpr typename Register<S>::I kSign = typename Register<S>::I{} + (sizeof(S) == 4 ? INT32_MIN : INT64_MIN);
+// magnitude: |x|. with_sign: |x| with the sign of y, for x >= 0.
+template <class S>
+constexpr typename Register<S>::I kSign = typename Register<S>::I{} + (sizeof(S) == 4 ? INT32_MIN : INT64_MIN);
 template <class S> inline Vec<S> magnitude(Vec<S> x) { return (Vec<S>)((typename Register<S>::I)x & ~kSign<S>); }
 template <class S> inline Vec<S> with_sign(Vec<S> x, Vec<S> y) {
   typedef typename Register<S>::I I;
   return (Vec<S>)((I)x | ((I)y & kSign<S>));
 }
 
-// Functions of one number, with their worst error in units in the last place (ULP) over 10^6 numbers, among them all powers of
-// two and the ends of the range (tests/test_accuracy.py).
+// ---- Functions of one number
+//
+// Each states its worst error in units in the last place (ULP), measured over 10^6 numbers, all powers of two and the
+// ends of the range among them (tests/test_accuracy.py), and the range in which that holds.
 
-// What e^x is made of: x = n ln 2 + r with whole n and |r| <= ln 2 / 2, and rest = (e^r - 1 - r) / r^2 by a polynomial (float:
-// least squares in the relative error of e^r, 3e-9; double: Taylor's). n is rounded by adding and subtracting a number whose last
-// bit is worth 1.
-template <class V> struct Exponential { V n, r, rest; };
+// The parts of e^x: x = n ln 2 + r with n whole and |r| <= ln 2 / 2, and rest = (e^r - 1 - r) / r^2, so that
+// e^x = 2^n (1 + r + rest r^2). Float: a polynomial of least squares, relative error of e^r 3e-9; double: Taylor's of
+// degree 13, relative error below 1e-17. n is rounded by adding and subtracting 1.5 2^23 (double: 1.5 2^52), whose last
+// bit is worth 1. Range: |x| <= 88 (double: 710); the callers clamp.
+template <class V> struct Exponential {
+  V n, r, rest;
+};
 inline Exponential<Vec<float>> exponential(Vec<float> x) {
   const Vec<float> n = (x * 1.44269504088896341f + 12582912.f) - 12582912.f;
   const Vec<float> r = (x - n * 0.693145751953125f) - n * 1.428606820309417e-06f;
+  constexpr float coefficients[] = {0.00836871658f, 0.0416683890f, 0.166665211f, 0.499999940f};
   Vec<float> p = splat(0.00138145976f);
-  for (float c : {0.00836871658f, 0.0416683890f, 0.166665211f, 0.499999940f}) p = p * r + c;
+  for (float c : coefficients) p = p * r + c;
   return {n, r, p};
 }
 inline Exponential<Vec<double>> exponential(Vec<double> x) {
   const Vec<double> n = (x * 1.4426950408889634 + 6755399441055744.) - 6755399441055744.;
   const Vec<double> r = (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10;
+  constexpr double coefficients[] = {1. / 479001600, 1. / 39916800, 1. / 3628800, 1. / 362880, 1. / 40320, 1. / 5040,
+                                     1. / 720,       1. / 120,      1. / 24,      1. / 6,      .5};
   Vec<double> p = splat(1. / 6227020800);
-  for (double c : {1. / 479001600, 1. / 39916800, 1. / 3628800, 1. / 362880, 1. / 40320, 1. / 5040, 1. / 720, 1. / 120,
-                   1. / 24, 1. / 6, .5})
-    p = p * r + c;
+  for (double c : coefficients) p = p * r + c;
   return {n, r, p};
 }
 
-// x 2^n for whole n in [-126, 128] (double: [-1022, 1024]); too large a result is infinite.
+// x 2^n, exact unless the result is denormal or overflows to infinity. Range: n whole in [-126, 128] (double: [-1022,
+// 1024]).
 inline Vec<float> scaled(Vec<float> x, Vec<float> n) {
 #if defined(__AVX512F__)
   return (Vec<float>)_mm512_scalef_ps((__m512)x, (__m512)n);
@@ -224,19 +234,23 @@ inline Vec<double> scaled(Vec<double> x, Vec<double> n) {
 #endif
 }
 
-// Below -87 (double: -708) about what it is there, or 0; from 89 (710) on infinite; of a NaN a NaN.
+// e^x. 1.5 ULP for x in [-87, 88] (double: [-708, 709]); about e^-87 or 0 below, infinity from 89 (710) on, NaN for
+// NaN.
 template <class S> inline Vec<S> exp(Vec<S> x) {
   constexpr bool is_float = sizeof(S) == 4;
   const auto e = exponential(at_most(at_least(x, is_float ? S(-87) : S(-708)), is_float ? S(89) : S(710)));
   return scaled((e.rest * e.r + 1) * e.r + 1, e.n);
 }
 
-// 2.5 ULP; exactly 0 below -89 (double: -710), as torch's: the least slope times the largest input would be no small number.
-// Where the right number is denormal it may be 0.
+// 1 / (1 + e^-x). 2.5 ULP for all x whose result is a normal number; where it would be denormal the result may be 0.
+// Exactly 0 below -89 (double: -710), as torch's: otherwise the smallest slope times the largest input would be no
+// small number.
 template <class S> inline Vec<S> sigmoid(Vec<S> x) { return 1 / (1 + exp<S>(-x)); }
 
-// 2.2 ULP (double: 2.6); exactly 1 from 9.02 (19.1) on, and odd. With e = e^-2|x| it is (1 - e) / (1 + e), the difference without
-// cancelling; and 1 - 2e / (1 + e) where that is above 1/2, so that 1 - tanh^2, the slope, is as right as h's own digits allow.
+// tanh x. 2.2 ULP (double: 2.6) for all x; odd, and exactly 1 from 9.02 (19.1) on.
+//
+// With e = e^-2|x| it is (1 - e) / (1 + e), the difference taken without cancellation; and 1 - 2e / (1 + e) where the
+// result is above 1/2, so that the slope 1 - tanh^2 is as accurate as the digits of tanh allow.
 template <class S> inline Vec<S> tanh(Vec<S> x) {
   const Vec<S> a = magnitude<S>(x);
   const auto e = exponential(at_least(a * S(-2), S(-40)));
@@ -247,4 +261,5 @@ template <class S> inline Vec<S> tanh(Vec<S> x) {
   return with_sign<S>(is_far ? 1 + ratio : ratio, x);
 }
 
-}}  // namespace bptt::BPTT_ISA
+}  // namespace
+}  // namespace bptt::BPTT_ISA
