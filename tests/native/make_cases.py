@@ -5,11 +5,12 @@
 `driver.cpp` runs the native core on these cases where there is no torch: on another processor, or an emulated one.
 
 One case is a line `case NAME cell steps batch inputs hidden projected reverse`, then one line for each tensor, with the
-name that it has in problem.h, its number of elements and its elements, then `end`. Inputs are multiples of 1/64, which
-float32 holds exactly; the loss is Σ h d_h + Σ h_last d_h_last + Σ c_last d_c_last.
+name that it has in problem.h, its number of elements and its elements, then `end`. Inputs are multiples of 1/128,
+which float32 holds exactly; the loss is Σ h d_h + Σ h_last d_h_last + Σ c_last d_c_last.
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -19,37 +20,48 @@ from bptt.kernels.reference import Reference
 from bptt.kernels.walk import Walk
 
 CASES = Path(__file__).with_name("cases.txt")
-CELLS: tuple[PointwiseCell, ...] = (
-    Elman("tanh"),
-    Elman("relu"),
-    Elman("sigmoid"),
-    GRU(),
-    LSTM(),
-)  # as problem.h numbers them
-# (cell, steps, batch, inputs, hidden, projected, reverse, sizes of a packed batch, rows whose state is reset)
+# In the order in which problem.h numbers them.
+CELLS: tuple[PointwiseCell, ...] = (Elman("tanh"), Elman("relu"), Elman("sigmoid"), GRU(), LSTM())
+
+
+class Layer(NamedTuple):
+    """The sizes of one case; those from `cell` to `reverse` are on its first line."""
+
+    cell: int
+    steps: int
+    batch: int
+    inputs: int
+    hidden: int
+    projected: int = 0
+    reverse: int = 0
+    sizes: tuple[int, ...] = ()  # of the steps of a packed batch
+    resets: tuple[int, ...] = ()  # rows whose state is reset
+
+
 LAYERS = {
-    "tanh": (0, 5, 3, 4, 17, 0, 0, None, ()),
-    "relu reversed": (1, 5, 2, 3, 9, 0, 1, None, ()),
-    "sigmoid packed": (2, 4, 3, 3, 9, 0, 0, (3, 2, 2, 1), ()),
-    "gru": (3, 5, 3, 4, 11, 0, 0, None, ()),
-    "gru packed, reversed, with resets": (3, 4, 3, 2, 8, 0, 1, (3, 3, 2, 1), (4, 7)),
-    "gru of many rows": (3, 3, 9, 2, 5, 0, 0, None, ()),
-    "lstm": (4, 5, 3, 4, 11, 0, 0, None, ()),
-    "lstm with resets": (4, 4, 2, 3, 8, 0, 0, None, (0, 5)),
-    "lstm projected": (4, 4, 3, 3, 9, 5, 0, None, ()),
-    "lstm projected, packed, reversed": (4, 4, 3, 2, 6, 3, 1, (3, 2, 2, 1), ()),
+    "tanh": Layer(0, 5, 3, 4, 17),
+    "relu-reversed": Layer(1, 5, 2, 3, 9, reverse=1),
+    "sigmoid-packed": Layer(2, 4, 3, 3, 9, sizes=(3, 2, 2, 1)),
+    "gru": Layer(3, 5, 3, 4, 11),
+    "gru-packed-reversed-with-resets": Layer(3, 4, 3, 2, 8, reverse=1, sizes=(3, 3, 2, 1), resets=(4, 7)),
+    "gru-of-many-rows": Layer(3, 3, 9, 2, 5),
+    "lstm": Layer(4, 5, 3, 4, 11),
+    "lstm-with-resets": Layer(4, 4, 2, 3, 8, resets=(0, 5)),
+    "lstm-projected": Layer(4, 4, 3, 3, 9, projected=5),
+    "lstm-projected-packed-reversed": Layer(4, 4, 3, 2, 6, projected=3, reverse=1, sizes=(3, 2, 2, 1)),
 }
 
 
 def numbers(*shape: int) -> torch.Tensor:
-    """Random multiples of 1/64 between -1 and 1."""
+    """Return random multiples of 1/64 between -1 and 1."""
     return torch.randint(-64, 65, shape).double() / 64
 
 
-def case(layer: tuple[object, ...]) -> dict[str, torch.Tensor]:
-    """The tensors of one case by their names in problem.h, inputs first."""
-    cell_number, steps, batch, inputs, hidden, projected, reverse, sizes, resets = layer
-    cell, G, P = CELLS[cell_number], CELLS[cell_number].gates, projected or hidden
+def tensors(layer: Layer) -> dict[str, torch.Tensor]:
+    """Return the tensors of one case by their names in problem.h, inputs first."""
+    _, steps, batch, inputs, hidden, projected, reverse, sizes, resets = layer
+    cell, P = CELLS[layer.cell], projected or hidden
+    G = cell.gates
     counts = torch.tensor(sizes) if sizes else torch.full((steps,), batch)
     rows = int(counts.sum())
     x = numbers(rows, inputs)
@@ -75,18 +87,20 @@ def case(layer: tuple[object, ...]) -> dict[str, torch.Tensor]:
     return found | {f"d_{name}": gradient for name, gradient in zip(leaves, gradients, strict=True)}
 
 
-def main() -> None:
-    """Write the file."""
-    torch.manual_seed(0)
-    lines = []
-    for name, layer in LAYERS.items():
-        lines.append(f"case {name.replace(',', '').replace(' ', '-')} {' '.join(map(str, layer[:7]))}")
-        for tensor, values in case(layer).items():
-            shown = " ".join(f"{v:.13g}" for v in values.detach().flatten().tolist())
-            lines.append(f"{tensor} {values.numel()} {shown}")
-        lines.append("end")
-    CASES.write_text("\n".join(lines) + "\n")
+def text() -> str:
+    """Return the whole file."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return "".join(map(_lines, LAYERS, LAYERS.values()))
+
+
+def _lines(name: str, layer: Layer) -> str:
+    lines = [f"case {name} {' '.join(map(str, layer[:7]))}"]
+    for tensor, values in tensors(layer).items():
+        shown = " ".join(f"{v:.13g}" for v in values.detach().flatten().tolist())
+        lines.append(f"{tensor} {values.numel()} {shown}")
+    return "\n".join([*lines, "end\n"])
 
 
 if __name__ == "__main__":
-    main()
+    CASES.write_text(text())

@@ -27,7 +27,7 @@ template <class W> class Layer {
 
   // A row of zeros, as wide as any.
   const S* zeros() const { return zeros_; }
-  // The same for each row of a product: what it begins from.
+  // For each row of a product that begins from zero.
   auto from_zero() const {
     return [zeros = zeros()](int64_t) { return zeros; };
   }

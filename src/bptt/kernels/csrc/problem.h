@@ -25,7 +25,7 @@ typedef struct {
   const void *h0, *c0;                           // B,P  B,H
   void* h;                                       // N,P   the outputs
   void* c;                                       // N,H   (LSTM)
-  void* gates;            // N,G,U what backward needs of the gates; null: not kept, and backward computes them anew
+  void* gates;            // N,G,U what backward needs of the gates; null: not kept, and backward computes them again
   void* candidate;        // N,U   (GRU) W_hn h + b_hn
   void *h_last, *c_last;  // B,P  B,H
   // backward

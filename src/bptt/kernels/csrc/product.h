@@ -167,7 +167,7 @@ template <class W, int M, int N, Left left> class MicroKernel {
     else ((sum[i] = number(from, i, n)), ...);
   }
 
-  // sum[i] += a k-th element of row m, times the register of the panel, for all sets.
+  // Elements k to k + kSets - 1, one for each set.
   template <int... i, int... j>
   BPTT_INLINE void accumulate(Accumulators& sum, const W* const (&a)[M], int64_t k, const W* panel, Indices<i...>,
                               Indices<j...>) {
@@ -175,7 +175,7 @@ template <class W, int M, int N, Left left> class MicroKernel {
     if (M > 1) (pin_in_register(w[j]), ...);
     ((sum[i] = add_product(sum[i], a[i / N % M][(k + i / kTile) * kStep], w[i / kTile * N + i % N])), ...);
   }
-  // The same for one element and the first set: those left over at the end.
+  // One element alone, into the first set: those left over at the end.
   template <int... i>
   BPTT_INLINE void accumulate_last(Accumulators& sum, const W* const (&a)[M], int64_t k, const W* panel,
                                    Indices<i...>) {
