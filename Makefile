@@ -42,9 +42,11 @@ lint: .venv/tools
 
 # The page's JavaScript: its types by tsc, its form by prettier, both at the versions of package-lock.json.
 lint-js:
-	@if command -v node >/dev/null && command -v npm >/dev/null; then \
-		$(MAKE) --no-print-directory node_modules/.installed && npm run --silent types && npm run --silent form; \
-	else echo "lint-js: skipped, since node or npm is not installed"; fi
+	@if ! command -v node >/dev/null || ! command -v npm >/dev/null; then \
+		echo "lint-js: skipped, since node or npm is not installed"; \
+	elif ! $(MAKE) --no-print-directory node_modules/.installed; then \
+		echo "lint-js: skipped, since npm cannot install what package-lock.json names"; \
+	else npm run --silent types && npm run --silent form; fi
 
 node_modules/.installed: package-lock.json
 	npm ci --silent
