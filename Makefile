@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-avx2 lint bench fuzz clean
+.PHONY: demo test test-avx2 lint lint-js bench fuzz clean
 
 demo: .venv/installed
 	.venv/bin/bptt train
@@ -19,6 +19,16 @@ lint: .venv/tools
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+
+# The page's JavaScript: its types by tsc, its form by prettier, both at the versions of package-lock.json.
+lint-js:
+	@if command -v node >/dev/null && command -v npm >/dev/null; then \
+		$(MAKE) --no-print-directory node_modules/.installed && npm run --silent types && npm run --silent form; \
+	else echo "lint-js: skipped, since node or npm is not installed"; fi
+
+node_modules/.installed: package-lock.json
+	npm ci --silent
+	touch $@
 
 # Benchmarks need the machine for themselves; the figures go to benchmarks/RESULTS.md by hand, with the machine's name.
 bench: .venv/installed
@@ -38,7 +48,7 @@ fuzz: .venv/tools
 	HYPOTHESIS_PROFILE=fuzz .venv/bin/python -m pytest tests/test_cells.py tests/test_laws.py tests/test_gradient.py tests/test_network.py tests/test_terms.py tests/test_products.py tests/test_hostile.py --timeout 7200
 
 clean:
-	rm -rf .venv
+	rm -rf .venv node_modules
 
 # torch first, and by this exact version: a range, or a package that depends on torch, would fetch a CUDA build of several GB.
 .venv/installed: pyproject.toml

@@ -16,15 +16,15 @@ import torch
 
 from bptt.options import TextOptions
 from bptt.tasks import make_task
-from bptt.train import loop
 from bptt.train.distributed import Processes
+from bptt.train.training import Training
 
 UPDATES = 12
 
 
 def main(rounds):
     options = TextOptions()
-    training = loop.Training(options, make_task(options), Processes(0, 1, torch.device("cpu")))
+    training = Training(options, make_task(options), Processes(0, 1, torch.device("cpu")))
     layers = [module for module in training.model.modules() if hasattr(module, "backend")]
     rates = {"aten": [], "auto": []}
     for _ in range(rounds):

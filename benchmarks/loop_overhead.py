@@ -16,12 +16,14 @@ import torch
 
 from bptt.options import TextOptions
 from bptt.tasks import make_task
-from bptt.train import loop
-from bptt.train.display.progress import Wording, make_progress
+from bptt.train import training as one_update
+from bptt.train.display.progress import make_progress
 from bptt.train.distributed import Processes
 from bptt.train.interrupt import Interrupt
+from bptt.train.loop import train
 from bptt.train.record import Record
 from bptt.train.storage.metrics import Metrics
+from bptt.train.wording import Wording
 
 LIMIT = 0.10
 seconds = defaultdict(float)
@@ -42,8 +44,8 @@ def timed(name, function):
 
 def watch(training):
     """Put the stopwatches in. A forward pass in training is within `backward`, so only that of a validation is taken."""
-    loop.backward = timed("forward and backward", loop.backward)
-    loop.clip = timed("optimizer (with clipping)", loop.clip)
+    one_update.backward = timed("forward and backward", one_update.backward)
+    one_update.clip = timed("optimizer (with clipping)", one_update.clip)
     training.optimizer.step = timed("optimizer (with clipping)", training.optimizer.step)
     forward = training.model.forward
     validating = timed("forward of validations", forward)
@@ -53,7 +55,7 @@ def watch(training):
 def main(length):
     options = TextOptions(minutes=length / 60)
     task = make_task(options)
-    training = loop.Training(options, task, Processes(0, 1, torch.device("cpu")))
+    training = one_update.Training(options, task, Processes(0, 1, torch.device("cpu")))
     wording = Wording(task.name, task.metric, task.unit, task.score)
     with tempfile.TemporaryDirectory() as folder, Interrupt() as interrupt:
         progress = make_progress(wording, training.budget, 0.0, sys.stderr, first=True)
@@ -62,11 +64,11 @@ def main(length):
         watch(training)
         start = time.perf_counter()
         record.checkpoint(training)
-        loop.train(training, record, interrupt)
+        train(training, record, interrupt)
         total = time.perf_counter() - start
         record.close()
     share = 1 - sum(seconds.values()) / total
-    print(f"{training.standing.step} updates of {options.batch} × {options.chunk} characters in {total:.1f} s")
+    print(f"{training.state.step} updates of {options.batch} × {options.chunk} characters in {total:.1f} s")
     for name, spent in seconds.items():
         print(f"{name:28} {spent:7.2f} s  {spent / total:6.1%}")
     print(f"{'everything else':28} {total - sum(seconds.values()):7.2f} s  {share:6.1%}   (limit {LIMIT:.0%})")

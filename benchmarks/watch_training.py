@@ -22,11 +22,12 @@ import torch
 
 from bptt.options import AddingOptions, TextOptions
 from bptt.tasks import make_task
-from bptt.train import loop
-from bptt.train.display.progress import Silent, Wording
+from bptt.train.display.progress import Silent
 from bptt.train.distributed import Processes
 from bptt.train.record import Record
 from bptt.train.storage.metrics import Metrics
+from bptt.train.training import Training
+from bptt.train.wording import Wording
 
 LIMIT, PAGE, ROUNDS = 0.03, 0.005, 12
 RUNS = {
@@ -47,7 +48,7 @@ def seconds(training, record, watch):
 def measure(options):
     """Medians of plain and watched updates that take turns."""
     task = make_task(options)
-    training = loop.Training(options, task, Processes(0, 1, torch.device("cpu")))
+    training = Training(options, task, Processes(0, 1, torch.device("cpu")))
     with tempfile.TemporaryDirectory() as folder:
         wording = Wording(task.name, task.metric, task.unit, task.score)
         record = Record(Path(folder), Metrics(Path(folder)), Silent(wording, training.budget, 0.0))

@@ -23,7 +23,9 @@ export function answer(modules, { net, x, targets, state0, rounding }) {
     gradient: byParameter,
     state: state.slice(1),
     lossByHidden: forward.losses.slice(1).map((_, i) => lossByHidden(net, forward, i + 1)),
-    terms: Object.fromEntries(Object.entries(mapped).map(([name, all]) => [name, all.slice(1).map((row) => row.slice(1))])),
+    terms: Object.fromEntries(
+      Object.entries(mapped).map(([name, all]) => [name, all.slice(1).map((row) => row.slice(1))]),
+    ),
     rows: added.rows.slice(1),
     columns: added.columns.slice(1),
     lags: added.lags,
@@ -31,10 +33,21 @@ export function answer(modules, { net, x, targets, state0, rounding }) {
     product,
     products: chainsTo(forward, T),
     singular: singularValues(product),
-    rebuilt: matMul(U.map((row) => row.map((value, j) => value * s[j])), V[0].map((_, j) => V.map((row) => row[j]))),
+    rebuilt: matMul(
+      U.map((row) => row.map((value, j) => value * s[j])),
+      V[0].map((_, j) => V.map((row) => row[j])),
+    ),
     reach: reach(forward).map((log) => 10 ** log),
-    grown: cellOf(net).width === 2 ? growth(forward, 1).at(-1).s.map((log) => 10 ** log) : null,
-    paths: net.cell === "rnn" ? Object.fromEntries(Object.keys(mapped).map((name) => [name, sumOverPaths(net, forward, name)])) : null,
+    grown:
+      cellOf(net).width === 2
+        ? growth(forward, 1)
+            .at(-1)
+            .s.map((log) => 10 ** log)
+        : null,
+    paths:
+      net.cell === "rnn"
+        ? Object.fromEntries(Object.keys(mapped).map((name) => [name, sumOverPaths(net, forward, name)]))
+        : null,
     factors: net.cell === "rnn" ? factors(net, forward, T, 1) : null,
   };
 }

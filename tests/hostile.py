@@ -7,7 +7,8 @@ import shutil
 import safetensors.torch
 
 from bptt.files import write_atomically
-from bptt.train.storage.run_folder import CHECKPOINT, CONFIG, MODEL, UNSEALED, seal
+from bptt.train.storage.run_folder import CHECKPOINT, CONFIG, MODEL
+from bptt.train.storage.seal import UNSEALED, seal
 from tests.runs import SMALL, bptt
 
 SINE = "".join(f"{t},{t % 7 + 0.1 * (t % 3)}\n" for t in range(200))

@@ -124,8 +124,8 @@ def _command(arguments, cwd, environment, paths, settings):
 def _change(settings, held):
     """Change the modules of this process."""
     import bptt.train.interrupt
-    import bptt.train.loop
     import bptt.train.record
+    import bptt.train.training
 
     if settings.checkpoint_seconds is not None:
         bptt.train.record.CHECKPOINT_SECONDS = bptt.train.record.VALIDATED_SECONDS = settings.checkpoint_seconds
@@ -135,7 +135,7 @@ def _change(settings, held):
         resource.setrlimit(resource.RLIMIT_FSIZE, (settings.file_size, resource.RLIM_INFINITY))
     if settings.tick is not None:
         ticks = itertools.count()
-        bptt.train.loop.CLOCK = lambda: settings.tick * next(ticks)
+        bptt.train.training.CLOCK = lambda: settings.tick * next(ticks)
     if settings.same_press is not None:
         bptt.train.interrupt._SAME_PRESS = settings.same_press
     if settings.hold_after is not None:

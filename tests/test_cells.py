@@ -66,7 +66,7 @@ def test_jacobian_is_that_of_autograd(name, proj, seed, size):
 @pytest.mark.parametrize("name", ["elman-tanh", "elman-relu", "elman-sigmoid", "lstm"])
 @given(seed=seeds, size=sizes())
 def test_both_forms_of_the_net_input_are_equal(name, seed, size):
-    """Lecture line 5: W_hx x + W_hh h + b = [W_hx W_hh] [x; h] + b."""
+    """Eq. (5): W_hx x + W_hh h + b = [W_hx W_hh] [x; h] + b."""
     cell = BY_HAND[name]
     weights, x, zx, state = _step_inputs(cell, seed, size)
     apart = zx + cell.net_input(state[0], weights["weight_hh"], weights["bias_hh"])

@@ -91,7 +91,7 @@ threads = lambda: len(os.listdir("/proc/self/task"))
 before = threads()
 processes = Processes.join("cpu")
 import torch._dynamo, torch.distributed.nn  # as a training does, sooner or later
-assert processes.tell(3) == 3 and threads() > before
+assert processes.broadcast(3) == 3 and threads() > before
 processes.leave()
 assert threads() == before, f"{threads()} threads, {before} before"
 """

@@ -62,7 +62,7 @@ def test_every_number_is_torchs(drawn, tmp_path):
         assert_equal(answer, answers(case), WHOLE, case["net"]["cell"])
 
 
-def test_the_factors_of_line_10_multiply_to_the_term(drawn, tmp_path):
+def test_the_factors_of_eq_10_multiply_to_the_term(drawn, tmp_path):
     plain = [case for case in drawn if case["net"]["cell"] == "rnn" and "W_hh2" not in case["net"]]
     tested = [
         case for case in plain if case["net"]["activation"] != "relu"
@@ -107,7 +107,7 @@ import { spectralRadius2, svd } from "PAGE/engine/svd.js";
 import { generator, orthogonal, uniform } from "PAGE/engine/start.js";
 import { matMul, scale, transpose } from "PAGE/engine/matrix.js";
 import { pathCount, paths } from "PAGE/engine/paths.js";
-import { chainsFrom, horizon, logSvd, lost } from "PAGE/engine/growth.js";
+import { chainsFrom, horizon, logSvd, outOfRange } from "PAGE/engine/growth.js";
 import { cellPath, forwardOf, racers } from "PAGE/engine/race.js";
 import assert from "node:assert/strict";
 const near = (a, b) => assert.ok(Math.abs(a - b) < 1e-15, `${a} is not ${b}`);
@@ -153,8 +153,8 @@ near(logSvd([[2 ** -1060, 0], [0, 2 ** -1062]]).s[1] / Math.log10(2 ** -1062), 1
 near(cosine([[2 ** -1070, 0]], [[1e300, 0]]), 1);
 assert.equal(horizon([0, -1, -2.1]), 2);
 assert.equal(horizon([0, -1]), null);
-assert.deepEqual(lost([undefined, [[1]], [[0]], [[0]]]), { died: 2, overflowed: null });
-assert.deepEqual(lost([undefined, [[1]], [[Infinity]], [[NaN]]]), { died: null, overflowed: 2 });
+assert.deepEqual(outOfRange([undefined, [[1]], [[0]], [[0]]]), { died: 2, overflowed: null });
+assert.deepEqual(outOfRange([undefined, [[1]], [[Infinity]], [[NaN]]]), { died: null, overflowed: 2 });
 
 const made = (forgetBias) => racers({ seed: 3, H: 4, D: 2, T: 9, size: 1, forgetBias });
 assert.deepEqual(made(1).rnn, made(5).rnn); // the same draw

@@ -96,6 +96,14 @@ def test_a_module_that_the_bundle_does_not_understand_is_refused():
     assert "const { b: c } = modules" in joined
 
 
+def test_types_stay_out_of_the_page(lecture_page):
+    half = "const half = (a) => /** @type {any} */ (a) / 2;"
+    typed = f"/**\n * Half of it.\n * @type {{(a: number) => number}}\n */\nexport {half}\n"
+    assert "Half of it" not in join({"a.js": typed})
+    assert half in join({"a.js": typed})
+    assert "@import" not in lecture_page.read_text()
+
+
 def test_the_command_writes_and_opens(tmp_path, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr("webbrowser.open", lambda url: asked.append(url) or True)

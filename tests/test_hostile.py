@@ -19,11 +19,12 @@ import torch
 from bptt.errors import InputError
 from bptt.options import ExplainOptions, InspectOptions, PredictOptions
 from bptt.train import run as training
+from bptt.train.events import Diverged
 from bptt.train.explain import own_of_run
 from bptt.train.inspect import inspect
-from bptt.train.loop import Diverged
 from bptt.train.predict import predict
-from bptt.train.storage.run_folder import UNSEALED, read_config, seal
+from bptt.train.storage.config import read_config
+from bptt.train.storage.seal import UNSEALED, seal
 from tests.hostile import (
     CHECKPOINT,
     CONFIG,

@@ -87,7 +87,7 @@ def test_the_same_with_a_projection(name, seed, size):
 @pytest.mark.parametrize("name", POINTWISE)
 @given(seed=seeds, size=sizes(max_steps=6))
 def test_the_double_sum_of_the_lecture_is_the_gradient(name, proj, seed, size):
-    """Lecture lines 10 and 11: Σ_t Σ_k, with every factor of the product a Jacobian."""
+    """Eqs. (10) and (11): Σ_t Σ_k, with every factor of the product a Jacobian."""
     cell = POINTWISE[name]
     size = (*size[:3], size[3] + 1)
     options = {"proj_size": size[3] - 1} if proj and cell.projectable else {}
@@ -114,7 +114,7 @@ def test_truncation_over_all_steps_is_exact_and_the_loss_is_the_sum_of_the_steps
 
     exact = bptt.backward(model, x, y, loss, bptt.Exact(), state)
     want = named_gradients(model) | {"loss": exact.loss}
-    with torch.no_grad():  # lecture line 8
+    with torch.no_grad():  # eq. (8)
         z, _ = model(x, state)
         assert_same({"L": sum(loss(z[t : t + 1], y[t : t + 1]) for t in range(steps))}, {"L": exact.loss})
     k1 = data.draw(st.integers(steps, steps + 3))

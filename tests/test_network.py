@@ -66,7 +66,7 @@ def test_the_gradient_of_the_whole_network_is_line_10(name, head, seed, size):
 
 
 def test_the_compact_and_the_unfolded_network_are_one():
-    """Lecture lines 2 and 4: T copies that share their weights; the gradient is the sum over the copies."""
+    """Eqs. (2) and (4): T copies that share their weights; the gradient is the sum over the copies."""
     torch.manual_seed(0)
     steps, cell = 5, POINTWISE["elman-tanh"]
     model = network(cell, "linear", 2, 3, 1)

@@ -133,13 +133,13 @@ def test_time_before_a_resume_counts(tmp_path):
 
 def test_patience_hands_out_the_best_weights(tmp_path):
     from bptt.train.storage.checkpoint import read_checkpoint
-    from bptt.train.storage.tensors import read_model
+    from bptt.train.storage.weights import read_model
 
     run = tmp_path / "run"
     assert bptt("train", *RUNS["patience"], *SMALL, "--out", run).returncode == 0
     checkpoint = read_checkpoint(run)
-    assert checkpoint.standing.misses == 2
-    assert checkpoint.standing.step == checkpoint.standing.best_step + 2 * 20 < 400
+    assert checkpoint.state.misses == 2
+    assert checkpoint.state.step == checkpoint.state.best_step + 2 * 20 < 400
     model = read_model(run)
     assert all((model[name] == checkpoint.best[name]).all() for name in model)
     assert any((model[name] != checkpoint.weights[name]).any() for name in model)

@@ -7,8 +7,9 @@ import pytest
 
 from bptt.errors import InputError
 from bptt.train.storage.checkpoint import read_checkpoint
-from bptt.train.storage.run_folder import FORMAT, UNSEALED, read_config, seal
-from bptt.train.storage.tensors import read_model
+from bptt.train.storage.config import read_config
+from bptt.train.storage.seal import FORMAT, UNSEALED, seal
+from bptt.train.storage.weights import read_model
 from tests.runs import SMALL, bptt, failed
 
 READERS = {"config.json": read_config, "model.safetensors": read_model, "checkpoint.safetensors": read_checkpoint}

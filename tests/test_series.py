@@ -17,8 +17,9 @@ from bptt.network import Linear, Network
 from bptt.options import PredictOptions, SeriesOptions
 from bptt.tasks import make_task
 from bptt.tasks.base import Shard
-from bptt.tasks.series import Lanes, Series, Window
-from bptt.tasks.yardsticks import find_season, lags
+from bptt.tasks.season import find_season, lags
+from bptt.tasks.series import Series
+from bptt.tasks.streams.series import Lanes, Window
 from tests.real_data import electricity, r_data
 from tests.runs import bptt
 
@@ -176,7 +177,7 @@ def test_network_sees_changes_and_inputs(tmp_path):
 def test_perfect_outputs_are_perfect_forecasts(tmp_path):
     """encode, then decode: forecasts(targets) = the future, in the data's units."""
     task = Series(options(table(tmp_path)))
-    tape = task.encoding.tape(task.panel.series)
+    tape = task.encoding.join(task.panel.series)
     at = np.array([20, 50, 150, 180])
     z, known = task.encoding.targets(tape, at)
     assert known.all()
@@ -235,7 +236,7 @@ def test_long_validation_is_read_in_windows_with_warm_up(tmp_path):
     got = [(b.y[b.mask], b.mask.shape[1]) for b in task.validation(Shard())]
     assert {lanes for _, lanes in got} == {4}
     d = task.divisions[0]
-    tape = task.encoding.tape([task.panel.series[0].head(d.test)])
+    tape = task.encoding.join([task.panel.series[0].head(d.test)])
     y, known = task.encoding.targets(tape, np.arange(d.validation - 1, d.test - 1))
     assert sorted(torch.cat([g for g, _ in got]).tolist()) == sorted(y[known].tolist())
 
@@ -337,7 +338,7 @@ def test_report_against_a_hand_written_loop(tmp_path):
     n, m, K = 4, 6, 2
     wrong = {"": [], "naive": [], "seasonal": []}
     for member, (s, d) in enumerate(zip(task.panel.series, task.divisions, strict=True)):
-        x = task.encoding.tape([s]).x
+        x = task.encoding.join([s]).x
         z, _ = model(torch.from_numpy(x)[:, None])
         for t in range(d.test - 1, d.end - n):
             for h in range(1, n + 1):
@@ -398,7 +399,7 @@ def test_predict_goes_on_where_the_data_end(tmp_path):
         ("s1", str(90 + k)) for k in range(4)
     ]
     for member, s in enumerate(task.panel.series):
-        tape = task.encoding.tape([s])
+        tape = task.encoding.join([s])
         z, _ = model(torch.from_numpy(tape.x)[:, None])
         wanted = task.encoding.forecasts(tape, np.array([len(s) - 1]), z[-1].detach().numpy())[0]
         got = [[float(r["u"]), float(r["v"])] for r in rows[4 * member : 4 * member + 4]]

@@ -15,10 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bptt.errors import InputError
-from bptt.reading import lines
-from bptt.tasks.reading.csv_and_parquet import read_table, split_names
-from bptt.tasks.reading.times import Spacing, is_month_end, read_times, write_moment
+from bptt.tasks.reading.csv_and_parquet import read_table
+from bptt.tasks.reading.notation import write_moment
+from bptt.tasks.reading.spacing import Spacing, is_month_end
+from bptt.tasks.reading.table import split_names
+from bptt.tasks.reading.times import read_times
 from bptt.tasks.reading.ts import read_ts
+from bptt.tasks.reading.user_files import lines
 
 
 def table_of(folder: Path, text: str | bytes, name: str = "t.csv"):

@@ -22,13 +22,15 @@ from torch import nn
 from bptt.errors import InputError
 from bptt.network import Network, Softmax
 from bptt.options import PredictOptions, TextOptions
-from bptt.tasks import lanes
 from bptt.tasks.base import Batch, Shard
-from bptt.tasks.lanes import TextStream, held_out_batches
 from bptt.tasks.reading import characters, corpus
-from bptt.tasks.reading.characters import START, UNKNOWN, Characters, Vocabulary
+from bptt.tasks.reading.characters import Characters
 from bptt.tasks.reading.corpus import Document, find_documents, split
-from bptt.tasks.text import Text, unigram_entropy, xz_bits
+from bptt.tasks.reading.vocabulary import START, UNKNOWN, Vocabulary
+from bptt.tasks.scoring.compression import unigram_entropy, xz_bits
+from bptt.tasks.streams import text as lanes
+from bptt.tasks.streams.text import TextStream, held_out_batches
+from bptt.tasks.text import Text
 from tests.runs import bptt
 
 # One to four bytes each in UTF-8, and what is awkward in JSON or at the end of a line.

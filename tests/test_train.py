@@ -13,16 +13,21 @@ from bptt.gradient import Past, Result
 from bptt.network import HEADS, Linear
 from bptt.options import AddingOptions, CopyOptions, TextOptions
 from bptt.tasks import Batch, Shard, Sizes, Stream, Task, make_task
-from bptt.train.check import available_memory
+from bptt.train.checks.machine import available_memory
 from bptt.train.display.curve import draw_curve, yardsticks
-from bptt.train.display.progress import Lines, Live, Wording, clock
+from bptt.train.display.progress import Lines, Live, clock
 from bptt.train.distributed import Processes
+from bptt.train.events import Diverged, Update, Validation
 from bptt.train.interrupt import Interrupt
-from bptt.train.loop import Diverged, Training, Update, Validation, counted_loss
+from bptt.train.loss import counted_loss
 from bptt.train.model import build_network, count_parameters
-from bptt.train.optimizer import Budget, clip, learning_rate
-from bptt.train.storage.checkpoint import lanes_of_all, lanes_of_one, read_checkpoint, write_checkpoint
+from bptt.train.optimizer import clip
+from bptt.train.schedule import Budget, learning_rate
+from bptt.train.storage.carried import lanes_of_all, lanes_of_one
+from bptt.train.storage.checkpoint import read_checkpoint, write_checkpoint
 from bptt.train.storage.metrics import Metrics
+from bptt.train.training import Training
+from bptt.train.wording import Wording
 from tests.runs import corpus
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -147,7 +152,7 @@ def test_a_loss_that_is_not_finite_poisons_nothing():
         run.update()
     assert all(torch.equal(p, q) for p, q in zip(run.parameters, before, strict=True))
     assert all(torch.equal(s["exp_avg"], m) for s, m in zip(run.optimizer.state.values(), moments, strict=True))
-    assert run.standing.step == 2
+    assert run.state.step == 2
 
 
 def test_a_weight_that_is_not_finite_enters_no_checkpoint():
@@ -229,7 +234,7 @@ def test_validations_are_every_so_many_updates_and_at_the_end():
     due = []
     while True:
         if run.validation_is_due:
-            due.append(run.standing.step)
+            due.append(run.state.step)
             run.validate(Interrupt())
         if run.finished:
             break
@@ -244,7 +249,7 @@ def test_a_validation_is_given_up_when_a_signal_comes():
     interrupt.number = 2
     assert run.validate(interrupt) is None
     assert run.model.training
-    assert run.standing.validated == 0
+    assert run.state.validated == 0
 
 
 def test_the_validation_loss_is_the_mean_over_the_held_out_part():

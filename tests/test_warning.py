@@ -10,7 +10,7 @@ from torch import nn
 
 import bptt
 from bptt.options import AddingOptions
-from bptt.train.watching import Once
+from bptt.train.watching import WarnOnce
 from bptt.warning import warn
 
 
@@ -83,7 +83,7 @@ def _dropout_of_one_layer():
 
 
 def _while_training():
-    Once()("cannot see"); line = _here()  # fmt: skip # noqa: E702
+    WarnOnce()("cannot see"); line = _here()  # fmt: skip # noqa: E702
     return line
 
 
@@ -121,7 +121,7 @@ def test_training_that_is_watched_blames_no_file_of_bptt(monkeypatch):
     from bptt.flow.watching.call import Call
     from bptt.tasks import make_task
     from bptt.train.distributed import Processes
-    from bptt.train.loop import Training
+    from bptt.train.training import Training
 
     monkeypatch.setattr(Call, "of", lambda *_, **__: 1 / 0)
     options = AddingOptions(length=8, hidden=8, batch=4, steps=3, watch=1)

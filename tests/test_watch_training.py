@@ -11,11 +11,12 @@ from bptt.options import AddingOptions, CopyOptions, TextOptions
 from bptt.tasks import Shard, make_task
 from bptt.train import watching
 from bptt.train.display.page import LivePage
-from bptt.train.display.progress import Silent, Wording
+from bptt.train.display.progress import Silent
 from bptt.train.distributed import Processes
-from bptt.train.loop import Training
 from bptt.train.record import Record
-from bptt.train.watching import Once, figures, watch_training_data
+from bptt.train.training import Training
+from bptt.train.watching import WarnOnce, figures, watch_training_data
+from bptt.train.wording import Wording
 from tests.browser import PHONE, opened
 from tests.runs import SMALL, Run, bptt, corpus, failed, losses, metrics, size, wait_for
 
@@ -156,7 +157,7 @@ def test_what_cannot_be_written_is_said_once_and_training_goes_on(tmp_path, monk
 
 
 def test_once():
-    once = Once()
+    once = WarnOnce()
     with pytest.warns(UserWarning, match="first") as said:
         [once(text) for text in ("first", "second")]
     assert len(said) == 1

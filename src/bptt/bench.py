@@ -1,8 +1,8 @@
-"""bptt bench: one training step of torch.nn's layers against bptt's, on the user's own machine.
+"""`bptt bench`: one training step of torch.nn's layers against bptt's, on the user's own machine.
 
 A training step is the forward pass and the gradients to weights and biases. At each point the gradients are compared with
 torch.nn's in float64 first, and no ratio is given where they differ. Then both run in turn, so that whatever else the
-machine does meets both, and the medians count.
+machine is doing affects both, and the medians count.
 
 The limit is what the matrix products alone take at the rate of a large one, measured here: for T steps, batch B, D inputs, H
 hidden units and G gates, W_ih x (forward, weight gradient) and W_hh h (forward, weight gradient, gradient of h) take
@@ -41,13 +41,13 @@ _COLORS = ("#9db4c8", "#1f5f99", "#b5542c", "#6b8e5a", "#7d5a9b", "#c9a227")
 
 @dataclass(frozen=True)
 class Point:
-    """One size, and what was found at it.
+    """One size, and what was measured at it.
 
     Attributes:
-        torch_seconds, bptt_seconds: median of a training step.
+        torch_seconds, bptt_seconds: median time of a training step.
         limit_seconds: what its matrix products would take at the rate of a large one.
-        error: how far bptt's outputs and gradients are from the float64 reference, relative in norm, the worst tensor.
-        allowed: how far they may be.
+        error: distance of bptt's outputs and gradients from the float64 reference, relative in norm, of the worst tensor.
+        allowed: the largest distance that rounding explains.
     """
 
     cell: str
@@ -61,17 +61,17 @@ class Point:
 
     @property
     def right(self) -> bool:
-        """Whether the gradients are the reference's."""
+        """Whether the gradients are right: those of the reference, but for rounding."""
         return self.error <= self.allowed  # False for nan
 
     @property
     def ratio(self) -> float:
-        """How many times faster bptt is."""
+        """How many times as fast as torch.nn bptt is."""
         return self.torch_seconds / self.bptt_seconds
 
 
 def run(options: BenchOptions) -> int:
-    """Measure, print the table, draw the picture. Returns 0; 1 if gradients differ somewhere; 130 after a Ctrl-C.
+    """Measure, print the table and draw the picture. Returns 0; 1 if a gradient is wrong; 130 after Ctrl-C.
 
     Raises InputError if a size cannot be used, or does not fit in memory.
     """
@@ -101,7 +101,7 @@ def run(options: BenchOptions) -> int:
 
 
 def matrix_rate(dtype: torch.dtype, size: int = _SQUARE) -> float:
-    """Operations a second of a large matrix product, the best of several."""
+    """Return the operations a second of a large matrix product, the best of several."""
     a, b = torch.randn(size, size, dtype=dtype), torch.randn(size, size, dtype=dtype)
     taken: list[float] = []
     end = time.perf_counter() + 1
@@ -111,7 +111,10 @@ def matrix_rate(dtype: torch.dtype, size: int = _SQUARE) -> float:
 
 
 def measure(cell: str, batch: int, hidden: int, options: BenchOptions, rate: float) -> Point:
-    """One point: the check, then both sides in turn until the time is up."""
+    """Return one point: both sides' gradients compared, and then their times, measured in turn until the time is up.
+
+    `rate` is that of a large matrix product, in operations a second.
+    """
     dtype = getattr(torch, options.dtype)
     inputs = options.inputs or hidden
     theirs = _LAYERS[cell](inputs, hidden, dtype=dtype)
@@ -130,7 +133,7 @@ def measure(cell: str, batch: int, hidden: int, options: BenchOptions, rate: flo
 
 
 def training_step(layer: nn.RNNBase, x: Tensor, d_outputs: Tensor) -> dict[str, Tensor]:
-    """The outputs y [T, B, H] and the gradients of weights and biases, by name."""
+    """Return the outputs y [T, B, H] and the gradients of weights and biases, by name."""
     names, parameters = zip(*layer.named_parameters(), strict=True)
     y = layer(x)[0]
     found = torch.autograd.grad(y, parameters, d_outputs)
@@ -144,8 +147,9 @@ def _seconds(work: Callable[[], Any]) -> float:
 
 
 def _error(theirs: nn.RNNBase, ours: nn.RNNBase, x: Tensor, d_outputs: Tensor) -> tuple[float, float]:
-    """How far bptt is from torch.nn in float64, and how far it may be: what the number format allows over T steps, or
-    twice torch.nn's own error where rounding alone exceeds that.
+    """Return how far bptt is from torch.nn in float64, and how far it may be.
+
+    It may be off by what the number format allows over T steps, or by twice torch.nn's own error if that is more.
     """
     reference = training_step(copy.deepcopy(theirs).double(), x.double(), d_outputs.double())
 
@@ -159,7 +163,7 @@ def _error(theirs: nn.RNNBase, ours: nn.RNNBase, x: Tensor, d_outputs: Tensor) -
 
 
 def _measured(options: BenchOptions, rate: float) -> Iterator[Point]:
-    """Every point of the grid, small ones first."""
+    """Measure and yield every point of the grid, the small ones first."""
     for cell in dict.fromkeys(options.cell):
         for hidden in sorted(set(options.hidden)):
             for batch in sorted(set(options.batch)):
@@ -175,15 +179,8 @@ def _measured(options: BenchOptions, rate: float) -> Iterator[Point]:
 
 
 def _check(options: BenchOptions) -> None:
-    sizes = {"batch": options.batch, "hidden": options.hidden, "steps": (options.steps,), "cell": options.cell}
-    given = {"inputs": options.inputs, "threads": options.threads}
-    sizes |= {name: (value,) for name, value in given.items() if value is not None}
-    for name, values in sizes.items():
-        if not values:
-            raise InputError(f"--{name} is empty: give one or several, separated by spaces")
-        wrong = [value for value in values if isinstance(value, int) and value < 1]
-        if wrong:
-            raise InputError(f"--{name} is {wrong[0]}, at least 1 is wanted: give a positive number")
+    """Raise InputError for options that cannot be measured, before a minute is spent."""
+    _check_sizes(options)
     cores = os.cpu_count() or 1
     if options.threads is not None and options.threads > cores:
         raise InputError(f"--threads is {options.threads}, this machine has {cores} cores: give at most {cores}")
@@ -193,8 +190,21 @@ def _check(options: BenchOptions) -> None:
     _check_picture(options.picture)
 
 
+def _check_sizes(options: BenchOptions) -> None:
+    """Raise InputError for a list that is empty, and for a size below 1."""
+    sizes = {"batch": options.batch, "hidden": options.hidden, "steps": (options.steps,), "cell": options.cell}
+    given = {"inputs": options.inputs, "threads": options.threads}
+    sizes |= {name: (value,) for name, value in given.items() if value is not None}
+    for name, values in sizes.items():
+        if not values:
+            raise InputError(f"--{name} is empty: give one or several, separated by spaces")
+        wrong = [value for value in values if isinstance(value, int) and value < 1]
+        if wrong:
+            raise InputError(f"--{name} is {wrong[0]}, at least 1 is wanted: give a positive number")
+
+
 def _check_memory(options: BenchOptions) -> None:
-    """Before the system starts to swap, or ends the process. Counted is what the float64 reference surely holds at once."""
+    """Raise InputError if there is surely too little memory: less than the float64 reference holds at one time."""
     B, H, T = max(options.batch), max(options.hidden), options.steps
     D, G = options.inputs or H, max(_GATES[cell] for cell in options.cell)
     needed = 8 * (2 * G * H * (D + H) + T * B * (D + (G + 2) * H))
@@ -207,7 +217,7 @@ def _check_memory(options: BenchOptions) -> None:
 
 
 def _check_picture(picture: Path) -> None:
-    """Before a minute of measuring, not after."""
+    """Raise InputError unless --picture is a PNG file that can be written."""
     if picture.suffix.lower() != ".png":
         raise InputError(f"--picture is {picture}, a PNG file is wanted: give a name that ends in .png")
     if picture.is_dir() or not picture.parent.is_dir():
@@ -244,7 +254,7 @@ def _table(points: list[Point]) -> Table:
 
 
 def _conclude(points: list[Point], options: BenchOptions, console: Console) -> None:
-    """The mean, the picture, and what was wrong."""
+    """Print the mean ratio and what was wrong, and draw the picture."""
     right = [point for point in points if point.right]
     if len(right) < len(points):
         console.print(
@@ -259,7 +269,7 @@ def _conclude(points: list[Point], options: BenchOptions, console: Console) -> N
 
 
 def draw(points: list[Point], options: BenchOptions) -> None:
-    """The ratio over H, a panel for each cell, a line for each batch size."""
+    """Draw the ratio over H to --picture, with a panel for each cell and a line for each batch size."""
     import matplotlib as mpl
 
     mpl.use("Agg")

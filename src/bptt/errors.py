@@ -2,7 +2,7 @@
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used. The message says what came, what was wanted and what to do, in one line.
+    """Something that the user gave cannot be used. The message says in one line what came, what was wanted, what to do.
 
-    The command line prints it without a traceback and exits with 2; in a program it is a ValueError like any other.
+    The command line prints it without a traceback and exits with 2. In a program it is a ValueError like any other.
     """

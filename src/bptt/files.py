@@ -1,8 +1,8 @@
-"""Files that are whole or absent, and that are our own: what is written never reaches a file elsewhere through a link.
+"""Writing files so that they are never half written and never written through a link, and reading regular files only.
 
 A run folder may lie where others write too, or come from a stranger. So a file is written beside its place, under a name
-that nobody can foresee, and renamed: a link that waits there is replaced, and what it points at stays as it is. What grows
-line by line is opened only if it is a regular file, no link. What is read must be a regular file: a pipe would never end.
+that nobody can foresee, and renamed: a link that waits in its place is replaced, and what it points at stays as it is. A
+file that grows line by line is opened only if it is regular, and no link. So is a file that is read: a pipe would never end.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ def write_atomically(path: Path, data: bytes | bytearray) -> None:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write into, which takes the place of `path` at the end; if an error ends it, `path` stays as it was.
+    """Yield a file to write into, which replaces `path` at the end; after an error `path` stays as it was.
 
     Raises OSError; InputError where a device or pipe is in its place.
     """
@@ -59,7 +59,7 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def open_own(path: Path) -> int:
-    """A descriptor to read and to append to a file of our own, which is made if it is missing, and never cut.
+    """Return a descriptor to read a file of our own and to append to it; it is made if it is missing, and never shortened.
 
     Raises OSError; InputError where something else is in its place: a symbolic link, a pipe, a device, a folder.
     """
@@ -74,7 +74,7 @@ def open_own(path: Path) -> int:
 
 
 def append(path: Path, data: bytes) -> None:
-    """Append to a file of our own, made if it is missing. Raises as `open_own`.
+    """Append to a file of our own, which is made if it is missing. Raises as `open_own` does.
 
     A file that has a second name (a hard link, as some backups make) is copied first: the other name keeps its content.
     """
@@ -87,7 +87,7 @@ def append(path: Path, data: bytes) -> None:
 
 
 def refuse_link(path: Path) -> None:
-    """Raises InputError if the path is a symbolic link."""
+    """Raise InputError if the path is a symbolic link."""
     if path.is_symlink():
         raise InputError(
             f"{path} is a symbolic link, and a run writes no file outside its folder: remove the link, or put the file "
@@ -96,7 +96,7 @@ def refuse_link(path: Path) -> None:
 
 
 def read_regular(path: Path, largest: int | None = None) -> bytes:
-    """The bytes of a regular file. Raises OSError; InputError for anything else, and for more than `largest` bytes."""
+    """Return the bytes of a regular file. Raises OSError; InputError for another kind, or more than `largest` bytes."""
     handle = os.open(path, os.O_RDONLY | _NO_WAIT)
     try:
         size = _check_regular(path, handle)
@@ -115,7 +115,7 @@ def read_regular(path: Path, largest: int | None = None) -> bytes:
 
 
 def _check_regular(path: Path, handle: int) -> int:
-    """The size of an open file. Raises InputError if it is not a regular one."""
+    """Return the size of an open file. Raises InputError if it is not a regular one."""
     status = os.fstat(handle)
     if not stat.S_ISREG(status.st_mode):
         raise InputError(f"{path} is {kind_of(status.st_mode)}, wanted a regular file: remove it, or restore the file")
@@ -123,7 +123,7 @@ def _check_regular(path: Path, handle: int) -> int:
 
 
 def _refuse_devices(path: Path) -> None:
-    """A rename would take the place of a device such as /dev/null, for every program."""
+    """Raise InputError for a device such as /dev/null: a rename would replace it, for every program."""
     with contextlib.suppress(OSError):
         mode = os.lstat(path).st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode)):
@@ -131,13 +131,13 @@ def _refuse_devices(path: Path) -> None:
 
 
 def kind_of(mode: int) -> str:
-    """What a file is that is no regular one, in words; `mode` as of os.stat."""
+    """Return in words what a file is that is not regular ("a folder", "a named pipe"); `mode` is that of os.stat."""
     kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"))
     return next((name for is_kind, name in kinds if is_kind(mode)), "a device")
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename last through a power cut; not every system can open a folder, and then it is not needed."""
+    """Make a rename survive a power cut. Where a system cannot open a folder, it is not needed."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 
 class Head(ABC):
-    """σ_y and the loss that belongs to it (lecture lines 7 and 8); z is the net input of the output layer."""
+    """σ_y and the loss that belongs to it (docs/equations.md, eqs. (7) and (8)); z is the net input of the output layer."""
 
     @abstractmethod
     def activation(self, z: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ HEADS: dict[str, Callable[[], Head]] = {"softmax": Softmax, "sigmoid": Sigmoid, 
 
 
 class Network(nn.Module):
-    """z_y(t) = W_yh h(t) + b_y over the hidden states of `recurrent` (lecture lines 2 to 7).
+    """z_y(t) = W_yh h(t) + b_y over the hidden states of `recurrent` (eqs. (2) to (7)).
 
     Shapes: x [T, B, D] (or symbols int64 [T, B] with an embedding) → z_y [T, B, outputs], and the state as the recurrent
     layer's own. The outputs are net inputs: `head.activation` makes them y, `head.losses` compares them with targets.

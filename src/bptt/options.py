@@ -1,4 +1,5 @@
-"""The options of the commands, of `bptt train` one dataclass a task: command line, run folder and program share them.
+"""The options of all commands, as dataclasses; `bptt train` has one for each task. Command line, run folder and program
+share them.
 
 This module imports neither torch nor numpy: `bptt --help` must answer at once.
 """
@@ -10,7 +11,7 @@ from typing import ClassVar, Literal
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """What every task shares."""
+    """The options of `bptt train` that all tasks share."""
 
     task: ClassVar[str]
 
@@ -224,7 +225,7 @@ class InspectOptions:
     data: Path | None = None
     """Other data in the form that the run was trained on. Default: the run's own."""
     out: Path | None = None
-    """HTML file to write, anew if it is there. Default: RUN/report.html."""
+    """HTML file to write; one that exists is replaced. Default: RUN/report.html."""
     device: str = "cpu"
     """Where to compute."""
 
@@ -267,4 +268,4 @@ class BenchOptions:
     seconds: float = 1.0
     """Seconds to spend on each point; where a step is slow, more: each side runs at least three times."""
     picture: Path = Path("bench.png")
-    """PNG file to draw the ratios in; written anew."""
+    """PNG file to draw the ratios in; one that exists is replaced."""

@@ -1,7 +1,7 @@
-r"""Text that others wrote, shown so that a terminal cannot obey it.
+r"""Showing text that others wrote in a terminal, which must not obey it.
 
-Names of columns, labels, files and what a model writes may hold escape sequences, which rename the window, hide lines or
-paste commands; and signs that turn the order of the letters around. They are shown as \x1b and \u202e instead.
+Names of columns, labels and files, and what a model writes, may hold escape sequences, which rename the window, hide lines
+or paste commands, and characters that reverse the order of the letters. They are shown as \x1b and \u202e instead.
 """
 
 _CONTROLS = [*range(0x20), *range(0x7F, 0xA0)]  # C0, DEL and C1
@@ -15,7 +15,7 @@ _SHOWN_OVER_LINES = {c: shown for c, shown in _SHOWN.items() if chr(c) not in "\
 
 
 def visible(text: object) -> str:
-    r"""The text in one line, with every control character written out.
+    r"""Return a text in one line, with every control character written out.
 
     >>> print(visible("a\x1b[31m\nb"))
     a\x1b[31m\x0ab
@@ -24,5 +24,5 @@ def visible(text: object) -> str:
 
 
 def visible_lines(text: str) -> str:
-    """As `visible`, but tabs and the ends of lines stay."""
+    """Return a text with its control characters written out, but for tabs and the ends of lines."""
     return text.translate(_SHOWN_OVER_LINES)

@@ -1,9 +1,9 @@
-"""JSON that anyone may have written, read as declared types within declared bounds.
+"""JSON from files that anyone may have written, read as declared types within declared bounds.
 
-`parse` reads strictly: no NaN, no key twice, no endless nesting. `convert` then makes of it what a type says: int, float,
-bool, str, Path, None, Literal, unions, list[…], tuple[…, ...], dict[str, …], dataclasses by their fields' types, and
-Annotated with `Within` or `Items`. What does not fit raises `Unexpected`, which says where, what came and what was wanted.
-Whole numbers are never taken from 1.0 or true, and floats are finite.
+`parse` reads strictly: no NaN, no key twice, no endless nesting. `convert` then returns the value as a declared type: int,
+float, bool, str, Path, None, Literal, unions, list[…], tuple[…, ...], dict[str, …], dataclasses by the types of their
+fields, and Annotated with `Within` or `Items`. A value that does not fit raises `Unexpected`, which says where it is, what
+came and what was wanted. An int is never read from 1.0 or true, and floats are finite.
 """
 
 import dataclasses
@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 T = TypeVar("T")
+Json = dict[str, Any]
+"""A JSON object as Python reads it."""
 
 MANY = 10**15
-"""No count of steps, updates or characters that a run can reach is larger."""
+"""More steps, updates or characters than any run can reach."""
 
 
 class Unexpected(ValueError):
@@ -35,7 +37,7 @@ class Within:
     high: float = math.inf
 
     def check(self, value: Any) -> str | None:
-        """What was wanted, if the value is not."""
+        """Return what was wanted, in words, if the value does not fit; else None."""
         if self.low <= value <= self.high:
             return None
         return f"{self.low:g} or more" if self.high == math.inf else f"{self.low:g} to {self.high:g}"
@@ -43,13 +45,13 @@ class Within:
 
 @dataclass(frozen=True)
 class Items:
-    """How many a list or text must have at least, and whether none may come twice."""
+    """The least length of a list or text, and whether its items must be distinct."""
 
     least: int = 1
     distinct: bool = False
 
     def check(self, value: Any) -> str | None:
-        """What was wanted, if the value is not."""
+        """Return what was wanted, in words, if the value does not fit; else None."""
         if len(value) < self.least:
             return f"{self.least} or more of them"
         return "each of them once" if self.distinct and len(set(value)) < len(value) else None
@@ -65,7 +67,7 @@ Names = Annotated[list[str], Items(1, distinct=True)]
 
 
 def parse(data: bytes | str, finite: bool = True) -> Any:
-    """JSON as Python's own values; NaN and Infinity only if they need not be `finite`. Raises Unexpected."""
+    """Return JSON as Python's own values. NaN and Infinity are read only if not `finite`. Raises Unexpected."""
     try:
         text = data if isinstance(data, str) else data.decode("utf-8", "surrogatepass")
         return json.loads(text, object_pairs_hook=_object, parse_constant=_constant if finite else None)
@@ -91,7 +93,7 @@ def _constant(name: str) -> Any:
 
 
 def is_number(value: Any) -> bool:
-    """Whether it can be drawn and printed: any float, or a whole number that is not too large for one."""
+    """Return whether a value can be drawn and printed: any float, or an int that a float can hold."""
     return type(value) is float or (type(value) is int and -MANY <= value <= MANY)
 
 
@@ -99,7 +101,7 @@ def is_number(value: Any) -> bool:
 
 
 def convert(value: Any, kind: type[T], where: str) -> T:
-    """The value as `kind`. `where` is its name in messages. Raises Unexpected."""
+    """Return the value as a `kind`. `where` is its name in messages. Raises Unexpected if it does not fit."""
     return _convert(value, kind, where)
 
 
@@ -219,7 +221,7 @@ _SIMPLE: dict[Any, Callable[[Any, str], Any]] = {
 
 
 def _shown(value: Any) -> str:
-    """A value in a message: never long, whatever it is."""
+    """Return a value as a message shows it, which is never long."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, dict | list):

@@ -1,4 +1,4 @@
-"""Warnings that point at the line of the user's own program that led to them."""
+"""Warnings that point at the line of the user's own program that caused them."""
 
 import sys
 import warnings
@@ -8,17 +8,17 @@ _OWN = str(Path(__file__).parent) + "/"
 
 
 def warn(text: str, category: type[Warning] = UserWarning) -> None:
-    """Warn, with the file and line of the nearest caller that is neither bptt nor what stands between.
+    """Warn with the file and line of the nearest caller outside bptt, torch, contextlib and functools.
 
-    Between the user's line and ours stand torch, whose modules and optimizers call our hooks, and contextlib and functools,
-    whose wrappers may stand around them. Python's filters ("once for each place", by module) then see the user's module.
-    Where there is no such caller, as in a thread of ours, the warning points at its outermost one.
+    torch's modules and optimizers call our hooks, perhaps through wrappers of contextlib and functools: they lie between
+    the user's line and ours. Python's filters ("once for each place", by module) then see the user's module. Without such
+    a caller, as in a thread of ours, the warning points at the outermost one.
     """
     warnings.warn(text, category, stacklevel=_levels_to_the_user())
 
 
 def _levels_to_the_user() -> int:
-    """The stacklevel for a `warnings.warn` in the function that called this one."""
+    """Return the stacklevel for a `warnings.warn` in the function that called this one."""
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and _stands_between(frame.f_code.co_filename):
         frame, level = frame.f_back, level + 1
@@ -30,6 +30,6 @@ def _stands_between(file: str) -> bool:
 
 
 def _torch() -> tuple[str, ...]:
-    """Where torch lies, if it is loaded: this must not load it."""
+    """Return torch's folder, if torch is loaded; this must not load it."""
     torch = sys.modules.get("torch")
     return () if torch is None or torch.__file__ is None else (str(Path(torch.__file__).parent) + "/",)

@@ -2,11 +2,11 @@
 
 The one idea: most cells are two linear maps and one function that acts on each hidden unit alone,
 
-    zx_t = W_ih x_t + b_ih              [B, G, H]   lecture line 5
+    zx_t = W_ih x_t + b_ih              [B, G, H]   eq. (5)
     zh_t = W_hh h_{t-1} + b_hh          [B, G, H]
-    state_t = pointwise(zx_t, zh_t, state_{t-1})    lecture line 6
+    state_t = pointwise(zx_t, zh_t, state_{t-1})    eq. (6); all three: eq. (15) of docs/equations.md
 
-so its derivatives are diagonals, and the step Jacobian is closed form:
+so its derivatives are diagonals, and the step Jacobian is closed form, eq. (16):
 
     ∂state_t/∂state_{t-1} = D_direct + Σ_g D_g W_hh[g]
 
@@ -181,7 +181,7 @@ class PointwiseCell(Cell):
         return F.linear(inputs, weight, bias).unflatten(-1, (self.gates, -1))
 
     def joined_net_input(self, x: Tensor, h: Tensor, weights: Weights) -> Tensor:
-        """The second form of lecture line 5, one product: [W_ih W_hh] [x; h] + b  [B, G, H].
+        """The second form of eq. (5), one product: [W_ih W_hh] [x; h] + b  [B, G, H].
 
         Equals zx + zh. It is the textbook's form; the loop uses the other one, because the part with x needs no time
         loop. (A GRU needs zx and zh apart: its reset gate multiplies the candidate's zh alone.)
@@ -194,7 +194,7 @@ class PointwiseCell(Cell):
         """A_t = ∂state_t/∂state_{t-1}  [B, S, S] with S = Σ sizes of the state's components, in their order.
 
         A_t[s, r] = diag(direct[s][r]) + [r is h] Σ_g diag(zh[s][g]) W_hh[g]; a projection multiplies row h by W_hr.
-        One factor of lecture line 11.
+        One factor of eq. (11), in the closed form of eq. (16).
         """
         w_hh = weights["weight_hh"].unflatten(0, (self.gates, -1))  # G,H,P
         zh = self.net_input(state[0], weights["weight_hh"], weights.get("bias_hh"))

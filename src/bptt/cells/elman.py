@@ -18,7 +18,8 @@ class Elman(PointwiseCell):
     Derivative, with the output already at hand: ∂h/∂z = 1 − h² (tanh), [h > 0] (ReLU), h(1 − h) (sigmoid); the two net
     inputs enter as a sum, so ∂h/∂zx = ∂h/∂zh, and h_{t-1} acts through zh alone.
 
-    Raises ValueError for any other nonlinearity. Source: J. L. Elman, "Finding structure in time", 1990.
+    Raises ValueError for any other nonlinearity. Source: J. L. Elman, "Finding structure in time", 1990;
+    docs/equations.md, eq. (17).
     """
 
     nonlinearity: Nonlinearity = "tanh"

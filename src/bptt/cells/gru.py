@@ -27,7 +27,8 @@ class GRU(PointwiseCell):
     | candidate n     | a                     | a ∘ r                 |
     | h_{t-1}, direct | z                     |                       |
 
-    Source: K. Cho et al. 2014; the reset gate acts after the product, as in torch.nn.GRU (and cuDNN).
+    Source: K. Cho et al. 2014; the reset gate acts after the product, as in torch.nn.GRU (and cuDNN);
+    docs/equations.md, eq. (18).
     """
 
     gates: ClassVar[int] = 3

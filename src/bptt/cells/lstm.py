@@ -1,4 +1,4 @@
-"""Long short-term memory: the cell that line 14 of the lecture announces."""
+"""Long short-term memory, the lecture's way to mitigate vanishing gradients (docs/equations.md, eqs. (14) and (19))."""
 
 from dataclasses import dataclass
 from typing import ClassVar

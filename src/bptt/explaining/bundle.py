@@ -2,7 +2,8 @@
 
 A browser loads no ES modules from file://, so each module becomes a function scope of one script, in the order of their
 imports. The modules themselves stay plain ES modules, which Node runs as they are. Two forms are understood, and anything
-else is refused: `import { a, b as c } from "./x.js";` and `export` before a function, const or class.
+else is refused: `import { a, b as c } from "./x.js";` and `export` before a function, const or class. JSDoc comments, which
+hold the types, stay out of the page.
 """
 
 import json
@@ -18,6 +19,7 @@ PAGE = Path(__file__).parent / "page"
 
 _IMPORT = re.compile(r'^import \{([^}]*)\} from "(\.[^"]*)";\n', re.MULTILINE)
 _EXPORT = re.compile(r"^export (?=(?:async )?(?:function\*?|const|class) (\w+))", re.MULTILINE)
+_DOC = re.compile(r"^[ \t]*/\*\*(?:(?!\*/).)*\*/\n", re.MULTILINE | re.DOTALL)
 _OTHER = re.compile(r"^(?:import|export)\b.*", re.MULTILINE)
 
 
@@ -57,7 +59,7 @@ def _scoped(name: str, text: str) -> str:
         return f'const {{ {names} }} = modules["{_resolved(name, found[2])}"];\n'
 
     exports = ", ".join(_EXPORT.findall(text))
-    body = _EXPORT.sub("", _IMPORT.sub(taken, text))
+    body = _EXPORT.sub("", _IMPORT.sub(taken, _DOC.sub("", text)))
     if other := _OTHER.search(body):
         raise ValueError(f"{name}: the bundle does not understand {other[0]!r}; see bundle.py for the two forms")
     return f'modules["{name}"] = (() => {{\n{body}return {{ {exports} }};\n}})();'

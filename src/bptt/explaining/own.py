@@ -44,9 +44,9 @@ def explain(
     """Write the page of the lecture with your own network on it, and open it in the browser.
 
     It shows, for each recurrent layer and direction: the map of ‖∂L(t)/∂s(t) · ∂s(t)/∂s(k) · ∂⁺s(k)/∂θ‖ over the steps
-    (t, k) (lecture lines 10 and 11; `bptt.gradient_map`), its sums by lag, the singular values of the Jacobian products
-    (`bptt.products`), and the losses L(t). Large maps are thinned to blocks of steps, of which the largest value is shown.
-    What is infinite or not a number is shown as such. The model is seen in eval mode, its gradients stay as they are.
+    (t, k) (docs/equations.md, eq. (10); `bptt.gradient_map`), its sums by lag, the singular values of the Jacobian
+    products (`bptt.products`), and the losses L(t). Large maps are thinned to blocks of steps, of which the largest value is
+    shown. What is infinite or not a number is shown as such. The model is seen in eval mode, its gradients stay as they are.
 
     Args:
         model: holds one or more of torch.nn.RNN/GRU/LSTM, bptt.RNN/GRU/LSTM, bptt.Recurrent; called as model(x).

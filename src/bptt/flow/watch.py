@@ -346,7 +346,7 @@ class Flow:
         """A value for torch.nn.utils.clip_grad_norm_: this quantile of the finite gradient norms that were seen.
 
         So the usual update passes as it is and the rare large one is shortened (R. Pascanu et al. 2013, section 3.2, take a
-        multiple of the average norm). None if none was seen.
+        multiple of the average norm; docs/equations.md, eq. (40)). None if none was seen.
         """
         norms = torch.tensor(self.norms, dtype=torch.float64, device="cpu")
         norms = norms[norms.isfinite()]

@@ -40,7 +40,9 @@ def backward(
     *,
     reset: Tensor | PackedSequence | None = None,
 ) -> Result:
-    """Backpropagation through time: add ∂(Σ_t L(t))/∂θ to `.grad` of the model's parameters (lecture lines 8 and 10).
+    """Backpropagation through time: add ∂(Σ_t L(t))/∂θ to `.grad` of the model's parameters.
+
+    Equations: docs/equations.md, eqs. (8), (10) and (20).
 
     However many pieces a strategy runs, autograd gets the gradient once, whole: each hook of a parameter (`register_hook`,
     `register_post_accumulate_grad_hook`) runs once a call, and DistributedDataParallel averages, as with one `.backward()`.

@@ -1,6 +1,6 @@
-"""The gradient as the lecture writes it down: one term for each pair (t, k), every factor a matrix.
+"""The gradient as the lecture writes it down: one term for each pair (t, k), every factor a matrix (docs/equations.md).
 
-    ∂L/∂W_hh = Σ_t Σ_{k≤t} ∂L(t)/∂s(t) · [Π_{i=k+1..t} ∂s(i)/∂s(i-1)] · ∂⁺s(k)/∂W_hh        lecture lines 10 and 11
+    ∂L/∂W_hh = Σ_t Σ_{k≤t} ∂L(t)/∂s(t) · [Π_{i=k+1..t} ∂s(i)/∂s(i-1)] · ∂⁺s(k)/∂W_hh        eqs. (10) and (11)
 
 Costs T² vector–Jacobian products of size S², for one layer in one direction: for small networks, for learning, and as a
 witness that shares nothing with the fast paths but the cell's diagonals. The fast path (`bptt.kernels.reference`) takes
@@ -20,7 +20,7 @@ def double_sum(cell: PointwiseCell, weights: Weights, x: Tensor, state: State, d
         cell, weights: the cell and its parameters by short name (`layer.layer_weights(0, 0)`).
         x: inputs [T, B, D].
         state: initial state, each component [B, H] (or [B, P] for a projected h).
-        d_outputs: ∂L(t)/∂h(t) for every step, [T, B, H or P]: lecture line 10's first two factors.
+        d_outputs: ∂L(t)/∂h(t) for every step, [T, B, H or P]: the first two factors of eq. (10).
     """
     # The derivatives are in closed form: no graph is wanted, except within the immediate derivative.
     steps, before = [], state
@@ -38,7 +38,7 @@ def double_sum(cell: PointwiseCell, weights: Weights, x: Tensor, state: State, d
         for k in range(t, -1, -1):
             for name, term in immediate(cell, weights, *steps[k], row).items():
                 total[name] += term
-            row = torch.einsum("bi,bij->bj", row, jacobians[k])  # one factor of line 11 more
+            row = torch.einsum("bi,bij->bj", row, jacobians[k])  # one more factor of eq. (11)
     return total
 
 

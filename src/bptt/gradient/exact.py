@@ -10,7 +10,7 @@ from bptt.gradient.collect import restored_on_error
 
 @dataclass(frozen=True)
 class Exact(Strategy):
-    """∂L/∂θ = Σ_t Σ_{k≤t} of lecture line 10, by automatic differentiation (line 13) of the unfolded network.
+    """∂L/∂θ = Σ_t Σ_{k≤t} of eq. (10) (docs/equations.md), by automatic differentiation of the unfolded network.
 
     Through every step of the call; what lies before the call is constant (or, if the given state is a leaf that
     requires a gradient, gets its own). Memory grows with T.

@@ -19,9 +19,9 @@ from bptt.gradient.parallel import run_in_pieces
 class Truncated(Strategy):
     """Every k1 steps, the losses of these k1 steps are sent back through the last k2 steps (k2 = k1 if not given).
 
-    With block ends τ = k1, 2·k1, …, T (the last block may be shorter), the result is
+    With block ends τ = k1, 2·k1, …, T (the last block may be shorter), the result is (docs/equations.md, eq. (22))
 
-        Σ_τ Σ_{t in the block of τ} Σ_{k = τ-k2+1 .. t}  term(t, k)  of lecture line 10:
+        Σ_τ Σ_{t in the block of τ} Σ_{k = τ-k2+1 .. t}  term(t, k)  of eq. (10):
 
     every loss counts once, and the state before step τ-k2+1 is held constant. If k2 < k1, the losses of a block that lie
     before its window of k2 steps yield no gradient; their values are still part of the loss.

@@ -6,13 +6,13 @@ Forward, for each step in the direction of walking, with zx of all steps from on
     state    = pointwise(zx_t, W_hh before_t.h + b_hh, before_t)
 
 Backward. Given `before` of every row, the diagonals D of every step follow at once, without a loop; what remains in the
-loop is linear in δ, the gradient with respect to the state after a step:
+loop is linear in δ, the gradient with respect to the state after a step (docs/equations.md, eqs. (20) and (21)):
 
     d_zh_t     = Σ_s δ_t[s] ∘ D.zh_t[s]                                   [G, H]
     δ_{t-1}[r] = Σ_s δ_t[s] ∘ D.direct_t[s][r] + [r is h] W_hhᵀ d_zh_t + gradient of the outputs at t-1
     ∂L/∂W_hh   = Σ_t d_zh_t before_t.hᵀ                                   one product over all rows, after the loop
 
-This is lecture line 10 with its double sum taken in the order that costs T instead of T²: δ already holds the sum over
+This is eq. (10) with its double sum taken in the order that costs T instead of T²: δ already holds the sum over
 all later loss steps.
 """
 

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from bptt.options import PredictOptions
-from bptt.tasks.base import Json, Shard, Sizes
+from bptt.tasks.base import Shard, Sizes
 from bptt.tasks.synthetic import Drawn, Synthetic, answers, check_examples, examples
+from bptt.typed import Json
 
 CHANCE = 1 / 6  # mean squared error of always answering 1: the variance of the sum of two uniform numbers, 2 · 1/12
 
@@ -19,7 +20,7 @@ class Adding(Synthetic):
 
     The target is the sum of the two marked numbers, at the last step only.
 
-    Source: S. Hochreiter, J. Schmidhuber 1997 (section 5.4), in the form that is common since with markers of 0 and 1.
+    Source: S. Hochreiter, J. Schmidhuber 1997 (section 5.4), in the form with markers of 0 and 1 that is common today.
     """
 
     name: ClassVar[str] = "adding"
@@ -29,7 +30,7 @@ class Adding(Synthetic):
 
     @staticmethod
     def draw(length: int, n: int, generator: np.random.Generator) -> Drawn:
-        """x [T, n, 2], y [T, n, 1], mask [T, n, 1], with T = length."""
+        """Return n random sequences: x [T, n, 2], y [T, n, 1], mask [T, n, 1], with T = length."""
         x = np.zeros((length, n, 2), dtype=np.float32)
         x[..., 0] = generator.random((length, n), dtype=np.float32)
         rows = np.arange(n)
@@ -43,11 +44,11 @@ class Adding(Synthetic):
         return Drawn(torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(mask))
 
     def sizes(self) -> Sizes:
-        """Two values in, one out."""
+        """The sizes of the network: two values in, one out."""
         return Sizes(outputs=1, head="linear", inputs=2)
 
     def report(self, model: nn.Module) -> Json:
-        """The mean squared error on the validation sequences, and that of always answering 1."""
+        """Return the mean squared error on the validation sequences, and that of always answering 1."""
         model.eval()
         total, count = 0.0, 0
         for drawn in self.validation(Shard()):
@@ -62,7 +63,7 @@ class Adding(Synthetic):
 
     @staticmethod
     def predict(model: nn.Module, spec: Json, options: PredictOptions) -> Iterator[str]:
-        """CSV: the marked steps (from 1) and numbers of fresh examples, their sum and the network's answer."""
+        """Return CSV lines of new examples: the marked steps (from 1) and numbers, their sum, and the network's answer."""
         check_examples(options)
         model.eval()
         return _lines(model, spec, options)

@@ -1,4 +1,4 @@
-"""What is learned: a task turns the user's data into batches and knows which numbers tell whether it was learned.
+"""What a task is: it turns the user's data into batches, and judges what was learned from them.
 
     task → Batch(x, y, mask, reset) → model → Σ L(t)
 
@@ -15,13 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from bptt.options import PredictOptions
-
-Json = dict[str, Any]
+from bptt.typed import Json
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One piece of work, time first. Only this process's rows: B is the number of lanes or sequences it was given.
+    """One batch, time first, with the rows of one process: B lanes or sequences.
 
     Attributes:
         x: symbols int64 [T, B], or values [T, B, D].
@@ -38,7 +37,7 @@ class Batch:
     reset: Tensor | None = None
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Batch":
-        """The same batch on `device`, its real numbers in `dtype`."""
+        """Return the batch on `device`, with its real numbers in `dtype`."""
 
         def move(t: Tensor) -> Tensor:
             return t.to(device, dtype if t.is_floating_point() else t.dtype)
@@ -49,7 +48,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the network must fit: symbols in (an embedding) or values in, and the width and kind of the output."""
+    """The sizes that the data give a network: how many symbols (embedded) or values come in, and what comes out."""
 
     outputs: int
     head: Literal["softmax", "sigmoid", "linear"]
@@ -65,12 +64,12 @@ class Shard:
     world: int = 1
 
     def rows(self, total: int) -> slice:
-        """Rows [r·total/world, (r+1)·total/world) of `total`; shares differ by one row where it does not divide."""
+        """Return rows [r·total/world, (r+1)·total/world) of `total`: shares that differ by one row at most."""
         return slice(self.rank * total // self.world, (self.rank + 1) * total // self.world)
 
 
 class Stream(ABC):
-    """An endless source of training batches that can say where it stands and go back there.
+    """An endless source of training batches that knows its position, and can go to any other.
 
     `position()` describes the place of *all* lanes (every process knows it without communication), so that a run may be
     resumed with another number of processes. `seek(position())` followed by the next batch gives the same batch, bit for
@@ -79,31 +78,31 @@ class Stream(ABC):
 
     @abstractmethod
     def __next__(self) -> Batch:
-        """The next batch of this process."""
+        """Return the next batch of this process."""
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     @abstractmethod
     def position(self) -> Json:
-        """Where the stream stands: whole numbers and lists of them, fit for JSON."""
+        """Return where the stream stands: whole numbers by name, fit for JSON."""
 
     @abstractmethod
     def position_after(self, batches: int) -> Json:
-        """The position after so many batches from the beginning."""
+        """Return the position after this many batches from the beginning."""
 
     @abstractmethod
     def seek(self, position: Json) -> None:
-        """Go to a place that `position` named."""
+        """Go to a position that `position` returned."""
 
     @property
     @abstractmethod
     def epoch(self) -> float:
-        """How many passes over the training data are behind, e.g. 1.25."""
+        """Passes over the training data so far, e.g. 1.25."""
 
 
 class Task(ABC):
-    """A task with its data read and checked.
+    """A task, with its data read and checked.
 
     Attributes:
         name: as on the command line.
@@ -124,48 +123,49 @@ class Task(ABC):
 
     @abstractmethod
     def sizes(self) -> Sizes:
-        """The sizes of the network."""
+        """Return the sizes of the network."""
 
     @abstractmethod
     def stream(self, shard: Shard) -> Stream:
-        """Training batches from the beginning; the same sequence at every call."""
+        """Return the training batches from the beginning; equal ones at every call."""
 
     @abstractmethod
     def validation(self, shard: Shard) -> Iterator[Batch]:
-        """The held-out part, once through, from zero state, in batches of which each goes on where the last stopped
-        if `carries_state`. The same at every call.
+        """Yield the held-out part once, from a zero state; equal batches at every call.
+
+        Each batch goes on where the last one stopped if `carries_state`.
         """
 
     @abstractmethod
     def score(self, loss: float) -> float:
-        """The metric from a mean loss per counted element (nats → bits, scaled → …)."""
+        """Return the metric of a mean loss per counted element: bits for nats, for example."""
 
     @abstractmethod
     def report(self, model: nn.Module) -> Json:
-        """The final words on held-out data: {name: number or text} with the honest yardsticks beside the model's own.
+        """Return how good the model is on held-out data, beside honest yardsticks: {name: number or text}.
 
-        Runs the model on its own device; leaves it in eval mode. Keys read as labels in a table, with units.
+        The model runs on its own device, and is left in eval mode. Names read as labels in a table, with units.
         """
 
     @abstractmethod
     def spec(self) -> Json:
-        """What a run folder must keep to rebuild the network and to predict: vocabulary, scaling, columns; JSON only."""
+        """Return what a run folder keeps to rebuild the network and to predict (vocabulary, scaling, columns), as JSON."""
 
     @abstractmethod
     def fingerprint(self) -> Json:
-        """What identifies the data (sizes, rows, hashes): a resumed run compares it, and refuses other data."""
+        """Return what identifies the data (sizes, rows, hashes): a resumed run compares it, and refuses other data."""
 
     @abstractmethod
     def encode_as(self, spec: Json) -> None:
-        """From now on encode the data as the run with this `spec` did: other data than it was trained on, seen its way.
+        """Encode the data from now on as the run with this `spec` encoded its own.
 
-        Raises InputError where the data are not of the run's form.
+        Raises InputError if the data do not have the form of the run's.
         """
 
     @staticmethod
     @abstractmethod
     def predict(model: nn.Module, spec: Json, options: PredictOptions) -> Iterator[str]:
-        """What `bptt predict` writes, piece by piece: text, or CSV lines with a header. Line ends are included.
+        """Return what `bptt predict` writes, piece by piece: text, or CSV lines with a header, ends of lines included.
 
-        Everything that may be wrong with the user's data is checked before the first piece (InputError).
+        Whatever may be wrong with the user's data raises InputError before the first piece.
         """

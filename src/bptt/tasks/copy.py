@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from bptt.network import Softmax
 from bptt.options import PredictOptions
-from bptt.tasks.base import Json, Shard, Sizes
+from bptt.tasks.base import Shard, Sizes
 from bptt.tasks.synthetic import Drawn, Synthetic, answers, check_examples, examples
+from bptt.typed import Json
 
 ITEMS, KINDS = 10, 8  # ten symbols to remember, each one of eight
 BLANK, DELIMITER = KINDS, KINDS + 1
@@ -34,7 +35,7 @@ class Copy(Synthetic):
 
     @staticmethod
     def draw(length: int, n: int, generator: np.random.Generator) -> Drawn:
-        """x, y int64 [T, n], and a mask that is True throughout."""
+        """Return n random sequences: x and y int64 [T, n], and a mask [T, n] that is True everywhere."""
         symbols = generator.integers(0, KINDS, (ITEMS, n))
         x = np.full((length + 2 * ITEMS, n), BLANK, dtype=np.int64)
         y = x.copy()
@@ -43,15 +44,15 @@ class Copy(Synthetic):
         return Drawn(torch.from_numpy(x), torch.from_numpy(y), torch.ones(x.shape, dtype=torch.bool))
 
     def sizes(self) -> Sizes:
-        """Symbols, blank and delimiter in; symbols and blank out."""
+        """The sizes of the network: symbols, blank and delimiter in; symbols and blank out."""
         return Sizes(outputs=KINDS + 1, head="softmax", symbols=KINDS + 2)
 
     def chance(self) -> float:
-        """Nats per step of a network without memory: sure of the blanks, and ln 8 for each of the ten symbols."""
+        """Return the nats per step of a network without memory: 0 for a blank, ln 8 for each of the ten symbols."""
         return ITEMS * math.log(KINDS) / (self._options.length + 2 * ITEMS)
 
     def report(self, model: nn.Module) -> Json:
-        """Loss and share of recalled symbols on the validation sequences, each beside what chance gives."""
+        """Return loss and share of recalled symbols on the validation sequences, each beside that of chance."""
         model.eval()
         total, right, count, sequences = 0.0, 0, 0, 0
         for drawn in self.validation(Shard()):
@@ -70,14 +71,14 @@ class Copy(Synthetic):
 
     @staticmethod
     def predict(model: nn.Module, spec: Json, options: PredictOptions) -> Iterator[str]:
-        """CSV: the symbols of fresh examples as letters a to h, and what the network recalls (. is a blank)."""
+        """Return CSV lines of new examples: their symbols as letters a to h, and what the network recalls (. is a blank)."""
         check_examples(options)
         model.eval()
         return _lines(model, spec, options)
 
 
 def recalled(z: Tensor) -> Tensor:
-    """The likeliest class at the last ten steps, [10, B]."""
+    """Return the likeliest class at each of the last ten steps, [10, B]."""
     return z[-ITEMS:].argmax(-1)
 
 

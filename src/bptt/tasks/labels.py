@@ -1,4 +1,4 @@
-"""Label whole sequences: many-to-one, softmax, or sigmoid for two classes (lecture lines 7 and 8).
+"""Label whole sequences: many-to-one, softmax, or sigmoid for two classes (docs/equations.md, eqs. (7) and (8)).
 
 The network reads a sequence step by step; its output at the last step is the answer. `--loss-at last` trains on that step
 alone; `--loss-at every` takes a loss at each step, as some do to help the earlier steps. Prediction uses the last step in
@@ -8,7 +8,8 @@ after `last`, by one after `every`; only an LSTM after `every` gains a point by 
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,20 +18,19 @@ from torch import Tensor, nn
 
 from bptt.errors import InputError
 from bptt.options import LabelsOptions, PredictOptions
-from bptt.tasks.base import Batch, Json, Shard, Sizes, Stream, Task
-from bptt.tasks.reading.csv_and_parquet import csv_line, read_table
-from bptt.tasks.reading.scaling import Scaling
-from bptt.tasks.reading.sequences import Sequences, check_near, check_varies, from_table, input_columns, scaling_of
-from bptt.tasks.reading.ts import read_ts
+from bptt.tasks.base import Batch, Shard, Sizes, Task
+from bptt.tasks.reading.labelled import check_dimensions, is_ts, read_labelled, read_labelled_test, read_to_label
+from bptt.tasks.reading.sequences import SequenceSet, check_near, check_varies, scaling_of
+from bptt.tasks.reading.table import csv_line
+from bptt.tasks.scaling import Scaling
+from bptt.tasks.scoring.accuracy import accuracies, recalls
+from bptt.tasks.streams.shuffled import ShuffledStream
+from bptt.typed import Json
 
 VALIDATION_SHARE = 0.15
 """Share of the training sequences of each class that is held out for validation."""
 
-RECALLS = 12
-"""The report names the recall of each class if there are at most this many."""
-
 Places = NDArray[np.int64]
-LossAt = Literal["last", "every"]
 
 
 class Labels(Task):
@@ -50,27 +50,28 @@ class Labels(Task):
     def __init__(self, options: LabelsOptions) -> None:
         _check_options(options)
         self.options = options
-        data = _read(options)
+        data = read_labelled(options)
         self.classes = _classes(data)
         if options.test_data is None:
             rest, test = _split(data, options.test, options.seed)
             self.test = data.take(test)
         else:
             rest = np.arange(len(data))
-            self.test = _read_test(options, data.columns, self.classes)
+            self.test = read_labelled_test(options, options.test_data, data)
+            _check_known(self.test, self.classes, options.data)
         kept = data.take(rest)
         train, held_out = _split(kept, VALIDATION_SHARE, options.seed + 1)
         self.train, self.held_out = kept.take(train), kept.take(held_out)
         if not self.held_out.values:
             raise InputError(f"{options.data}: no class has two sequences to spare for validation: add sequences")
-        if not _is_ts(options):
+        if not is_ts(options.data):
             check_varies(self.train, options.data)
         self.scaling = scaling_of(self.train)
         self._check_near()
         self._data = data
 
-    def _numbers(self) -> dict[str, int]:
-        """The number of each class."""
+    def _class_numbers(self) -> dict[str, int]:
+        """Return the number of each class."""
         return {name: number for number, name in enumerate(self.classes)}
 
     def _check_near(self) -> None:
@@ -78,24 +79,28 @@ class Labels(Task):
             check_near(part, self.scaling)
 
     def sizes(self) -> Sizes:
-        """One output with a sigmoid for two classes, else one output a class with a softmax."""
+        """The sizes of the network: one output with a sigmoid for two classes, else a softmax with one for each class."""
         inputs, classes = len(self.train.columns), len(self.classes)
         if classes == 2:
             return Sizes(outputs=1, head="sigmoid", inputs=inputs)
         return Sizes(outputs=classes, head="softmax", inputs=inputs)
 
-    def stream(self, shard: Shard) -> "LabelsStream":
-        """Shuffled training sequences, without end."""
-        return LabelsStream(self, shard)
+    def stream(self, shard: Shard) -> ShuffledStream:
+        """Training batches: shuffled sequences, without end."""
+        o = self.options
+        return ShuffledStream(len(self.train), o.batch, o.seed, lambda places: self.batch(self.train, places, shard))
 
     def validation(self, shard: Shard) -> Iterator[Batch]:
-        """The held-out sequences, the shortest first, so that little is padded."""
+        """Batches of the held-out sequences, the shortest first, so that little is padded."""
         order = np.argsort(self.held_out.lengths(), kind="stable")
         for start in range(0, len(order), self.options.batch):
             yield self.batch(self.held_out, order[start : start + self.options.batch], shard)
 
-    def batch(self, part: Sequences, places: Places, shard: Shard) -> Batch:
-        """These sequences of a part, padded at their end to the longest: x [T, B, D], y and mask [T, B]; the shard's B."""
+    def batch(self, part: SequenceSet, places: Places, shard: Shard) -> Batch:
+        """Return the sequences at these places of a part as a batch: x [T, B, D], y and mask [T, B], with the shard's B.
+
+        They are padded at their end to the longest.
+        """
         mine = places[shard.rows(len(places))]
         lengths = part.lengths()
         steps = int(lengths[places].max())
@@ -103,7 +108,7 @@ class Labels(Task):
         y = torch.zeros(x.shape[:2], dtype=torch.int64)
         mask = torch.zeros(x.shape[:2], dtype=torch.bool)
         assert part.labels is not None
-        number = self._numbers()
+        number = self._class_numbers()
         for row, i in enumerate(mine):
             y[:, row] = number[part.labels[i]]
             end = int(lengths[i])
@@ -112,41 +117,29 @@ class Labels(Task):
         return Batch(x, y, mask, count)
 
     def score(self, loss: float) -> float:
-        """The mean cross-entropy itself, in nats."""
+        """Return the mean cross-entropy itself, in nats."""
         return loss
 
     def report(self, model: nn.Module) -> Json:
-        """Accuracy on the test part, next to that of always naming the class that is most frequent in training."""
+        """Return the accuracy on the test part, next to that of always naming the most frequent class in training."""
         assert self.test.labels is not None
         assert self.train.labels is not None
         p = np.concatenate(list(probabilities(model, self.test, self.scaling)))  # sequences, classes
-        predicted = p.argmax(axis=1)
-        number = self._numbers()
+        number = self._class_numbers()
         truth = np.array([number[label] for label in self.test.labels])
-        counts = Counter(self.train.labels)
-        usual = counts.most_common(1)[0][0]
-        frequencies = np.array([counts[c] for c in self.classes]) / len(self.train)
-        out: Json = {
-            "test accuracy (%)": 100 * float((predicted == truth).mean()),
-            f"accuracy of always saying {usual!r}, the most frequent in training (%)": 100
-            * float((truth == number[usual]).mean()),
-            f"{self.metric}, test": float(-np.log(p[np.arange(len(p)), truth].clip(1e-300)).mean()),
-            f"{self.metric}, frequencies in training": float(-np.log(frequencies[truth]).mean()),
-            "test sequences": len(truth),
+        return {
+            **accuracies(p, truth, self.classes, self.train.labels, self.metric),
+            "test sequences": len(self.test),
             "training sequences": len(self.train),
             "validation sequences": len(self.held_out),
+            **recalls(p, truth, self.classes),
         }
-        if len(self.classes) <= RECALLS:
-            for c, name in enumerate(self.classes):
-                if (truth == c).any():
-                    out[f"recall of {name!r} (%)"] = 100 * float((predicted[truth == c] == c).mean())
-        return out
 
     def spec(self) -> Json:
-        """Form of the data, columns, classes and scaling."""
+        """What a run folder keeps: form of the data, columns, classes and scaling."""
         o = self.options
         return {
-            "form": "ts" if _is_ts(o) else "table",
+            "form": "ts" if is_ts(o.data) else "table",
             "id": o.id,
             "time": o.time,
             "columns": list(self.train.columns),
@@ -155,10 +148,13 @@ class Labels(Task):
         }
 
     def encode_as(self, spec: Json) -> None:
-        """With the run's classes and scaling; the columns must be the run's, the labels among its classes."""
+        """Encode the data with the run's classes and scaling from now on.
+
+        Raises InputError unless the columns are the run's, and the labels are among its classes.
+        """
         wanted, path = tuple(spec["columns"]), self.options.data
         if spec["form"] == "ts":
-            _check_dimensions(self.train, len(wanted))
+            check_dimensions(self.train, len(wanted))
         elif self.train.columns != wanted:
             has = ", ".join(self.train.columns)
             raise InputError(
@@ -174,7 +170,7 @@ class Labels(Task):
         self._check_near()
 
     def fingerprint(self) -> Json:
-        """Sequences, steps and a hash of the data, and of the test data if that is another file."""
+        """What identifies the data: numbers of sequences and steps, and hashes of --data and --test-data."""
         out: Json = {
             "sequences": len(self._data),
             "steps": int(self._data.lengths().sum()),
@@ -186,57 +182,16 @@ class Labels(Task):
 
     @staticmethod
     def predict(model: nn.Module, spec: Json, options: PredictOptions) -> Iterator[str]:
-        """CSV: each sequence's id, its label, the probability of that label, then the probability of every class."""
+        """Return CSV lines: each sequence's id, its label, the probability of that label, and those of all classes."""
         if options.data is None:
             raise InputError("no data to label: give --data with a file of the form that the run was trained on")
-        sequences = _read_new(spec, options)
+        sequences = read_to_label(spec, options.data)
         check_near(sequences, Scaling.from_json(spec["scaling"]))
         return _prediction_lines(model, spec, sequences)
 
 
-class LabelsStream(Stream):
-    """Batches of shuffled sequences; each epoch has its own order, drawn from (seed, epoch) alone.
-
-    A batch always has its full size: where an epoch ends in the middle of one, the next epoch fills it.
-    """
-
-    def __init__(self, task: Labels, shard: Shard) -> None:
-        self._task, self._shard = task, shard
-        self._epoch, self._index = 0, 0
-
-    def __next__(self) -> Batch:
-        places: list[int] = []
-        total = len(self._task.train)
-        while len(places) < self._task.options.batch:
-            order = np.random.default_rng([self._task.options.seed, self._epoch]).permutation(total)
-            taken = order[self._index : self._index + self._task.options.batch - len(places)]
-            places += taken.tolist()
-            self._index += len(taken)
-            if self._index == total:
-                self._epoch, self._index = self._epoch + 1, 0
-        return self._task.batch(self._task.train, np.array(places), self._shard)
-
-    def position(self) -> Json:
-        """The epoch, and how many of its sequences are behind."""
-        return {"epoch": self._epoch, "index": self._index}
-
-    def position_after(self, batches: int) -> Json:
-        """As `Stream.position_after`."""
-        epoch, index = divmod(batches * self._task.options.batch, len(self._task.train))
-        return {"epoch": epoch, "index": index}
-
-    def seek(self, position: Json) -> None:
-        """Go to a place that `position` named."""
-        self._epoch, self._index = int(position["epoch"]), int(position["index"])
-
-    @property
-    def epoch(self) -> float:
-        """Passes over the training sequences."""
-        return self._epoch + self._index / len(self._task.train)
-
-
 def pad(values: list[NDArray[np.float64]], steps: int, width: int) -> Tensor:
-    """Sequences [T_i, width] side by side, [steps, B, width], with zeros after each one's end."""
+    """Return sequences [T_i, width] side by side, [steps, B, width], with zeros after the end of each."""
     x = np.zeros((steps, len(values), width))
     for row, v in enumerate(values):
         x[: len(v), row] = v
@@ -245,9 +200,9 @@ def pad(values: list[NDArray[np.float64]], steps: int, width: int) -> Tensor:
 
 @torch.no_grad()
 def probabilities(
-    model: nn.Module, sequences: Sequences, scaling: Scaling, batch: int = 64
+    model: nn.Module, sequences: SequenceSet, scaling: Scaling, batch: int = 64
 ) -> Iterator[NDArray[np.float64]]:
-    """The probability of each class at the last step, [up to `batch`, classes], sequences in their order."""
+    """Yield the probability of each class at the last step, [up to `batch`, classes], for the sequences in their order."""
     model.eval()
     weight = next(model.parameters())
     head: Any = model.head
@@ -261,7 +216,7 @@ def probabilities(
         yield np.concatenate([1 - p, p], axis=1) if p.shape[1] == 1 else p
 
 
-def _prediction_lines(model: nn.Module, spec: Json, sequences: Sequences) -> Iterator[str]:
+def _prediction_lines(model: nn.Module, spec: Json, sequences: SequenceSet) -> Iterator[str]:
     classes: list[str] = spec["classes"]
     yield csv_line([spec["id"] or "id", "label", "probability", *(f"probability of {c}" for c in classes)])
     done = 0
@@ -272,19 +227,15 @@ def _prediction_lines(model: nn.Module, spec: Json, sequences: Sequences) -> Ite
             done += 1
 
 
-def _is_ts(options: LabelsOptions) -> bool:
-    return options.data.suffix.lower() == ".ts"
-
-
 def _check_options(options: LabelsOptions) -> None:
-    """What can be said without the data."""
+    """Raise InputError for options that cannot work, whatever the data are."""
     if options.batch < 1:
         raise InputError(f"--batch {options.batch}: wanted at least 1 sequence in an update")
     if options.test_data is None and not 0 < options.test < 1:
         raise InputError(f"--test {options.test:g}: wanted a share between 0 and 1, e.g. 0.2; or give --test-data")
     if options.test_data is not None and options.test_data.resolve() == options.data.resolve():
         raise InputError(f"--test-data {options.test_data} is --data itself: give another file, or leave it out")
-    if _is_ts(options):
+    if is_ts(options.data):
         given = {"--id": options.id, "--label": options.label, "--time": options.time, "--inputs": options.inputs}
         for option, value in given.items():
             if value:
@@ -294,7 +245,7 @@ def _check_options(options: LabelsOptions) -> None:
 
 
 def _check_roles(options: LabelsOptions) -> None:
-    """A table has an id and a label, and each role its own column."""
+    """Raise InputError unless a table's options name an id and a label, and each role has its own column."""
     for option, value in (("--id", options.id), ("--label", options.label)):
         if value is None:
             what = "names the sequence of each row" if option == "--id" else "holds the label of the sequence"
@@ -305,83 +256,8 @@ def _check_roles(options: LabelsOptions) -> None:
             raise InputError(f"column {r!r} is named twice among --id, --label and --time: give each its own column")
 
 
-def _read(options: LabelsOptions) -> Sequences:
-    """The sequences of --data, labelled."""
-    if _is_ts(options):
-        sequences = read_ts(options.data)
-        if sequences.labels is None:
-            raise InputError(f"{options.data}: '@classLabel' is not true: no labels to learn from; give another file")
-        return sequences
-    table = read_table(options.data)
-    roles = (options.id, options.label, options.time)
-    for option, column in zip(("--id", "--label", "--time"), roles, strict=True):
-        if column is not None:
-            table.require(column, option)
-    columns = input_columns(table, options.inputs, roles)
-    return from_table(table, options.id, options.label, options.time, columns)
-
-
-def _read_test(options: LabelsOptions, columns: tuple[str, ...], classes: tuple[str, ...]) -> Sequences:
-    """The sequences of --test-data, which must be like those of --data."""
-    path = options.test_data
-    assert path is not None
-    if path.suffix.lower() == ".ts" and _is_ts(options):
-        test = read_ts(path)
-        if test.labels is None:
-            raise InputError(f"{path}: '@classLabel' is not true: no labels to test against; give another file")
-        _check_dimensions(test, len(columns))
-    elif path.suffix.lower() != ".ts" and not _is_ts(options):
-        table = read_table(path)
-        for option, column in (("--id", options.id), ("--label", options.label), ("--time", options.time)):
-            if column is not None:
-                table.require(column, option)
-        for column in columns:
-            table.require(column, "an input")
-        test = from_table(table, options.id, options.label, options.time, columns)
-    else:
-        raise InputError(f"--test-data {path} is of another form than --data {options.data}: give both in the same")
-    assert test.labels is not None
-    known = frozenset(classes)
-    for i, label in enumerate(test.labels):
-        if label not in known:
-            raise InputError(
-                f"{path}: sequence {test.ids[i]!r} has the label {label!r}, which {options.data} does not have "
-                f"({', '.join(classes[:12])}): take it out, or add such sequences there"
-            )
-    return test
-
-
-def _check_dimensions(sequences: Sequences, wanted: int) -> None:
-    if len(sequences.columns) != wanted:
-        raise InputError(
-            f"{sequences.source}: {len(sequences.columns)} dimensions, the training data has {wanted}: give data like it"
-        )
-
-
-def _read_new(spec: Json, options: PredictOptions) -> Sequences:
-    """The sequences to label, whose labels are not looked at."""
-    path, columns = options.data, tuple(spec["columns"])
-    assert path is not None
-    if (path.suffix.lower() == ".ts") != (spec["form"] == "ts"):
-        form = (
-            "a .ts file" if spec["form"] == "ts" else f"a .csv or .parquet table with the columns {', '.join(columns)}"
-        )
-        raise InputError(f"{path}: the run was trained on {form}: give data of that form")
-    if spec["form"] == "ts":
-        sequences = read_ts(path)
-        _check_dimensions(sequences, len(columns))
-        return sequences
-    table = read_table(path)
-    table.require(spec["id"], "the id that the run was trained with")
-    if spec["time"] is not None:
-        table.require(spec["time"], "the time that the run was trained with")
-    for column in columns:
-        table.require(column, "an input that the run was trained with")
-    return from_table(table, spec["id"], None, spec["time"], columns)
-
-
-def _classes(data: Sequences) -> tuple[str, ...]:
-    """The labels in order (as numbers, if all are); there must be two or more, each with two sequences or more."""
+def _classes(data: SequenceSet) -> tuple[str, ...]:
+    """Return the labels in order, as numbers if all are. Raises InputError unless there are two, each of two sequences."""
     assert data.labels is not None
     counts = Counter(data.labels)
     if len(counts) < 2:
@@ -401,10 +277,10 @@ def _classes(data: Sequences) -> tuple[str, ...]:
         return tuple(sorted(counts))
 
 
-def _split(data: Sequences, share: float, seed: int) -> tuple[Places, Places]:
-    """The places of a large and a small part, both in order: `share` of each class, but at least one stays and one goes.
+def _split(data: SequenceSet, share: float, seed: int) -> tuple[Places, Places]:
+    """Return the places of a large and a small part, both in order; the small part has `share` of each class, at random.
 
-    A class with a single sequence stays whole in the large part.
+    Both parts get at least one sequence of each class; of a class with a single one, the large part does.
     """
     assert data.labels is not None
     members_of: dict[str, list[int]] = {}
@@ -416,3 +292,15 @@ def _split(data: Sequences, share: float, seed: int) -> tuple[Places, Places]:
         members = rng.permutation(np.array(members_of[name]))
         small += members[: min(max(1, round(share * len(members))), len(members) - 1)].tolist()
     return np.setdiff1d(np.arange(len(data)), small), np.sort(np.array(small, dtype=np.int64))
+
+
+def _check_known(test: SequenceSet, classes: tuple[str, ...], data: Path) -> None:
+    """Raise InputError if a test sequence has a label that the training data, of the file `data`, does not have."""
+    assert test.labels is not None
+    known = frozenset(classes)
+    for i, label in enumerate(test.labels):
+        if label not in known:
+            raise InputError(
+                f"{test.source}: sequence {test.ids[i]!r} has the label {label!r}, which {data} does not have "
+                f"({', '.join(classes[:12])}): take it out, or add such sequences there"
+            )

@@ -9,34 +9,36 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from bptt.options import TrainOptions
-from bptt.tasks.base import Json, Sizes
-from bptt.tasks.reading.characters import CODE_POINTS
-from bptt.typed import Items, Names, Positive, Scale, Unexpected, convert
+from bptt.tasks.adding import Adding
+from bptt.tasks.base import Sizes
+from bptt.tasks.copy import KINDS
+from bptt.tasks.reading.vocabulary import CODE_POINTS
+from bptt.typed import Items, Json, Names, Positive, Scale, Unexpected, convert
 
 _LONGEST_STEP = 3.2e18  # microseconds (100,000 years), or months: what dates can be counted in
 
 
 @dataclass(frozen=True)
-class Scaling:
-    """Mean and deviation of each column."""
+class ScalingSpec:
+    """The JSON of `bptt.tasks.scaling`: mean and deviation of each column."""
 
     mean: list[float]
     std: list[Scale]
 
     def check(self, columns: int, where: str) -> None:
-        """Raises Unexpected unless there is one of each for each column."""
+        """Raise Unexpected unless there is one of each for each column."""
         _agree(f"{where}.mean", len(self.mean), "columns", columns)
         _agree(f"{where}.std", len(self.std), "columns", columns)
 
 
 @dataclass(frozen=True)
 class TextSpec:
-    """Of `bptt.tasks.text`."""
+    """The spec of `bptt.tasks.text`."""
 
     vocabulary: Annotated[str, Items(1, distinct=True)]
 
     def sizes(self) -> Sizes:
-        """As `Task.sizes`."""
+        """The sizes of the network that belongs to this spec. Raises Unexpected if its entries do not agree."""
         if any(0xD800 <= ord(c) < 0xE000 for c in self.vocabulary) or len(self.vocabulary) > CODE_POINTS:
             raise Unexpected("spec.vocabulary holds half a character, wanted whole ones")
         symbols = len(self.vocabulary) + 2
@@ -45,34 +47,30 @@ class TextSpec:
 
 @dataclass(frozen=True)
 class AddingSpec:
-    """Of `bptt.tasks.adding`."""
+    """The spec of `bptt.tasks.adding`."""
 
     length: Positive
 
     def sizes(self) -> Sizes:
-        """As `Task.sizes`."""
-        from bptt.tasks.adding import Adding
-
+        """The sizes of the network that belongs to this spec. Raises Unexpected if its entries do not agree."""
         _agree("spec.length", max(self.length, Adding.shortest), "steps at least", self.length)
         return Sizes(outputs=1, head="linear", inputs=2)
 
 
 @dataclass(frozen=True)
 class CopySpec:
-    """Of `bptt.tasks.copy`."""
+    """The spec of `bptt.tasks.copy`."""
 
     length: Positive
 
     def sizes(self) -> Sizes:
-        """As `Task.sizes`."""
-        from bptt.tasks.copy import KINDS
-
+        """The sizes of the network that belongs to this spec. Raises Unexpected if its entries do not agree."""
         return Sizes(outputs=KINDS + 1, head="softmax", symbols=KINDS + 2)
 
 
 @dataclass(frozen=True)
-class Columns:
-    """Of `bptt.tasks.reading.panel`."""
+class ColumnsSpec:
+    """The JSON of `bptt.tasks.reading.panel.Columns`."""
 
     targets: Names
     inputs: list[str]
@@ -81,48 +79,48 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Spacing:
-    """Of `bptt.tasks.reading.times`."""
+class SpacingSpec:
+    """The JSON of `bptt.tasks.reading.spacing.Spacing`."""
 
     kind: Literal["number", "date", "months"]
     size: Scale
     month_end: bool
 
     def check(self) -> None:
-        """Raises Unexpected if it is longer than dates reach."""
+        """Raise Unexpected if the step is longer than dates reach."""
         if self.kind != "number" and self.size > _LONGEST_STEP:
             raise Unexpected(f"spec.times.spacing.size is {self.size:g}, wanted {_LONGEST_STEP:g} or less")
 
 
 @dataclass(frozen=True)
-class Times:
-    """Of `bptt.tasks.series`."""
+class TimesSpec:
+    """How the times of a series' rows go on: their spacing, and whether they are dates."""
 
-    spacing: Spacing | None
+    spacing: SpacingSpec | None
     dates: bool
 
 
 @dataclass(frozen=True)
-class Encoding:
-    """Of `bptt.tasks.encoding`."""
+class EncodingSpec:
+    """The JSON of `bptt.tasks.series_encoding.Encoding`."""
 
     horizon: Positive
     season: Positive
     scales: dict[str, list[Scale]]
-    features: Scaling
+    features: ScalingSpec
     errors: list[list[Scale]]
 
 
 @dataclass(frozen=True)
 class SeriesSpec:
-    """Of `bptt.tasks.series`."""
+    """The spec of `bptt.tasks.series`."""
 
-    columns: Columns
-    times: Times
-    encoding: Encoding
+    columns: ColumnsSpec
+    times: TimesSpec
+    encoding: EncodingSpec
 
     def sizes(self) -> Sizes:
-        """As `Task.sizes`."""
+        """The sizes of the network that belongs to this spec. Raises Unexpected if its entries do not agree."""
         c, e = self.columns, self.encoding
         names = [*c.targets, *c.inputs, *(n for n in (c.time, c.id) if n is not None)]
         _agree("spec.columns", len(names), "different names", len(set(names)))
@@ -141,17 +139,17 @@ class SeriesSpec:
 
 @dataclass(frozen=True)
 class LabelsSpec:
-    """Of `bptt.tasks.labels`."""
+    """The spec of `bptt.tasks.labels`."""
 
     form: Literal["ts", "table"]
     id: str | None
     time: str | None
     columns: Names
     classes: Annotated[list[str], Items(2, distinct=True)]
-    scaling: Scaling
+    scaling: ScalingSpec
 
     def sizes(self) -> Sizes:
-        """As `Task.sizes`."""
+        """The sizes of the network that belongs to this spec. Raises Unexpected if its entries do not agree."""
         if self.form == "table" and self.id is None:
             raise Unexpected("spec.id is null, wanted the name of a column")
         self.scaling.check(len(self.columns), "spec.scaling")
@@ -170,8 +168,10 @@ SPECS: dict[str, Any] = {
 
 
 def check_spec(options: TrainOptions, spec: Json, sizes: Json) -> Sizes:
-    """The sizes of the network that belongs to a spec. Raises Unexpected where it is not of the task's form, or where it
-    does not agree with the `sizes` that were written beside it, or with the options.
+    """Return the sizes of the network that belongs to a spec.
+
+    Raises Unexpected if the spec is not of the task's form, or does not agree with the options, or with the `sizes` that
+    were written beside it.
     """
     read = convert(spec, SPECS[options.task], "spec")
     found, written = read.sizes(), convert(sizes, Sizes, "sizes")

@@ -1,4 +1,4 @@
-"""What the two synthetic classics share: sequences drawn afresh at every step, and a fixed set of them for validation."""
+"""What the two synthetic tasks share: new random sequences for every batch, and a fixed set of them for validation."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from bptt.errors import InputError
 from bptt.options import AddingOptions, CopyOptions, PredictOptions
-from bptt.tasks.base import Batch, Json, Shard, Stream, Task
+from bptt.tasks.base import Batch, Shard, Stream, Task
+from bptt.typed import Json
 
 VALIDATION_SEQUENCES = 1000
 _TRAINING, _VALIDATION, _EXAMPLES = range(3)  # each draws from generators of its own
@@ -32,30 +33,30 @@ def _generator(purpose: int, seed: int, number: int) -> np.random.Generator:
 
 
 def _batch(drawn: Drawn, shard: Shard) -> Batch:
-    """Of the sequences that every process has drawn alike, the ones of this process."""
+    """Return the rows of this process as a batch; every process has drawn equal sequences."""
     x, y, mask = (a[:, shard.rows(a.shape[1])].contiguous() for a in drawn)
     return Batch(x, y, mask, int(drawn.mask.sum()))
 
 
 class DrawnStream(Stream):
-    """Batch s holds `batch` sequences drawn from a generator seeded by (seed, s): s is the whole position."""
+    """Training batches without end: batch s is drawn from a generator seeded by (seed, s), so s is the position."""
 
     def __init__(self, draw: Draw, length: int, batch: int, seed: int, shard: Shard) -> None:
         self._draw, self._length, self._batch = draw, length, batch
         self._seed, self._shard, self._step = seed, shard, 0
 
     def __next__(self) -> Batch:
-        """The next batch; no sequence ever comes twice."""
+        """Return the next batch; no sequence ever comes twice."""
         drawn = self._draw(self._length, self._batch, _generator(_TRAINING, self._seed, self._step))
         self._step += 1
         return _batch(drawn, self._shard)
 
     def position(self) -> Json:
-        """The number of the next batch."""
+        """The number of the next batch, from 0."""
         return self.position_after(self._step)
 
     def position_after(self, batches: int) -> Json:
-        """As `Stream.position_after`."""
+        """The position after this many batches from the beginning."""
         return {"step": batches}
 
     def seek(self, position: Json) -> None:
@@ -64,12 +65,16 @@ class DrawnStream(Stream):
 
     @property
     def epoch(self) -> float:
-        """Passes over as many sequences as the validation has; the training data has no end."""
+        """Sequences so far, in units of the 1,000 that the validation has: the training data has no end."""
         return self._step * self._batch / VALIDATION_SEQUENCES
 
 
 class Synthetic(Task):
-    """Sequences of one length that `draw` makes: they need no data, and each batch starts from the zero state."""
+    """A task whose sequences, all of one length, are drawn by `draw`; each batch starts from a zero state.
+
+    Attributes:
+        shortest: the least --length.
+    """
 
     carries_state: ClassVar[bool] = False
     shortest: ClassVar[int]
@@ -84,15 +89,15 @@ class Synthetic(Task):
     @staticmethod
     @abstractmethod
     def draw(length: int, n: int, generator: np.random.Generator) -> Drawn:
-        """n sequences of the size that `length` gives."""
+        """Return n random sequences, as --length says how long."""
 
     def stream(self, shard: Shard) -> DrawnStream:
-        """Fresh sequences without end. Every process draws them all, and takes its own."""
+        """Training batches: new sequences without end. Every process draws all of them, and takes its own rows."""
         o = self._options
         return DrawnStream(self.draw, o.length, o.batch, o.seed, shard)
 
     def validation(self, shard: Shard) -> Iterator[Batch]:
-        """1,000 sequences that training does not draw, in batches of at least the training's size."""
+        """Batches of 1,000 sequences that training does not draw, of the training's size or more each."""
         o = self._options
         pieces = max(1, VALIDATION_SEQUENCES // o.batch)
         for i in range(pieces):
@@ -101,30 +106,30 @@ class Synthetic(Task):
             yield _batch(drawn, shard)
 
     def score(self, loss: float) -> float:
-        """The mean loss itself."""
+        """Return the mean loss itself."""
         return loss
 
     def spec(self) -> Json:
-        """The length."""
+        """What a run folder keeps: the length."""
         return {"length": self._options.length}
 
     def encode_as(self, spec: Json) -> None:
-        """Nothing: what is drawn needs no encoding."""
+        """Do nothing: what is drawn needs no encoding."""
 
     def fingerprint(self) -> Json:
-        """Nothing: there are no data but what the options describe."""
+        """Return {}: there are no data but what the options describe."""
         return {}
 
 
 def examples(draw: Draw, spec: Json, options: PredictOptions) -> Iterator[tuple[int, Batch]]:
-    """`options.length` fresh sequences one by one, numbered from 1."""
+    """Yield (number from 1, batch) for `options.length` new sequences, one by one."""
     for number in range(1, options.length + 1):
         drawn = draw(spec["length"], 1, _generator(_EXAMPLES, options.seed, number))
         yield number, _batch(drawn, Shard())
 
 
 def check_examples(options: PredictOptions) -> None:
-    """Raises InputError unless there is an example to show."""
+    """Raise InputError unless the options ask for examples, and name no data."""
     if options.length < 1:
         raise InputError(f"--length is {options.length}: at least 1 example is wanted")
     if options.data is not None:
@@ -132,7 +137,7 @@ def check_examples(options: PredictOptions) -> None:
 
 
 def answers(model: nn.Module, batch: Batch) -> tuple[Batch, Tensor]:
-    """The batch on the model's device, and the model's net outputs z_y [T, B, K] for it, from the zero state."""
+    """Return the batch on the model's device, and the net outputs z_y [T, B, K] for it, from a zero state."""
     parameter: Any = next(model.parameters())
     there = batch.to(parameter.device, parameter.dtype)
     with torch.no_grad():

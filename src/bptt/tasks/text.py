@@ -1,32 +1,33 @@
-"""The task of learning to write: which character comes next (many-to-many, softmax)."""
+"""Learn to write: which character of a text comes next (many-to-many, softmax)."""
 
-import lzma
 import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bptt.errors import InputError
 from bptt.network import Softmax
 from bptt.options import PredictOptions, TextOptions
-from bptt.reading import encoding_name, kind_of_binary
-from bptt.tasks.base import Batch, Json, Shard, Sizes, Task
-from bptt.tasks.lanes import TextStream, held_out_batches
-from bptt.tasks.reading.characters import START, UNKNOWN, Characters, Vocabulary, code_points
+from bptt.tasks.base import Batch, Shard, Sizes, Task
+from bptt.tasks.reading.characters import Characters
 from bptt.tasks.reading.corpus import find_documents, one_document, read_bytes, split
+from bptt.tasks.reading.user_files import encoding_name, kind_of_binary
+from bptt.tasks.reading.vocabulary import START, UNKNOWN, Vocabulary, code_points
+from bptt.tasks.scoring.compression import unigram_entropy, xz_bits
+from bptt.tasks.streams.text import TextStream, held_out_batches
+from bptt.typed import Json
 
-SAMPLE_LENGTH = 500
+SAMPLE_LENGTH = 500  # characters of the sample in the report
 CONTEXT = 2000  # characters of a file's end that a continuation is read from
 
 
 class Text(Task):
     """A character model of a text: files are documents, the vocabulary is what the training part holds.
 
-    The files are read in a stream, never as a whole. Raises InputError for what is not a text, or too little of it.
+    The files are read block by block, never as a whole. Raises InputError for what is not a text, or too little of it.
     """
 
     name: ClassVar[str] = "text"
@@ -51,28 +52,28 @@ class Text(Task):
             )
 
     def sizes(self) -> Sizes:
-        """As many classes as symbols (the classes 0 and 1 never come in training, and are unlearned at once)."""
+        """The sizes of the network: as many classes as symbols. (Classes 0 and 1 are never a target, and soon unlearned.)"""
         return Sizes(outputs=len(self._vocabulary), head="softmax", symbols=len(self._vocabulary))
 
     def stream(self, shard: Shard) -> TextStream:
-        """x, y int64 [chunk, this process's lanes]; every mask is True."""
+        """Training batches x, y int64 [chunk, this process's lanes], in which every character counts."""
         return TextStream(self._training, self._vocabulary, self._options.batch, self._options.chunk, shard)
 
     def validation(self, shard: Shard) -> Iterator[Batch]:
-        """The held-out documents in as many lanes as the training has; see `held_out_batches`."""
+        """Batches of the held-out documents, in as many lanes as the training has; see `held_out_batches`."""
         return held_out_batches(self._held_out, self._vocabulary, self._options.batch, self._options.chunk, shard)
 
     def score(self, loss: float) -> float:
-        """Nats → bits per character.
+        """Return nats as bits per character.
 
         A character that the training part does not hold counts as symbol 1 here; `report` adds the bits to spell it.
         """
         return loss / math.log(2)
 
     def report(self, model: nn.Module) -> Json:
-        """Bits per character on the held-out text: the model's, the text's unigram entropy, xz's; and a sample.
+        """Return bits per character on the held-out text, of the model, of unigrams and of xz; and a sample.
 
-        The model pays for each unknown character: symbol 1, and log2(number of characters it does not know) to spell it.
+        An unknown character costs the model the bits of symbol 1, and log2(number of characters it does not know).
         """
         model.eval()
         text, v = self._held_out, self._vocabulary
@@ -91,13 +92,13 @@ class Text(Task):
         }
 
     def _encodings(self) -> Json:
-        """How many files are not in UTF-8, if any are."""
+        """Return how many files are in UTF-16, if any are."""
         paths = {d.path for d in (*self._training.documents, *self._held_out.documents) if d.codec != "utf-8"}
         return {"files in UTF-16": len(paths)} if paths else {}
 
     def _nats(self, model: nn.Module) -> float:
-        """The sum of the losses over the held-out part."""
-        device, dtype = _place(model)
+        """Return the sum of the losses over the held-out part, in nats."""
+        device, dtype = _device_and_dtype(model)
         head, state, total = Softmax(), None, torch.zeros((), dtype=torch.float64, device=device)
         with torch.no_grad():
             for batch in self.validation(Shard()):
@@ -107,15 +108,15 @@ class Text(Task):
         return float(total)
 
     def spec(self) -> Json:
-        """The vocabulary: its characters in the order of their symbols, from 2 on."""
+        """What a run folder keeps: the vocabulary's characters, in the order of their symbols from 2 on."""
         return {"vocabulary": self._vocabulary.characters}
 
     def encode_as(self, spec: Json) -> None:
-        """With the run's vocabulary; a character that is not in it is symbol 1."""
+        """Encode the text with the run's vocabulary from now on; a character that is not in it is symbol 1."""
         self._vocabulary = Vocabulary(spec["vocabulary"])
 
     def fingerprint(self) -> Json:
-        """Numbers of documents and bytes, and hashes of their borders and of the contents, of both parts."""
+        """What identifies the text: of both parts, numbers of documents and bytes, and hashes of borders and contents."""
         parts = {"training": self._training, "held out": self._held_out}
         return {
             name: {"documents": len(p.documents), "bytes": p.size, "borders": p.borders_digest, "content": p.digest}
@@ -124,9 +125,9 @@ class Text(Task):
 
     @staticmethod
     def predict(model: nn.Module, spec: Json, options: PredictOptions) -> Iterator[str]:
-        """Continues `prompt`, or else the end of the file `data`, or else writes a document from its start.
+        """Return `length` characters that continue `prompt`, or the end of the file `data`, or an empty document.
 
-        Yields `length` characters, one by one as they are drawn; the prompt is not repeated.
+        They are drawn one by one; the prompt is not repeated.
         """
         if options.length < 1:
             raise InputError(f"--length is {options.length}: at least 1 character is wanted")
@@ -144,26 +145,13 @@ def _check_sizes(options: TextOptions) -> None:
             raise InputError(f"--{name} is {getattr(options, name)}: 1 or more is wanted")
 
 
-def unigram_entropy(text: Characters) -> float:
-    """−Σ p log2 p over the text's own character frequencies p: bits per character of the best model without memory."""
-    p = text.counts[text.counts > 0] / text.total
-    return float(0.0 - (p * np.log2(p)).sum())  # 0, not -0, for a text of one character
-
-
-def xz_bits(text: Characters) -> int:
-    """The size of the text compressed by xz at its highest setting, in bits."""
-    compressor = lzma.LZMACompressor(preset=9 | lzma.PRESET_EXTREME)
-    size = sum(len(compressor.compress(data)) for data in text.read())
-    return 8 * (size + len(compressor.flush()))
-
-
-def _place(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+def _device_and_dtype(model: nn.Module) -> tuple[torch.device, torch.dtype]:
     parameter = next(model.parameters())
     return parameter.device, parameter.dtype
 
 
 def _end_of(path: Path) -> str:
-    """The last characters of a text file, CONTEXT at most."""
+    """Return the last characters of a text file, at most CONTEXT. Raises InputError for what is not a text."""
     document = one_document(path)
     begin = max(document.begin, document.end - 4 * CONTEXT)
     begin -= (begin - document.begin) % document.unit
@@ -187,8 +175,8 @@ def _end_of(path: Path) -> str:
 def _continuation(
     model: nn.Module, vocabulary: Vocabulary, prompt: str, length: int, temperature: float, seed: int
 ) -> Iterator[str]:
-    """`length` characters after a document that begins with `prompt`."""
-    device, _ = _place(model)
+    """Yield `length` characters that continue a document which begins with `prompt`."""
+    device, _ = _device_and_dtype(model)
     generator = torch.Generator().manual_seed(seed)
     symbols = [START, *vocabulary.encode(prompt).tolist()]
     state: Any = None
@@ -200,7 +188,7 @@ def _continuation(
 
 
 def _draw(z: Tensor, temperature: float, generator: torch.Generator) -> int:
-    """A symbol with probability softmax(z / temperature), z [K]; never START or UNKNOWN, which stand for no character."""
+    """Return a symbol drawn from softmax(z / temperature), z [K]; never START or UNKNOWN, which stand for no character."""
     z = z[UNKNOWN + 1 :].double().cpu()
     if temperature == 0:
         return int(z.argmax()) + UNKNOWN + 1

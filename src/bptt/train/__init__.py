@@ -1,7 +1,11 @@
-"""Training: the loop, its checkpoints and run folder, and several processes at once.
+"""Training, and using what was trained. Nothing is imported here: a mistake is answered before torch is loaded.
 
-    check → task → model → loop (stream → gradient → processes → optimizer) → metrics, checkpoint → report
+run.py         the entrances of `bptt train`: start, resume        predict, inspect, explain: of the other commands
+loop.py        what happens when; training.py: one update, one validation, one checkpoint; record.py notes it
+events.py      what happened; wording.py: what its numbers are called
+checks/        what is refused before it costs time
+storage/       what a run keeps on disk
+display/       what the user sees
 
-`bptt.train.run` holds the entrances: `start`, `resume`; `bptt.train.predict` uses what came out. Nothing is imported
-here, so that a mistake on the command line is answered before torch is loaded.
+task → stream → batch → gradient strategy → Σ over processes → clip → optimizer → metrics, checkpoint → report
 """

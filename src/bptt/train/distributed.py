@@ -4,9 +4,10 @@ Gradients are summed here, not by DistributedDataParallel: its hooks expect one 
 a gradient strategy may run the model several times (`Truncated`), or back through steps of an earlier update.
 """
 
+import contextlib
 import datetime
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -26,8 +27,8 @@ _TORCHRUN = ("RANK", "MASTER_ADDR", "MASTER_PORT")  # what it sets beside WORLD_
 
 
 def world_size() -> int:
-    """How many processes torchrun has started, 1 without it. Raises InputError if that cannot be."""
-    count = _number("WORLD_SIZE", 1)
+    """Return how many processes torchrun has started, 1 without it. Raises InputError if its variables make no sense."""
+    count = _whole_number_of("WORLD_SIZE", 1)
     missing = [name for name in _TORCHRUN if name not in os.environ] if count > 1 else []
     if missing or not count:
         why = f"{', '.join(missing)} not set" if missing else "one is the least"
@@ -35,25 +36,34 @@ def world_size() -> int:
     return count
 
 
-def _number(variable: str, otherwise: int) -> int:
-    """A number that torchrun has set. Raises InputError if somebody has set something else."""
+def _whole_number_of(variable: str, otherwise: int) -> int:
+    """Return the number in an environment variable of torchrun, or `otherwise` where it is not set.
+
+    Raises InputError if it holds no number.
+    """
     text = os.environ.get(variable, str(otherwise))
     if not text.isdecimal():
         raise InputError(f"the environment variable {variable} is {text!r}, wanted a number: unset it, or use torchrun")
     return int(text)
 
 
-class SaidElsewhere(InputError):
-    """An InputError that another process prints."""
+class AlreadyReported(InputError):
+    """An InputError that another process of the run prints; this one need not repeat it."""
 
 
-class LostProcess(RuntimeError):
-    """Another process of the run has ended without a word."""
+class ProcessDied(RuntimeError):
+    """Another process of the run has ended without telling the others."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among all."""
+    """This process among all that train one model, and what it exchanges with the others.
+
+    Attributes:
+        rank: its number, from 0.
+        world: how many processes there are.
+        device: where it computes.
+    """
 
     rank: int
     world: int
@@ -61,13 +71,16 @@ class Processes:
 
     @staticmethod
     def join(device: str) -> "Processes":
-        """Meet the other processes, if there are any. `device` cuda is the GPU of this process's number on its machine."""
+        """Wait for the other processes, if there are any, and return this one among them.
+
+        Of several processes on one machine with `device` "cuda", each gets the GPU of its own local number.
+        """
         world = world_size()
         where = torch.device(device)
         if world == 1:
             return Processes(0, 1, where)
         if where.type == "cuda":
-            where = torch.device("cuda", _number("LOCAL_RANK", 0))
+            where = torch.device("cuda", _whole_number_of("LOCAL_RANK", 0))
             torch.cuda.set_device(where)
         # gloo also beside NCCL: checkpoints gather states that are on the CPU by then.
         backend = "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo"
@@ -77,11 +90,11 @@ class Processes:
 
     @staticmethod
     def number() -> int:
-        """This process's number, known before it has met the others."""
-        return _number("RANK", 0)
+        """This process's number, which is known before the processes are connected."""
+        return _whole_number_of("RANK", 0)
 
     def leave(self) -> None:
-        """Part from the others."""
+        """Close the connection with the other processes."""
         if self.world > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
@@ -95,13 +108,17 @@ class Processes:
         """The rows of this process."""
         return Shard(self.rank, self.world)
 
-    def together(self, make: Callable[[], T]) -> T:
-        """`make()` in every process; if it fails in any, all raise the first one's error, which one of them prints."""
+    def run_on_all(self, work: Callable[[], T]) -> T:
+        """Return work(), which every process calls; if it fails in any of them, all raise an error of the same message.
+
+        That is an InputError in the first process, which prints it, and AlreadyReported in the others; with one process it
+        is the error of work() itself.
+        """
         if self.world == 1:
-            return make()
+            return work()
         value, failure = None, None
         try:
-            value = make()
+            value = work()
         except (InputError, OSError, MemoryError) as error:
             failure = error
         except Exception:
@@ -109,49 +126,49 @@ class Processes:
             raise
         messages = [m for m in self._exchange(None if failure is None else str(failure)) if m is not None]
         if messages:
-            raise (InputError if self.first else SaidElsewhere)(messages[0]) from failure
+            raise (InputError if self.first else AlreadyReported)(messages[0]) from failure
         return value  # type: ignore[return-value]
 
     def _exchange(self, value: Any) -> list[Any]:
         values: list[Any] = [None] * self.world
-        with _noticing_loss():
+        with _as_process_died():
             dist.all_gather_object(values, value)
         return values
 
     def gather(self, value: T) -> list[T] | None:
-        """The values of all processes, in the first one; None in the others. Tensors must be on the CPU."""
+        """Return the values of all processes in the first one, None in the others. Tensors must be on the CPU."""
         if self.world == 1:
             return [value]
         values: list[Any] | None = [None] * self.world if self.first else None
-        with _noticing_loss():
+        with _as_process_died():
             dist.gather_object(value, values)
         return values
 
-    def tell(self, value: T) -> T:
-        """The first process's value, in all."""
+    def broadcast(self, value: T) -> T:
+        """Return the first process's value in all of them."""
         if self.world == 1:
             return value
         values = [value]
-        with _noticing_loss():
+        with _as_process_died():
             dist.broadcast_object_list(values)
         return values[0]
 
     def sum(self, values: Tensor) -> Tensor:
-        """Σ over the processes, in place."""
+        """Add up a tensor over all processes, in place, and return it."""
         if self.world > 1:
-            with _noticing_loss():
+            with _as_process_died():
                 dist.all_reduce(values)
         return values
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter], figures: Tensor) -> Tensor:
-        """Sum all gradients, and a few figures on the way, in one exchange.
+        """Add up all gradients over the processes, and a few other numbers with them in the same exchange.
 
         Args:
             parameters: of one dtype; a gradient that this process lacks (it had no rows) counts as zero.
-            figures: [n], of the same dtype.
+            figures: the other numbers, [n], of the same dtype.
 
         Returns:
-            the summed figures [n].
+            the sums of `figures`, [n]. The gradients' sums are in the parameters' .grad.
         """
         if self.world == 1:
             return figures
@@ -164,12 +181,10 @@ class Processes:
         return bucket[: len(figures)]
 
 
-class _noticing_loss:  # noqa: N801  # reads as a phrase
-    """Turns torch's error about a closed connection into `LostProcess`."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, RuntimeError):
-            raise LostProcess("another process of this run has stopped: see its message above, or its log") from error
+@contextlib.contextmanager
+def _as_process_died() -> Iterator[None]:
+    """Turn torch's error about a closed connection into ProcessDied."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ProcessDied("another process of this run has stopped: see its message above, or its log") from error

@@ -1,4 +1,4 @@
-"""A run's network on the page: `bptt explain RUN`."""
+"""`bptt explain RUN`: a run's network on the page of the lecture."""
 
 from functools import partial
 from pathlib import Path
@@ -11,17 +11,17 @@ from bptt.errors import InputError
 from bptt.explaining.own import own
 from bptt.network import Head
 from bptt.options import ExplainOptions
-from bptt.tasks import Json, Shard
-from bptt.train.inspect import task_of_run
+from bptt.tasks import Shard
 from bptt.train.loss import masked_losses
-from bptt.train.predict import load_network
-from bptt.train.storage.run_folder import read_config
+from bptt.train.storage.config import read_config
+from bptt.train.trained import load_network, task_of_run
+from bptt.typed import Json
 
 
 def own_of_run(folder: Path, options: ExplainOptions) -> Json:
-    """What the page shows of a run: its final weights on the first batch of its training data, or of `options.data`.
+    """Return what the page shows of a run: its trained network on the first batch of its data, or of `options.data`.
 
-    The losses are those that count in training, as they are, not divided by their number. Raises InputError.
+    The losses are those that count in training, but not divided by their number. Raises InputError.
     """
     config = read_config(folder)
     model = load_network(folder, config)

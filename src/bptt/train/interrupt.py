@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: asked once, training ends after the update; asked again, at once."""
+"""Ctrl-C and SIGTERM: the first one ends training after the update, the second one at once."""
 
 import signal
 import time

@@ -9,9 +9,9 @@ from bptt.network import Head
 
 
 def counted_loss(head: Head, count: int) -> Callable[[Tensor, Any], Tensor]:
-    """The loss for `bptt.backward`: `(z, (y, mask)) -> Σ losses[mask] / count`; 0 where nothing counts.
+    """Return the loss for `bptt.backward`: a function (z, (y, mask)) → Σ losses[mask] / count, 0 where nothing counts.
 
-    That happens: a series whose first season is longer than the chunk has no known target in its first batch.
+    A batch without any counted loss exists: of a series whose first season is longer than the chunk, the first one.
     """
 
     def loss(z: Tensor, target: tuple[Tensor, Tensor]) -> Tensor:
@@ -21,9 +21,9 @@ def counted_loss(head: Head, count: int) -> Callable[[Tensor, Any], Tensor]:
 
 
 def masked_losses(head: Head, z: Tensor, y: Tensor, mask: Tensor) -> Tensor:
-    """The losses, and 0 where the mask is False.
+    """Return the losses of the outputs z, with 0 where the mask is False.
 
-    Both y and the losses are masked: a NaN in y that met only a zeroed loss would still make the gradient NaN (0 · NaN).
+    Both y and the losses are masked: a NaN in y whose loss alone is set to 0 would still make the gradient NaN (0 · NaN).
     """
     absent = ~mask
     return head.losses(z, y.masked_fill(absent, 0)).masked_fill(absent, 0)

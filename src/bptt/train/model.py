@@ -1,4 +1,4 @@
-"""From options and sizes to the network."""
+"""The network that options and a task's sizes describe: making it, and counting its weights without making it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,12 +16,12 @@ _GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 
 
 def build_network(options: TrainOptions, sizes: Sizes) -> Network:
-    """The lecture's network with the options' cell and sizes, drawn from torch's generator, on the CPU in float32.
+    """Return the lecture's network with the options' cell and sizes: weights from torch's generator, on the CPU, in float32.
 
-    Gates start open, so that at first the network remembers. Where the task says how long it must (`length`, T steps),
-    for about 1 to T steps, other units for other spans: forget gate of an LSTM and update gate of a GRU at
-    log u, u ~ U(1, T), the LSTM's input gate at −log u (chrono initialisation, C. Tallec, Y. Ollivier 2018). Else the
-    LSTM's forget gate at 1 (F. Gers 2000; R. Jozefowicz 2015).
+    The gates start open, so that the network remembers at first. Where the task says for how long it must (`length`, T
+    steps), the units remember for different spans of 1 to T steps: the biases of an LSTM's forget gate and a GRU's update
+    gate start at log u, u ~ U(1, T), that of the LSTM's input gate at −log u (chrono initialisation, C. Tallec,
+    Y. Ollivier 2018). Otherwise the LSTM's forget gate starts at 1 (F. Gers 2000; R. Jozefowicz 2015).
     """
     features = _features(options, sizes)
     embedding = None if sizes.symbols is None else nn.Embedding(sizes.symbols, features)
@@ -39,7 +39,10 @@ def build_network(options: TrainOptions, sizes: Sizes) -> Network:
 
 
 def _features(options: TrainOptions, sizes: Sizes) -> int:
-    """Width of the recurrent layer's input. A task without the option gives each symbol as many numbers as there are."""
+    """Return the width of the recurrent layer's input.
+
+    A task of symbols without the option --embedding embeds them in as many numbers as there are symbols, at most --hidden.
+    """
     if sizes.symbols is not None:
         return int(getattr(options, "embedding", min(sizes.symbols, options.hidden)))
     assert sizes.inputs is not None
@@ -48,7 +51,7 @@ def _features(options: TrainOptions, sizes: Sizes) -> int:
 
 @torch.no_grad()
 def _remember_at_first(recurrent: GRU | LSTM, steps: int | None) -> None:
-    """Set the biases of the gates; rows of a bias in torch.nn's order: r, z, n and i, f, g, o."""
+    """Set the biases of the gates (docs/equations.md, eqs. (37) and (38)); rows as in torch.nn: r, z, n; i, f, g, o."""
     H = recurrent.hidden_size
     keep = slice(H, 2 * H)  # z of the GRU, f of the LSTM
     for layer in range(recurrent.num_layers):
@@ -66,7 +69,7 @@ def _remember_at_first(recurrent: GRU | LSTM, steps: int | None) -> None:
 
 
 def count_parameters(options: TrainOptions, sizes: Sizes) -> int:
-    """How many weights `build_network` would make, found without making one."""
+    """Return how many weights `build_network` would make, without making any."""
     D, H = _features(options, sizes), options.hidden
     gates = _GATES[options.cell]
     first, other = gates * H * (D + H + 2), gates * H * (H + H + 2)
@@ -74,20 +77,20 @@ def count_parameters(options: TrainOptions, sizes: Sizes) -> int:
 
 
 def count_tensors(options: TrainOptions, sizes: Sizes) -> int:
-    """How many parameters `build_network` would make: weights and biases of each layer, of the output, an embedding."""
+    """Return how many tensors they would be: two weights and two biases for each layer, two for the output, an embedding."""
     return 4 * options.layers + 2 + (sizes.symbols is not None)
 
 
 def largest_file(options: TrainOptions, sizes: Sizes) -> int:
-    """How many bytes a file of the network's weights can have, with a header of up to 1 kB a tensor."""
+    """Return how many bytes a file of the network's weights can have, with a header of up to 1 kB for each tensor."""
     width = 8 if options.dtype == "float64" else 4
     return width * count_parameters(options, sizes) + 1000 * (count_tensors(options, sizes) + 10)
 
 
 def check_count(path: Path, weights: Mapping[str, Tensor], options: TrainOptions, sizes: Sizes) -> None:
-    """Refuse a file whose weights are not as many as the network's, before that is made. Raises InputError.
+    """Raise InputError unless a file holds as many weights as the network has, which need not be made for this.
 
-    So a config.json cannot ask for a larger network than the weights beside it make up.
+    So a config.json cannot ask for a network larger than the weights that lie beside it.
     """
     found, wanted = sum(t.numel() for t in weights.values()), count_parameters(options, sizes)
     tensors = count_tensors(options, sizes)

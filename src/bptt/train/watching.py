@@ -1,4 +1,4 @@
-"""How the gradient flows back, while training goes on: every so many-th update is watched, and leaves its key figures.
+"""Watching how the gradient flows back in training: every --watch-th update leaves its key figures.
 
 The gradient is that of the first process's rows, before the processes' sum and before clipping. Watching reads only: random
 numbers, gradients and weights are the same without it, and so is every other line of metrics.jsonl.
@@ -14,8 +14,9 @@ from bptt.flow import Flow, LayerFlow, watch
 from bptt.gradient import Exact, Result, Strategy, Truncated, backward, parse_strategy
 from bptt.network import Network
 from bptt.options import TrainOptions
-from bptt.tasks import Batch, Json, Shard, Task
+from bptt.tasks import Batch, Shard, Task
 from bptt.train.loss import counted_loss
+from bptt.typed import Json
 from bptt.warning import warn
 
 _PLACES = 5  # in the training data, evenly spaced over one pass, from which a batch is watched
@@ -24,21 +25,21 @@ _MOST = 3000  # steps of a batch that are watched then: what is seen of each tak
 _LAGS = (1, 10, 100, 1000)  # borders of the lags whose shares are kept
 
 
-class Once:
-    """Says one thing as a warning, and nothing after it: what fails at one update fails at the others too."""
+class WarnOnce:
+    """Warns of the first failure, and of none after it: what fails at one update fails at the others too."""
 
     def __init__(self) -> None:
-        self._said = False
+        self._warned = False
 
     def __call__(self, text: str) -> None:
-        """Say it, or keep silent."""
-        if not self._said:
-            self._said = True
+        """Warn, unless there was a warning before."""
+        if not self._warned:
+            self._warned = True
             warn(f"--watch {text}; training goes on, and this is said once")
 
 
 def figures(flow: Flow) -> list[Json]:
-    """What metrics.jsonl keeps: for each layer and direction its verdict, and the numbers behind it."""
+    """Return what metrics.jsonl keeps of a watched update: for each layer and direction its verdict, and its numbers."""
     words: dict[str, list[str]] = {}
     for finding in flow.verdict():
         words.setdefault(finding.layer, []).append(finding.verdict)
@@ -61,7 +62,7 @@ def _layer_figures(layer: LayerFlow) -> Json:
 
 
 def _shares(layer: LayerFlow) -> dict[str, float | None]:
-    """The gradient's share of lag 0, of lags 1 to 9, 10 to 99, …"""
+    """Return the gradient's share by lag: {"0": …, "1-9": …, "10-99": …}."""
     shares = layer.lag_share
     borders = [0, *(b for b in _LAGS if b < len(shares)), len(shares)]
     names = [f"{a}" if b == a + 1 else f"{a}-{b - 1}" for a, b in pairwise(borders)]
@@ -74,18 +75,24 @@ def _finite(value: float) -> float | None:
 
 
 def can_be_watched(strategy: Strategy) -> bool:
-    """Whether each window runs forward once, as a whole, before its way back; what does not is not held in memory either."""
+    """Return whether training with this strategy can be watched: each window runs forward once, as a whole, and then back.
+
+    The other strategies do not hold a whole window in memory, and watching them would.
+    """
     return isinstance(strategy, Exact | Truncated)
 
 
 def watch_training_data(model: Network, task: Task, options: TrainOptions, updates: int | None = None) -> Flow:
-    """The flow through `model` on batches from all over the training data, sent back as in training but without dropout.
+    """Return the gradient's flow on batches from all over the training data, computed as in training but without dropout.
 
-    Where the state is carried on, each begins with the one that the batch before it leaves. Of a strategy that cannot be
-    watched: through windows of 1000 steps at the end of each batch, from a state of zeros.
+    Where the task carries its state on, each batch begins with the state that the batch before it leaves. A strategy that
+    cannot be watched is replaced by truncation to 1000 steps, at the end of each batch and from a state of zeros.
 
-    `updates`: how many the weights have had, None if that is not known. Changes nothing but the gradients, which are None
-    afterwards. cuDNN has no backward pass outside training mode.
+    Args:
+        model: the network; nothing of it changes but its gradients, which are None afterwards.
+        task: the task, for its training data.
+        options: the run's, for the strategy.
+        updates: how many updates the weights have had; None if that is not known.
     """
     parameter = next(model.parameters())
     strategy, flow = parse_strategy(options.strategy), watch(model, updates=updates)
@@ -98,7 +105,7 @@ def watch_training_data(model: Network, task: Task, options: TrainOptions, updat
         batch = (_end_of(drawn) if in_part else drawn).to(parameter.device, parameter.dtype)
         loss = counted_loss(model.head, batch.count)
         model.zero_grad()
-        with torch.backends.cudnn.flags(enabled=False):
+        with torch.backends.cudnn.flags(enabled=False):  # it has no backward pass outside training mode
             return backward(model, batch.x, (batch.y, batch.mask), loss, strategy, carried, reset=batch.reset)
 
     model.eval()
@@ -114,7 +121,7 @@ def watch_training_data(model: Network, task: Task, options: TrainOptions, updat
 
 
 def _from_all_over(task: Task, with_before: bool) -> Iterator[tuple[Batch | None, Batch]]:
-    """Batches evenly spaced over one pass through the training data, each with the one before it, if that is wanted."""
+    """Yield (before, batch) for batches evenly spaced over one pass through the data; before is None if it is not wanted."""
     stream = task.stream(Shard())
     next(stream)
     total = max(1, int(1 / stream.epoch))
@@ -124,7 +131,7 @@ def _from_all_over(task: Task, with_before: bool) -> Iterator[tuple[Batch | None
 
 
 def _end_of(batch: Batch) -> Batch:
-    """The last steps up to the last one whose loss counts."""
+    """Return the end of a batch: at most _MOST steps, up to the last one whose loss counts."""
     counts = batch.mask.flatten(1).any(1).nonzero()
     stop = int(counts[-1]) + 1 if len(counts) else len(batch.x)
     steps = slice(max(0, stop - _MOST), stop)

@@ -1,4 +1,7 @@
-"""The map over (t, k): how much each earlier step contributes to the gradient of each loss step (lecture line 10)."""
+"""The map over (t, k): how much each earlier step contributes to the gradient of each loss step.
+
+Equations: docs/equations.md, eqs. (10), (11), (29).
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -231,7 +234,7 @@ def gradient_map(
 ) -> GradientMap:
     """The exact map over (t, k) of the gradient of Σ_t L(t) with respect to a recurrent layer's parameters.
 
-        term(t, k) = ∂L(t)/∂s(t) · Π_{i=k+1..t} ∂s(i)/∂s(i-1) · ∂⁺s(k)/∂θ          lecture lines 10 and 11
+        term(t, k) = ∂L(t)/∂s(t) · Π_{i=k+1..t} ∂s(i)/∂s(i-1) · ∂⁺s(k)/∂θ          eqs. (10) and (11)
 
     What t and k mean in a stack is said in `GradientMap`. Costs about a backward pass of the layer for each 64 samples'
     worth of T; memory T² for the map, never T²·H².

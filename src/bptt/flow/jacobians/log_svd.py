@@ -1,6 +1,6 @@
 """Singular values of long products of matrices, in log space.
 
-A product P = A_m ⋯ A_1 is kept as
+A product P = A_m ⋯ A_1 is kept as (docs/equations.md, eq. (34))
 
     P = Q · diag(e^d) · T · (an orthogonal matrix that is dropped: it has no part in the singular values)
 

@@ -1,4 +1,7 @@
-"""Lyapunov exponents: how fast, per step and in the long run, a small change of the state grows or fades."""
+"""Lyapunov exponents: how fast, per step and in the long run, a small change of the state grows or fades.
+
+Equations: docs/equations.md, eqs. (35) and (36).
+"""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,7 @@
-"""How far a gradient can reach: singular values of ∂s(t)/∂s(k) along the trajectory (lecture lines 11 and 12)."""
+"""How far a gradient can reach: singular values of ∂s(t)/∂s(k) along the trajectory.
+
+Equations: docs/equations.md, eqs. (11), (12), (33).
+"""
 
 import math
 from collections.abc import Iterator, Sequence

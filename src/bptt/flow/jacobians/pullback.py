@@ -1,7 +1,7 @@
-"""The terms of lecture line 10, walked: every loss step t at once goes back through the steps k.
+"""The terms of eq. (10) (docs/equations.md), walked: every loss step t at once goes back through the steps k.
 
     row_t(k) = ∂L(t)/∂s(k) = ∂L(t)/∂s(t) · Π_{i=k+1..t} ∂s(i)/∂s(i-1)          one row per loss step t ≥ k
-    term(t, k) = row_t(k) · ∂⁺s(k)/∂θ
+    term(t, k) = row_t(k) · ∂⁺s(k)/∂θ                                             eq. (29)
 
 At step k all rows with t ≥ k go through the same step, so one product [rows, G·H] × [G·H, H] serves them all. With the
 cell's partials D (diagonals), for each row:
@@ -10,8 +10,8 @@ cell's partials D (diagonals), for each row:
     row(k-1) = Σ_s row[s] ∘ D.direct_k[s] + [h] W_hhᵀ δz_h(k)
     term for W_hh = δz_h(k) ⊗ h(k-1),  W_ih: δz_x(k) ⊗ x(k),  biases: δz,  W_hr: row[h] ⊗ (h before the projection)
 
-Rank one, so ‖term‖ = ‖δz‖ ‖h(k-1)‖: the map never needs a tensor of T²·H². What a row has lost below `FLOOR` of the largest
-∂L(t)/∂h(t) becomes 0: denormal numbers would slow the products a hundredfold.
+Rank one, so ‖term‖ = ‖δz‖ ‖h(k-1)‖, eq. (30): the map never needs a tensor of T²·H². What a row has lost below `FLOOR` of
+the largest ∂L(t)/∂h(t) becomes 0: denormal numbers would slow the products a hundredfold.
 """
 
 from abc import ABC, abstractmethod

@@ -422,7 +422,10 @@ def _too_short(layer: LayerFlow) -> Finding:
 
 
 def _restart(layer: LayerFlow, measure: str, gain: float = 1.0) -> Remedy:
-    """Orthogonal recurrent weights, scaled so that with the slope seen on the data a step keeps the norm."""
+    """Orthogonal recurrent weights, scaled so that with the slope seen on the data a step keeps the norm, eq. (39).
+
+    Sources: A. Saxe et al. 2014; with ReLU the identity, Q. Le et al. 2015.
+    """
     ends, cell = _ends(layer), layer.cell
     name = "orthogonal start"
     identity = isinstance(cell, Elman) and cell.nonlinearity == "relu"
@@ -453,7 +456,10 @@ def _keeping(layer: LayerFlow) -> float:
 
 
 def _remember(layer: LayerFlow) -> Remedy:
-    """Gates that keep the state over the data's lags: σ(b) = 1 − 1/n  ⟺  b = log(n − 1). C. Tallec, Y. Ollivier 2018."""
+    """Gates that keep the state over the data's lags: σ(b) = 1 − 1/n  ⟺  b = ln(n − 1), eq. (37) of docs/equations.md.
+
+    Source: C. Tallec, Y. Ollivier 2018.
+    """
     ends, wanted = _ends(layer), max(3, layer.lags)
     bias = math.log(wanted - 1)
     lstm = isinstance(layer.cell, LSTM)

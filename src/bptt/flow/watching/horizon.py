@@ -1,13 +1,13 @@
 """How far back a loss step's gradient reaches, and the memory horizon.
 
 The gradient e that arrives from outside at one loss step t is sent back alone: δ_t = e, δ_{i-1} = A_iᵀ δ_i with the step
-Jacobian A_i of lecture line 11. gain(j) = rms over the chosen (loss step, sample) pairs of ‖δ_{t-j}‖ / ‖e‖, over the whole
+Jacobian A_i of eq. (11). gain(j) = rms over the chosen (loss step, sample) pairs of ‖δ_{t-j}‖ / ‖e‖, over the whole
 state (h, or h and c). A reset or the sequence's beginning ends a pair: it then counts in no further lag, so that an end of
 the data is not mistaken for a gradient that vanishes.
 
 The memory horizon is the longest lag j with gain(j) ≥ 1 % (`horizon`). Watch, report, `bptt inspect`, metrics.jsonl and
 `bptt explain` all mean this and compute it here; of several watched batches the gains are pooled first (`pooled`), and the
-horizons of the samples, each by itself, are its spread.
+horizons of the samples, each by itself, are its spread. Equations: docs/equations.md, eqs. (31) and (32).
 
 δ is sent back by stretches of steps, at norm 1 from each to the next, by the native core where it serves and float32 holds
 what becomes of δ, and by the loop that is its specification else.

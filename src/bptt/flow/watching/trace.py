@@ -1,7 +1,7 @@
 """The gradient's way back through one layer in one direction, from the states that the forward pass has left.
 
 Given the state before each row (a shift of the outputs), the net inputs of all steps are two products without a loop, and
-so are the diagonals D of the step's derivative. What remains is linear in δ, lecture lines 10 and 11:
+so are the diagonals D of the step's derivative. What remains is linear in δ, eq. (20) (docs/equations.md):
 
     δ_k       = external_k + ∂L/∂h(k) through step k+1          [B, H or P], and one [B, H] for each further component
     d_zh_k    = Σ_s δ_k[s] ∘ D.zh_k[s]                          [B, G, H]

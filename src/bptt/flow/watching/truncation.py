@@ -2,9 +2,9 @@
 
 Truncation with lookback k keeps of each loss step what has travelled at most k steps. What it loses at step i is all that
 had arrived at step i+k+1, carried k+1 steps on: V_0 = δ, V_{j+1}(i) = A_{i+1}ᵀ V_j(i+1), lost = V_{k+1}, with the step
-Jacobian A_i of lecture line 11. Each V_j → V_{j+1} is one product over all rows at once. So no [T, T] object is formed; the
+Jacobian A_i of eq. (11). Each V_j → V_{j+1} is one product over all rows at once. So no [T, T] object is formed; the
 cost is k+1 times a backward pass's loop.
-Source: R. Williams, J. Peng 1990, BPTT(h).
+Source: R. Williams, J. Peng 1990, BPTT(h); docs/equations.md, eq. (23).
 """
 
 import math

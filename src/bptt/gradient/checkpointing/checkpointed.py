@@ -38,7 +38,7 @@ class CheckpointedResult(Result):
 
 @dataclass(frozen=True)
 class Checkpointed(Strategy):
-    """∂L/∂θ = Σ_t Σ_{k≤t} of lecture line 10, as `Exact`, for sequences of any length T within `memory` bytes.
+    """∂L/∂θ = Σ_t Σ_{k≤t} of eq. (10) (docs/equations.md), as `Exact`, for sequences of any length T within `memory` bytes.
 
     The sequence is cut into n = ⌈T/c⌉ chunks of c steps. A first pass keeps some of the states between them. Then the
     chunks are taped and reversed one at a time, from the last to the first, each from the state before it, which is found
@@ -68,7 +68,7 @@ class Checkpointed(Strategy):
         RuntimeError: a chunk that was run again gave another result: there is randomness outside torch's generators.
         OSError: the disk is full.
 
-    Source: A. Griewank, A. Walther, ACM TOMS 26 (2000), for the order (`bptt.gradient.checkpointing.schedule`);
+    Source: A. Griewank, A. Walther, ACM TOMS 26 (2000), for the order (`bptt.gradient.checkpointing.schedule`, eq. (25));
     A. Gruslys et al. 2016 for the use in recurrent networks.
     """
 

@@ -1,7 +1,7 @@
 """In which order a chain is run forward and back when only s of its states can be kept: binomial checkpointing.
 
 A chain of n links, from state 0 to state n, is to be reversed, and no more than s states are kept at a time, the initial one
-among them. With r repetitions of no link more than r times,
+among them. With r repetitions of no link more than r times (docs/equations.md, eqs. (24) and (25)),
 
     β(s, r) = C(s+r, s)             links can be reversed at most
     t(n, s) = r n − C(s+r, s+1)     links are run forward without a tape, with the smallest r that has β(s, r) ≥ n

@@ -1,6 +1,6 @@
 """How much every parameter has moved the present state: the influence J_t = ∂s_t/∂θ, carried forward in time.
 
-    J_t = I_t + A_t J_{t-1}        A_t = ∂s_t/∂s_{t-1},  I_t = ∂⁺s_t/∂θ with s_{t-1} held fixed (lecture lines 10 and 11)
+    J_t = I_t + A_t J_{t-1}        A_t = ∂s_t/∂s_{t-1},  I_t = ∂⁺s_t/∂θ with s_{t-1} held fixed (docs/equations.md, eq. (26))
 
 For pointwise cells both are closed form. With D the partials (`bptt.cells.Partials`) and unit i of component s:
 

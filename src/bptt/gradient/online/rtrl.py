@@ -3,7 +3,7 @@
 Instead of going back, the influence J_t = ∂s_t/∂θ of the parameters on the state goes along
 (`bptt.gradient.online.influence`):
 
-    ∂L(t)/∂θ = ∂⁺L(t)/∂θ + ∂L(t)/∂s_{t-1} · J_{t-1}
+    ∂L(t)/∂θ = ∂⁺L(t)/∂θ + ∂L(t)/∂s_{t-1} · J_{t-1}          docs/equations.md, eq. (27)
 
 The first part, this step's alone, and ∂L(t)/∂s_{t-1} are one backward pass through one step.
 Source: R. Williams, D. Zipser, "A learning algorithm for continually running fully recurrent neural networks", 1989.
@@ -136,11 +136,11 @@ class RTRL(_Online):
 class SnAp1(_Online):
     """Sparse n-step approximation with n = 1: of the influence only what a parameter does to its own unit is kept.
 
-    That is J'[s] = I[s] + Σ_r A[s][r] ∘ J'[r] with the entries of the Jacobian from a unit to itself. Exact, like RTRL,
-    where the recurrence is diagonal; elsewhere what travels through other units is lost. Memory B·|θ| numbers for each
+    That is J'[s] = I[s] + Σ_r A[s][r] ∘ J'[r], eq. (28), with the entries of the Jacobian from a unit to itself. Exact, like
+    RTRL, where the recurrence is diagonal; elsewhere what travels through other units is lost. Memory B·|θ| numbers for each
     component of the state, and as many multiplications a step: like the network itself. One layer with a pointwise cell.
 
-    Source: J. Menick et al., "Practical real time recurrent learning with a sparse approximation to the Jacobian", 2021.
+    Source: J. Menick et al., "Practical real time recurrent learning with a sparse approximation", 2021.
     """
 
     def influence_of(self, layer: nn.Module | None, seen: "_Seen", state: Sequence[Tensor]) -> Influence:

@@ -1,1 +1,1 @@
-"""Reading the user's data: tables, .ts archives, texts, times."""
+"""Reading the user's files: texts, tables, series and sequences, each mistake named by file and place."""

@@ -1,4 +1,4 @@
-"""A text as numbered characters that are read from its files block by block, and the symbols that stand for them."""
+"""A text as numbered characters, which are read from its files block by block."""
 
 import codecs
 import hashlib
@@ -10,61 +10,19 @@ import numpy as np
 import numpy.typing as npt
 
 from bptt.errors import InputError
-from bptt.reading import encoding_name, kind_of_binary
 from bptt.tasks.reading.corpus import Document, changed, read_bytes
-
-BLOCK = 1 << 14  # bytes read at once, an even number; each lane holds one block, so 1,000 lanes need some 100 MB
-CODE_POINTS = 0x110000
-UNICODE_CHARACTERS = CODE_POINTS - 2048  # without the surrogates, which are not characters
-START, UNKNOWN = 0, 1
+from bptt.tasks.reading.user_files import encoding_name, kind_of_binary
+from bptt.tasks.reading.vocabulary import CODE_POINTS, START, Symbols, Vocabulary, code_points
 
 Ints = npt.NDArray[np.int64]
-Symbols = npt.NDArray[np.int32]
 
-
-class Vocabulary:
-    """Symbols: 0 the start of a document (only ever an input), 1 any unknown character, then the known characters.
-
-    Args:
-        characters: the known ones, in the order of their symbols.
-    """
-
-    def __init__(self, characters: str) -> None:
-        self.characters = characters
-        self._symbol_of = np.full(CODE_POINTS, UNKNOWN, dtype=np.int32)
-        self._symbol_of[code_points(characters)] = np.arange(2, len(characters) + 2)
-
-    def __len__(self) -> int:
-        """How many symbols there are."""
-        return len(self.characters) + 2
-
-    def symbols(self, codes: npt.NDArray[Any]) -> Symbols:
-        """The symbols of Unicode code points, of the same shape."""
-        return self._symbol_of[codes]
-
-    def encode(self, text: str) -> Symbols:
-        """The symbols of a text, [len(text)]."""
-        return self.symbols(code_points(text))
-
-    def character(self, symbol: int) -> str:
-        """The character of a symbol from 2 on."""
-        return self.characters[symbol - 2]
-
-    @property
-    def bits_to_spell(self) -> float:
-        """Bits that name one of the characters outside the vocabulary, each as likely as the others."""
-        return float(np.log2(UNICODE_CHARACTERS - len(self.characters)))
-
-
-def code_points(text: str) -> npt.NDArray[np.uint32]:
-    """The Unicode code points of a text, [len(text)]."""
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+BLOCK = 1 << 14  # bytes read at once, an even number; each lane holds one block, so 1,000 lanes need some 100 MB
 
 
 class Characters:
-    """The characters of some documents in their order, numbered from 0. Only an index of the blocks is kept in memory.
+    """The characters of documents, one after the other and numbered from 0. Memory holds an index of their blocks alone.
 
-    Reads every document once, which checks that it is text in its encoding. Raises InputError.
+    The constructor reads every document once, and raises InputError for one that is not text in its encoding.
 
     Attributes:
         documents: as given.
@@ -83,7 +41,7 @@ class Characters:
         self.total = int(self._first[-1])
 
     def _scan(self, number: int, document: Document) -> Iterator[tuple[int, int, int, int, int]]:
-        """One row a block: document, bytes [begin, end), code point before it (-1 at the start), characters in it."""
+        """Yield for each block: document, bytes [begin, end), code point before it (-1 at the start), characters in it."""
         decoder = codecs.getincrementaldecoder(document.codec)()
         begin, before = document.begin, -1
         for at in range(document.begin, document.end, BLOCK):
@@ -104,7 +62,7 @@ class Characters:
 
     @property
     def size(self) -> int:
-        """Of all documents, in bytes."""
+        """The size of all documents in bytes."""
         return sum(d.size for d in self.documents)
 
     @property
@@ -121,15 +79,15 @@ class Characters:
         return digest.hexdigest()
 
     def block_of(self, character: int) -> int:
-        """The block that holds the character of that number."""
+        """Return the block that holds the character of this number."""
         return int(np.searchsorted(self._first, character, side="right")) - 1
 
     def first(self, block: int) -> int:
-        """The number of a block's first character, or `total` after the last block."""
+        """Return the number of a block's first character; `total` for the number after the last block's."""
         return int(self._first[block])
 
     def symbols(self, block: int, vocabulary: Vocabulary) -> Symbols:
-        """[n + 1]: the symbol before the block's first character (START in front of a document), then its n characters."""
+        """Return the symbols of a block's n characters behind the one before them (START before a document), [n + 1]."""
         codes = code_points(self._text(block))
         if len(codes) != self._first[block + 1] - self._first[block]:
             raise changed(self._path(block))
@@ -140,7 +98,7 @@ class Characters:
         return out
 
     def read(self) -> Iterator[bytes]:
-        """The whole text in UTF-8, block by block."""
+        """Return the whole text in UTF-8, block by block."""
         return (self._text(block).encode() for block in range(len(self._begin)))
 
     def _path(self, block: int) -> Any:
@@ -157,7 +115,7 @@ class Characters:
 def _decode(
     decoder: codecs.IncrementalDecoder, data: bytes, document: Document, begin: int, at: int
 ) -> npt.NDArray[np.uint32]:
-    """The code points of `data`, which stands at byte `at`, behind undecoded bytes from `begin` on."""
+    """Return the code points of `data`, the bytes from `at` on; the decoder still holds those from `begin` on."""
     wanted = "a UTF-8 text is wanted, leave the file out (--glob) or convert it"
     zero = document.find("\0", data)
     if zero >= 0:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bptt.errors import InputError
-from bptt.reading import LONGEST_MARK, encoding_name, encoding_of, open_regular
+from bptt.tasks.reading.user_files import LONGEST_MARK, encoding_name, encoding_of, open_regular
 
 HELD_OUT_SHARE = 0.05
 HELD_OUT_BYTES = 300_000  # at most: the final validation is to take a few seconds only, however large the text
@@ -37,7 +37,7 @@ class Document:
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """Its size in bytes."""
         return self.end - self.begin
 
     @property
@@ -46,7 +46,7 @@ class Document:
         return 1 if self.codec == "utf-8" else 2
 
     def find(self, character: str, data: bytes, begin: int = 0, end: int | None = None) -> int:
-        """The first place of an ASCII character in data[begin:end], -1 if there is none; `data` begins at a code unit."""
+        """Return the first place of an ASCII character in data[begin:end], else -1; `data` begins at a code unit."""
         code, end = character.encode(self.codec), len(data) if end is None else end
         at = data.find(code, begin, end)
         while at % self.unit and at >= 0:  # the halves of two units
@@ -54,14 +54,14 @@ class Document:
         return at
 
     def splits_character(self, data: bytes, at: int) -> bool:
-        """Whether place `at` of its bytes `data` lies within a character: before a later unit of it than its first."""
+        """Return whether place `at` of its bytes `data` is inside a character: before a unit that is not its first."""
         if self.codec == "utf-8":
             return data[at] & 0xC0 == 0x80
         return data[at + (self.codec == "utf-16-le")] & 0xFC == 0xDC
 
 
 def find_documents(data: Path | None, glob: str) -> list[Document]:
-    """The documents of a file, of a folder (its files that match `glob`), or of Python's standard library (None).
+    """Return the documents of a file, of a folder (its files that match `glob`), or of Python's standard library (None).
 
     They are in the order of their names, and none is empty. Raises InputError.
     """
@@ -76,7 +76,7 @@ def find_documents(data: Path | None, glob: str) -> list[Document]:
 
 
 def one_document(path: Path) -> Document:
-    """The document that a file is. Raises InputError if there is no such file, or nothing in it."""
+    """Return a whole file as a document. Raises InputError if there is no such file, or nothing in it."""
     with _readable(path):
         if not path.exists():
             raise InputError(f"{path} does not exist: give the path of a UTF-8 text")
@@ -90,7 +90,7 @@ def one_document(path: Path) -> Document:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Tells the user of a path that may not be read, or that the disk fails to give."""
+    """Turn an OSError while reading `path` into an InputError."""
     try:
         yield
     except OSError as e:
@@ -144,7 +144,7 @@ def _code_below(root: Path) -> Iterator[Path]:
 
 
 def _is_text(path: Path) -> bool:
-    """True for UTF-8 (a source file may declare another encoding)."""
+    """Return whether a file is text in UTF-8: a source file may declare another encoding."""
     try:
         return "\0" not in path.read_bytes().decode()
     except (OSError, UnicodeDecodeError):
@@ -152,26 +152,34 @@ def _is_text(path: Path) -> bool:
 
 
 def split(documents: Sequence[Document]) -> tuple[list[Document], list[Document]]:
-    """The training part and the held-out part, each in the order given; together they hold each byte once.
+    """Return the training part and the held-out part, each in the order given; together they hold each byte once.
 
-    Held out are whole documents: in the order of the hash of their names (so that it depends on no seed, and neighbours
-    are not taken together), each that still fits into 5 % of the bytes (at most 300,000). Where these fill less than half
-    of that, as with a single file, the end of the largest document makes up the rest.
+    Held out are 5 % of the bytes (at most 300,000) in whole documents, taken in the order of the hash of their names: so
+    the choice depends on no seed, and neighbours are not taken together. Where whole documents fill less than half of
+    that, as with a single file, the end of the largest document makes up the rest.
     """
     target = min(HELD_OUT_BYTES, max(1, round(HELD_OUT_SHARE * sum(d.size for d in documents))))
-    room, held_out = target, set()
-    for document in sorted(documents, key=_hash_of_name):
-        if document.size <= room:
-            held_out.add(document)
-            room -= document.size
+    held_out, missing = _choose(documents, target)
     training = [d for d in documents if d not in held_out]
     validation = [d for d in documents if d in held_out]
-    if room > target // 2:
+    if missing > target // 2:
         largest = max(training, key=lambda d: d.size)
-        cut = _border_near(largest, largest.end - room)
-        training = [replace(d, end=cut) if d is largest else d for d in training if d is not largest or cut > d.begin]
-        validation.append(replace(largest, begin=cut))
+        border = _border_near(largest, largest.end - missing)
+        start = [replace(largest, end=border)] if border > largest.begin else []
+        place = training.index(largest)
+        training[place : place + 1] = start
+        validation.append(replace(largest, begin=border))
     return training, validation
+
+
+def _choose(documents: Sequence[Document], target: int) -> tuple[set[Document], int]:
+    """Return the whole documents to hold out, and how many bytes of `target` they leave unfilled."""
+    chosen, missing = set(), target
+    for document in sorted(documents, key=_hash_of_name):
+        if document.size <= missing:
+            chosen.add(document)
+            missing -= document.size
+    return chosen, missing
 
 
 def _hash_of_name(document: Document) -> str:
@@ -179,9 +187,9 @@ def _hash_of_name(document: Document) -> str:
 
 
 def _border_near(document: Document, at: int) -> int:
-    """A byte offset near `at` to cut at: the first start of a line in half of the way to the end, or else of a character.
+    """Return where to divide a document near byte `at`: at the first line that starts before half of the rest is over.
 
-    A character's first unit is at most 3 bytes back in UTF-8, 2 in UTF-16.
+    Without such a line, where a character starts: at most 3 bytes back in UTF-8, 2 in UTF-16.
     """
     unit = document.unit
     at -= (at - document.begin) % unit
@@ -196,7 +204,7 @@ def _border_near(document: Document, at: int) -> int:
 
 
 def read_bytes(path: Path, begin: int, end: int) -> bytes:
-    """Bytes [begin, end) of a file. Raises InputError if it cannot be read or is too short by now."""
+    """Return bytes [begin, end) of a file. Raises InputError if it cannot be read, or has become too short."""
     with _readable(path), open_regular(path) as file:
         file.seek(begin)
         data = file.read(end - begin)
@@ -206,5 +214,5 @@ def read_bytes(path: Path, begin: int, end: int) -> bytes:
 
 
 def changed(path: Path) -> InputError:
-    """The error for a file that is no longer as it was when the run began."""
+    """Return the error for a file that has changed since the run began."""
     return InputError(f"{path} has changed while it was in use: leave the text alone until the training has ended")

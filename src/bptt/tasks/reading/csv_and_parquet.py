@@ -1,4 +1,4 @@
-"""Tables from .csv and .parquet files, read with polars and checked, so that each mistake is named by column and row.
+"""Reading .csv and .parquet files into a `Table`, with polars.
 
 CSV: UTF-8, or UTF-16 with its byte order mark, separated by commas, semicolons or tabs (whichever the header line has most
 of) or by what a first line `sep=;` names, one header line, fields in double quotes if need be. Columns at the end that are
@@ -8,189 +8,24 @@ being row 1 (a spreadsheet does not show the line `sep=;`).
 """
 
 import csv
-import difflib
-import functools
 import io
 import os
 import re
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from bptt.errors import InputError
-from bptt.reading import decode, open_regular
-
-MISSING = ("", "na", "n/a", "nan", "null", "none", "nil", "?", "-", "#n/a", ".")
-"""What people write where a number is missing (compared in lower case)."""
-
-LARGEST = 1e100
-SMALLEST = float(np.finfo(np.float64).tiny)
-"""Sizes of numbers whose squares and their sums stay finite, and that have all of their digits."""
-
-
-def short(cell: object, most: int = 40) -> str:
-    """A cell as it is shown in a message."""
-    text = str(cell)
-    return repr(text if len(text) <= most else text[:most] + "…")
-
-
-def split_names(names: str, option: str) -> tuple[str, ...]:
-    """The column names of a comma-separated option, each once."""
-    parts = tuple(n.strip() for n in names.split(","))
-    if "" in parts:
-        raise InputError(f"{option} {names!r} holds an empty name: write column names separated by single commas")
-    twice = repeated(parts)
-    if twice is not None:
-        raise InputError(f"{option} names column {twice!r} twice: name it once")
-    return parts
-
-
-def repeated(names: Iterable[str]) -> str | None:
-    """The first name that comes more than once."""
-    return next((name for name, count in Counter(names).items() if count > 1), None)
-
-
-def csv_line(cells: Iterable[str]) -> str:
-    """One line of CSV, its end included."""
-    line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(cells)
-    return line.getvalue()
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table that has columns and at least one row; the columns are checked as they are asked for.
-
-    Attributes:
-        path: the file, for messages.
-        frame: the cells; all text if they come from CSV.
-        first: number of the first row of data as the user sees it (CSV: 2, after the header; Parquet: 1).
-    """
-
-    path: Path
-    frame: pl.DataFrame
-    first: int
-
-    def __len__(self) -> int:
-        return self.frame.height
-
-    @functools.cached_property
-    def columns(self) -> tuple[str, ...]:
-        """Names of the columns."""
-        return tuple(self.frame.columns)
-
-    @functools.cached_property
-    def _names(self) -> frozenset[str]:
-        return frozenset(self.columns)
-
-    def at(self, row: int) -> str:
-        """The words for a row (counted from 0) in a message."""
-        return f"{self.path} row {row + self.first}"
-
-    def listing(self, most: int = 12) -> str:
-        """The words for what columns there are."""
-        names = ", ".join(map(_one_line, self.columns[:most])) + (", …" if len(self.columns) > most else "")
-        return f"it has {names}"
-
-    def require(self, column: str, option: str) -> None:
-        """Raise InputError unless the column is there; `option` is the one that named it."""
-        if column in self._names:
-            return
-        folded = {c.lower(): c for c in self.columns}
-        near = difflib.get_close_matches(column.lower(), list(folded), n=1)
-        hint = f"did you mean {folded[near[0]]!r}? " if near else ""
-        raise InputError(f"{self.path}: no column {column!r} ({option}): {hint}{self.listing()}")
-
-    def texts(self, column: str) -> list[str]:
-        """The cells of a column of names: ids, labels. Empty cells are an error."""
-        cells = self.frame[column]
-        out = [str(c).strip() if c is not None else "" for c in cells.to_list()]
-        if "" in out:
-            raise InputError(f"{self.at(out.index(''))}: column {column!r} is empty: fill it in, or take the row out")
-        return out
-
-    def numbers(self, column: str) -> NDArray[np.float64]:
-        """The cells of a column of numbers, [rows]; text, empty, NaN and infinite cells are errors, and extreme ones."""
-        cells = self.frame[column]
-        if cells.dtype == pl.String:
-            cells = cells.str.strip_chars()
-        elif not (cells.dtype.is_numeric() or cells.dtype in (pl.Boolean, pl.Null)):
-            raise InputError(f"{self.path}: column {column!r} holds {cells.dtype}, wanted numbers: name another column")
-        numbers = cells.cast(pl.Float64, strict=False).fill_null(float("nan")).to_numpy().astype(np.float64)
-        bad = np.flatnonzero(~np.isfinite(numbers))
-        if len(bad):
-            raise InputError(f"{self.at(int(bad[0]))}: column {column!r} {_why_no_number(cells[int(bad[0])])}")
-        extreme = first_extreme(numbers)
-        if extreme is not None:
-            raise InputError(f"{self.at(extreme)}: column {column!r} is {short(cells[extreme])}, {EXTREME}")
-        return numbers
-
-    def matrix(self, columns: Sequence[str]) -> NDArray[np.float64]:
-        """The cells of columns of numbers side by side, [rows, columns]; errors as in `numbers`. One look at them all."""
-        if not columns:
-            return np.empty((len(self), 0))
-        cells = self.frame[list(columns)]
-        if set(cells.dtypes) != {pl.String}:
-            return np.stack([self.numbers(c) for c in columns], axis=1)
-        numbers = cells.select(pl.all().str.strip_chars().cast(pl.Float64, strict=False)).to_numpy()
-        for c in np.flatnonzero(~_is_number(numbers).all(axis=0)):
-            self.numbers(columns[int(c)])  # which says what is wrong
-        return np.ascontiguousarray(numbers, dtype=np.float64)
-
-    def groups(self, id: str | None) -> dict[str, NDArray[np.int64]]:
-        """The rows of each id, in the order in which the ids appear; without an id column, one group named ""."""
-        if id is None:
-            return {"": np.arange(len(self))}
-        numbers: dict[str, int] = {}  # of the ids, in the order of their first rows
-        of_row = np.array([numbers.setdefault(name, len(numbers)) for name in self.texts(id)])
-        order = np.argsort(of_row, kind="stable")  # rows, sorted by id, in file order within it
-        return dict(zip(numbers, np.split(order, np.cumsum(np.bincount(of_row))[:-1]), strict=True))
-
-
-EXTREME = (
-    f"too extreme to compute with, wanted a number between {SMALLEST:.1e} and {LARGEST:g} in size, or 0: write the column "
-    "in another unit, or take it out"
-)
-"""The end of a sentence about a number that `first_extreme` finds."""
-
-
-def first_extreme(numbers: NDArray[np.float64]) -> int | None:
-    """The place of the first number whose square or sum might overflow, or that is too small to have all its digits."""
-    extreme = np.flatnonzero(~_is_number(numbers))
-    return int(extreme[0]) if len(extreme) else None
-
-
-def _is_number(numbers: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Where there is a finite number that can be computed with."""
-    sizes = np.abs(numbers)
-    return ((sizes >= SMALLEST) & (sizes <= LARGEST)) | (sizes == 0)
-
-
-def _why_no_number(cell: object) -> str:
-    """The end of a sentence that begins with "row 7: column 'x'"."""
-    if cell is None or str(cell).strip().lower() in MISSING:
-        shown = "is empty" if cell is None or not str(cell).strip() else f"is {str(cell)!r}, a missing value"
-        return f"{shown}: fill it in (a gap cannot be learned from), or take the row out"
-    if re.fullmatch(r"[+-]?\d+,\d+", str(cell)):
-        return f"is {str(cell)!r}, wanted a number: write it with a decimal point, not a comma"
-    if re.fullmatch(r"[+-]?\d{1,3}([ '\u00a0\u202f]\d{3})+([.,]\d+)?|[+-]?\d{1,3}([.,]\d{3}){2,}([.,]\d+)?", str(cell)):
-        return f"is {str(cell)!r}, wanted a number: write it without separators between the thousands"
-    if str(cell).strip().lower().lstrip("+-") in ("inf", "infinity"):
-        return f"is {str(cell)!r}, wanted a finite number: mend the cell"
-    if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", str(cell).strip()):
-        return f"is {short(cell)}, {EXTREME}"
-    return f"is {short(cell)}, wanted a number: mend the cell, or name another column"
+from bptt.tasks.reading.table import Table, one_line, repeated
+from bptt.tasks.reading.user_files import decode, open_regular
 
 
 def read_table(path: Path) -> Table:
-    """Read a .csv or .parquet file. Raises InputError for everything that may be wrong with it."""
+    """Return the table of a .csv or .parquet file. Raises InputError for everything that may be wrong with the file."""
     readers: dict[str, Callable[[Path], Table]] = {".csv": _read_csv, ".parquet": _read_parquet}
     reader = readers.get(path.suffix.lower())
     if reader is None:
@@ -204,7 +39,7 @@ def read_table(path: Path) -> Table:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The bytes of a file that must be there and hold something."""
+    """Return the bytes of a file. Raises InputError if it cannot be read, or is empty."""
     try:
         if path.is_dir():
             raise InputError(f"{path}: a folder, wanted a file: name one of the files in it")
@@ -220,7 +55,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file in UTF-8 or UTF-16, without its byte order mark. Raises InputError for everything else."""
+    """Return the text of a file in UTF-8 or UTF-16, without its byte order mark. Raises InputError for any other file."""
     text = decode(read_bytes(path), path)
     if not text.strip():
         raise InputError(f"{path}: the file is empty: give another")
@@ -271,7 +106,7 @@ def _read_csv(path: Path) -> Table:
 
 
 def _with_header(path: Path, text: str) -> _Csv:
-    """Find the header and the separator. Raises InputError for a header that is damaged."""
+    """Return the text from its header on, with the separator that the header uses. Raises InputError if it is damaged."""
     if "\n" not in text:
         text = text.replace("\r", "\n")  # line ends of old Macs, which polars does not know
     named = re.match(r'\s*"?sep=([!-/:-@\[-`{-~\t ])"?[ \t]*\r?\n', text, re.IGNORECASE)  # Excel's own line
@@ -289,7 +124,7 @@ def _with_header(path: Path, text: str) -> _Csv:
 
 
 def _used_width(frame: pl.DataFrame, header: tuple[str, ...]) -> int:
-    """How many columns there are up to the last that has a name or, below the header's width, a filled cell."""
+    """Return how many columns are used: up to the last that has a name or, within the header's width, a filled cell."""
     width = len(header)
     while width > 1 and not header[width - 1] and not (width <= frame.width and _is_filled(frame[:, width - 1])):
         width -= 1
@@ -297,12 +132,12 @@ def _used_width(frame: pl.DataFrame, header: tuple[str, ...]) -> int:
 
 
 def _is_filled(cells: pl.Series) -> bool:
-    """Whether a column has a cell that is not empty."""
+    """Return whether a column has a cell that is not empty."""
     return cells.null_count() < len(cells)
 
 
 def _filled_rows(frame: pl.DataFrame) -> int:
-    """How many rows there are up to the last that has a cell that is not empty: blank lines may follow."""
+    """Return how many rows there are up to the last with a filled cell: blank lines may follow."""
     rows = 0
     for cells in frame:
         if rows == frame.height:
@@ -323,7 +158,7 @@ def _check_header(path: Path, header: tuple[str, ...]) -> None:
 
 
 def _damage(given: _Csv, cause: str) -> str:
-    """The message for rows that do not fit the header: says which row, by reading again slowly."""
+    """Return the message for rows that do not fit the header. Says which row, by reading the text again slowly."""
     reader = csv.reader(io.StringIO(given.text, newline="\n"), delimiter=given.separator, strict=True)
     width = len(given.header)
     try:
@@ -333,7 +168,7 @@ def _damage(given: _Csv, cause: str) -> str:
     except csv.Error as e:
         line = reader.line_num + given.first - 2
         return f"{given.path} line {line}: damaged CSV ({e}): mend the line, often an open quotation mark"
-    return f"{given.path}: damaged CSV ({_one_line(cause)}): write the file again"
+    return f"{given.path}: damaged CSV ({one_line(cause)}): write the file again"
 
 
 def _read_parquet(path: Path) -> Table:
@@ -344,12 +179,12 @@ def _read_parquet(path: Path) -> Table:
         with _silent_stderr():
             return Table(path, pl.read_parquet(io.BytesIO(data)), first=1)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as e:
-        raise InputError(f"{path}: damaged Parquet ({_one_line(str(e))}): write the file again") from None
+        raise InputError(f"{path}: damaged Parquet ({one_line(str(e))}): write the file again") from None
 
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Nothing reaches file descriptor 2 meanwhile: on damaged files the threads of polars print pages of panics there."""
+    """Discard what reaches file descriptor 2: on damaged files the threads of polars print pages of panics there."""
     sys.stderr.flush()
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -360,8 +195,3 @@ def _silent_stderr() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(nowhere)
         os.close(kept)
-
-
-def _one_line(text: str, most: int = 100) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= most else line[:most] + "…"

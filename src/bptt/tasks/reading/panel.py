@@ -1,4 +1,4 @@
-"""One or several series in one table: how they lie in memory, how they are read, and how time divides them.
+"""The series of a table: how they lie in memory, how they are read, and how each is divided by time.
 
 | training … | validation (a tenth, or the horizon if that is more) | test (--test) |        of each series
 """
@@ -11,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bptt.errors import InputError
-from bptt.tasks.base import Json
-from bptt.tasks.reading.csv_and_parquet import Table, split_names
-from bptt.tasks.reading.scaling import NARROW, narrow_column
-from bptt.tasks.reading.times import Moment, Notation, Spacing, Times, read_times
+from bptt.tasks.reading.notation import Notation
+from bptt.tasks.reading.spacing import Moment, Spacing
+from bptt.tasks.reading.table import Table, split_names
+from bptt.tasks.reading.times import Times, read_times
+from bptt.tasks.scaling import NARROW, narrow_column
+from bptt.typed import Json
 
 Values = NDArray[np.float64]
 
@@ -24,7 +26,7 @@ VALIDATION_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a table are what."""
+    """The role of each column of a table that is used."""
 
     targets: tuple[str, ...]
     inputs: tuple[str, ...] = ()
@@ -33,7 +35,7 @@ class Columns:
 
     @classmethod
     def of(cls, target: str, inputs: str, time: str | None, id: str | None) -> "Columns":
-        """From the options, where names are separated by commas. No column may have two roles."""
+        """Return the columns that options name, separated by commas. Raises InputError for a column with two roles."""
         columns = cls(split_names(target, "--target"), split_names(inputs, "--inputs") if inputs else (), time, id)
         roles: dict[str, str] = {}
         for option, name in columns.roles():
@@ -45,17 +47,17 @@ class Columns:
         return columns
 
     def roles(self) -> list[tuple[str, str]]:
-        """(option, column) for each column that is used."""
+        """Return (option, column) for each column that is used."""
         roles = [("--target", c) for c in self.targets] + [("--inputs", c) for c in self.inputs]
         return roles + [(o, c) for o, c in (("--time", self.time), ("--id", self.id)) if c is not None]
 
     def json(self) -> Json:
-        """As JSON."""
+        """Return it as JSON, for a run folder."""
         return {"targets": list(self.targets), "inputs": list(self.inputs), "time": self.time, "id": self.id}
 
     @classmethod
     def from_json(cls, json: Json) -> "Columns":
-        """Read what `json` wrote."""
+        """Return the columns that `json` wrote."""
         return cls(tuple(json["targets"]), tuple(json["inputs"]), json["time"], json["id"])
 
 
@@ -83,13 +85,13 @@ class Member:
         return len(self.targets)
 
     def head(self, steps: int) -> "Member":
-        """Its first steps; `last` stays that of the whole series."""
+        """Return the series up to its first `steps` steps; `last` stays that of the whole series."""
         return replace(self, rows=self.rows[:steps], targets=self.targets[:steps], inputs=self.inputs[:steps])
 
 
 @dataclass(frozen=True)
 class Panel:
-    """All series of a table, evenly spaced with one step.
+    """All series of a table, evenly spaced with one common step.
 
     Attributes:
         series: in the order in which their ids appear.
@@ -105,7 +107,7 @@ class Panel:
 
 
 def read_panel(table: Table, columns: Columns, wanted_by: str = "") -> Panel:
-    """Read and check the series of a table. Raises InputError.
+    """Return the series of a table, checked. Raises InputError.
 
     Args:
         table: one row a step.
@@ -131,14 +133,14 @@ def read_panel(table: Table, columns: Columns, wanted_by: str = "") -> Panel:
 
 
 def _course(times: Times | None, rows: NDArray[np.int64], name: str) -> tuple[Spacing | None, Moment]:
-    """The step of a series and the moment of its last row; without a time column its rows are counted."""
+    """Return the step of a series and the moment of its last row; without a time column its rows are counted."""
     if times is None:
         return Spacing("number", 1), len(rows)
     return times.course(rows, name) if len(rows) > 1 else (None, 0)
 
 
 def _one_spacing(table: Table, series: Sequence[Member]) -> Spacing | None:
-    """The step that all series share."""
+    """Return the step that all series share, None if none has two rows. Raises InputError if they differ."""
     spaced = [(s.name, s.spacing) for s in series if s.spacing is not None]
     for name, spacing in spaced:
         if not same_spacing(spacing, spaced[0][1]):
@@ -150,7 +152,7 @@ def _one_spacing(table: Table, series: Sequence[Member]) -> Spacing | None:
 
 
 def same_spacing(one: Spacing, other: Spacing) -> bool:
-    """True if the steps are the same but for rounding."""
+    """Return whether two steps are equal but for rounding."""
     return one.kind == other.kind and abs(float(one.size) - float(other.size)) <= 1e-4 * float(other.size)
 
 
@@ -164,9 +166,9 @@ class Division:
 
 
 def divide(series: Member, share: float, horizon: int, season: int, path: str) -> Division:
-    """Divide a series. Raises InputError if a part is too short.
+    """Return where a series is divided. Raises InputError if a part is too short.
 
-    The test part must hold a whole forecast, and the training part a season and a forecast.
+    The test part is `share` of the series and must hold a whole forecast, the training part a season and a forecast.
     """
     whose = f"{path}: series {series.name!r} has" if series.name else f"{path} has"
     end = len(series)
@@ -188,7 +190,7 @@ def divide(series: Member, share: float, horizon: int, season: int, path: str) -
 
 
 def check_vary(parts: Sequence[Member], columns: Columns, path: str) -> None:
-    """Refuse a target that is constant in the training part of a series, and an input that is so in all of them."""
+    """Raise InputError for a target that is constant in a series' training part, and an input that is so in all of them."""
     for s in parts:
         for k, name in enumerate(columns.targets):
             if np.ptp(s.targets[:, k]) == 0:
@@ -211,7 +213,7 @@ def check_vary(parts: Sequence[Member], columns: Columns, path: str) -> None:
 
 
 def check_width(series: Sequence[Member], columns: Columns, path: str) -> None:
-    """Refuse a target that varies, but by less than can be computed with."""
+    """Raise InputError for a target that varies, but by less than can be computed with."""
     for s in series:
         narrow = narrow_column(s.targets)
         if narrow is not None:

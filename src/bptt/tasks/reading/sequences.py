@@ -1,4 +1,4 @@
-"""Labelled sequences of different lengths: how they lie in memory, and how they are read from a table in long format."""
+"""Sequences of different lengths: how they lie in memory, and how they are read from a table with one row for each step."""
 
 import hashlib
 from collections.abc import Iterable
@@ -9,15 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bptt.errors import InputError
-from bptt.tasks.reading.csv_and_parquet import Table, split_names
-from bptt.tasks.reading.scaling import FAR, NARROW, Scaling, narrow_column
+from bptt.tasks.reading.table import Table, split_names
 from bptt.tasks.reading.times import read_times
+from bptt.tasks.scaling import FAR, NARROW, Scaling, narrow_column
 
 Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Sequences:
+class SequenceSet:
     """N sequences, each with its own number of steps.
 
     Attributes:
@@ -38,18 +38,18 @@ class Sequences:
         return len(self.values)
 
     def lengths(self) -> NDArray[np.int64]:
-        """Steps of each sequence, [N]."""
+        """Return the number of steps of each sequence, [N]."""
         return np.array([len(v) for v in self.values], dtype=np.int64)
 
-    def take(self, which: Iterable[int]) -> "Sequences":
-        """The sequences at these places, in this order."""
+    def take(self, which: Iterable[int]) -> "SequenceSet":
+        """Return the sequences at these places, in this order."""
         places = [int(i) for i in which]
         labels = None if self.labels is None else tuple(self.labels[i] for i in places)
         ids, values = tuple(self.ids[i] for i in places), tuple(self.values[i] for i in places)
-        return Sequences(self.source, self.columns, ids, values, labels)
+        return SequenceSet(self.source, self.columns, ids, values, labels)
 
     def sha256(self) -> str:
-        """A hash of everything that a model could learn from: columns, values and labels."""
+        """Return a hash of everything that a model could learn from: columns, values and labels."""
         digest = hashlib.sha256(repr((self.columns, self.labels, [v.shape for v in self.values])).encode())
         for v in self.values:
             digest.update(np.ascontiguousarray(v).tobytes())
@@ -58,11 +58,11 @@ class Sequences:
 
 def from_table(
     table: Table, id: str | None, label: str | None, time: str | None, columns: tuple[str, ...]
-) -> Sequences:
-    """Read sequences from a table with one row a step, in the order in which their ids first appear.
+) -> SequenceSet:
+    """Return the sequences of a table, in the order in which their ids first appear. Raises InputError.
 
     Args:
-        table: the table.
+        table: one row for each step.
         id: column that names the sequence of each row; None takes the whole table as one sequence.
         label: column with the label, constant within a sequence; None where the labels are not wanted.
         time: column that must rise from row to row within a sequence; None takes the rows as they come.
@@ -78,11 +78,11 @@ def from_table(
     if label is not None:
         texts = table.texts(label)
         labels = tuple(_label(table, label, texts, rows, name) for name, rows in groups.items())
-    return Sequences(str(table.path), columns, tuple(groups), tuple(values[rows] for rows in groups.values()), labels)
+    return SequenceSet(str(table.path), columns, tuple(groups), tuple(values[rows] for rows in groups.values()), labels)
 
 
 def _label(table: Table, column: str, labels: list[str], rows: NDArray[np.int64], name: str) -> str:
-    """The one label of a sequence, or an error that names the first row that disagrees."""
+    """Return the one label of a sequence. Raises InputError, which names the first row that disagrees."""
     first = labels[rows[0]]
     for r in rows:
         if labels[r] != first:
@@ -94,7 +94,7 @@ def _label(table: Table, column: str, labels: list[str], rows: NDArray[np.int64]
 
 
 def input_columns(table: Table, named: str, others: tuple[str | None, ...]) -> tuple[str, ...]:
-    """The columns that `named` lists; if it lists none, every column but `others`."""
+    """Return the columns that --inputs lists (`named`); if it lists none, all columns but `others`. Raises InputError."""
     if named:
         columns = split_names(named, "--inputs")
         for c in columns:
@@ -108,8 +108,8 @@ def input_columns(table: Table, named: str, others: tuple[str | None, ...]) -> t
     return columns
 
 
-def check_varies(sequences: Sequences, path: Path) -> None:
-    """Refuse an input column that has the same value at each step of every sequence."""
+def check_varies(sequences: SequenceSet, path: Path) -> None:
+    """Raise InputError for an input column that has one value at all steps of all sequences."""
     everything = np.concatenate(sequences.values)  # all steps, D
     for c, column in enumerate(sequences.columns):
         if np.ptp(everything[:, c]) == 0:
@@ -119,8 +119,8 @@ def check_varies(sequences: Sequences, path: Path) -> None:
             )
 
 
-def scaling_of(sequences: Sequences) -> Scaling:
-    """The scaling of all steps. Raises InputError for a column that varies by less than can be computed with."""
+def scaling_of(sequences: SequenceSet) -> Scaling:
+    """Return the scaling of all steps. Raises InputError for a column that varies by less than can be computed with."""
     everything = np.concatenate(sequences.values)
     narrow = narrow_column(everything)
     if narrow is not None:
@@ -128,8 +128,8 @@ def scaling_of(sequences: Sequences) -> Scaling:
     return Scaling.of(everything)
 
 
-def check_near(sequences: Sequences, scaling: Scaling) -> None:
-    """Refuse a cell so far from the training data that the network's arithmetic cannot hold it."""
+def check_near(sequences: SequenceSet, scaling: Scaling) -> None:
+    """Raise InputError for a cell so far from the training data that the network's arithmetic cannot hold it."""
     for name, values in zip(sequences.ids, sequences.values, strict=True):
         far = scaling.farthest(values)
         if far is not None:

@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from bptt.errors import InputError
-from bptt.reading import lines
-from bptt.tasks.reading.csv_and_parquet import EXTREME, first_extreme, read_text, short
-from bptt.tasks.reading.sequences import Sequences, Values
+from bptt.tasks.reading.csv_and_parquet import read_text
+from bptt.tasks.reading.sequences import SequenceSet, Values
+from bptt.tasks.reading.table import EXTREME, first_extreme, short
+from bptt.tasks.reading.user_files import lines
 
 _FLAGS = {"true": True, "false": False}
 
@@ -36,8 +37,8 @@ class _Header:
     equal: bool = False
 
 
-def read_ts(path: Path) -> Sequences:
-    """Read a .ts file; the sequences are named by their place, "1" the first. Raises InputError with the line number."""
+def read_ts(path: Path) -> SequenceSet:
+    """Return the sequences of a .ts file, named by their order: "1", "2", … Raises InputError, which names the line."""
     header = _Header()
     in_data = False
     values: list[Values] = []
@@ -60,7 +61,7 @@ def read_ts(path: Path) -> Sequences:
     _check_filled(path, in_data, values)
     columns = tuple(f"dimension {d}" for d in range(1, values[0].shape[1] + 1))
     ids = tuple(str(i) for i in range(1, len(values) + 1))
-    return Sequences(str(path), columns, ids, tuple(values), None if header.labels is None else tuple(labels))
+    return SequenceSet(str(path), columns, ids, tuple(values), None if header.labels is None else tuple(labels))
 
 
 def _check_filled(path: Path, in_data: bool, values: list[Values]) -> None:
@@ -71,15 +72,12 @@ def _check_filled(path: Path, in_data: bool, values: list[Values]) -> None:
 
 
 def _header_line(line: str, header: _Header, where: str) -> _Header:
-    """The header after one more of its lines. Keys that change nothing here (problem name, missing …) are passed over."""
+    """Return the header as one more of its lines changes it. Lines of no use here (problem name, …) change nothing."""
     if not line.startswith("@"):
         raise InputError(f"{where}: {short(line)} before '@data': header lines begin with '@' or '#'; mend the file")
     key, *rest = line[1:].split()
+    _refuse_unread(key, rest, where)
     match key.lower():
-        case "timestamps" if _flag(rest, where, key):
-            raise InputError(f"{where}: '@timeStamps true' is not supported: write the values without their times")
-        case "targetlabel" if _flag(rest, where, key):
-            raise InputError(f"{where}: '@targetLabel true' is a regression file: labels needs classes ('@classLabel')")
         case "classlabel":
             labels = _classes(rest, where) if _flag(rest, where, key) else None
             return replace(header, labels=labels, known=frozenset(labels or ()))
@@ -90,6 +88,15 @@ def _header_line(line: str, header: _Header, where: str) -> _Header:
         case "serieslength" if rest and rest[0] not in ("0", "-1"):  # seen in files of unequal length
             _count(rest, where, key)
     return header
+
+
+def _refuse_unread(key: str, rest: list[str], where: str) -> None:
+    """Raise InputError for a header line that announces what is not read here."""
+    match key.lower():
+        case "timestamps" if _flag(rest, where, key):
+            raise InputError(f"{where}: '@timeStamps true' is not supported: write the values without their times")
+        case "targetlabel" if _flag(rest, where, key):
+            raise InputError(f"{where}: '@targetLabel true' is a regression file: labels needs classes ('@classLabel')")
 
 
 def _flag(rest: list[str], where: str, key: str) -> bool:
@@ -116,7 +123,7 @@ def _classes(rest: list[str], where: str) -> tuple[str, ...]:
 
 
 def _case(line: str, header: _Header, where: str) -> tuple[Values, str]:
-    """One line of data: its values [T, D] and its label ('' without labels)."""
+    """Return the values [T, D] and the label ("" without labels) of one line of data. Raises InputError."""
     if "(" in line:
         raise InputError(f"{where}: time stamps in brackets are not supported: write the values without their times")
     parts = line.split(":")
@@ -145,12 +152,12 @@ def _case(line: str, header: _Header, where: str) -> tuple[Values, str]:
 
 
 def _dimension(part: str, d: int, where: str) -> Values:
-    """The steps of one dimension, [T]; every cell must be a finite number."""
+    """Return the steps of one dimension, [T]. Raises InputError for a cell that is no finite number."""
     cells = part.split(",")
     try:
         row = np.array(cells, dtype=np.float64)
     except ValueError:
-        row = np.array([_number(c) for c in cells])
+        row = np.array([_as_float(c) for c in cells])
     bad = np.flatnonzero(~np.isfinite(row))
     if len(bad):
         cell = cells[bad[0]].strip()
@@ -164,7 +171,8 @@ def _dimension(part: str, d: int, where: str) -> Values:
     return row
 
 
-def _number(cell: str) -> float:
+def _as_float(cell: str) -> float:
+    """Return the number in a cell, NaN if there is none."""
     try:
         return float(cell)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The run's report.html: training curve, task result, gradient flow and verdict on one page, also while training goes on."""
+"""report.html: training curve, task result, gradient flow and verdict on one page, also while training goes on."""
 
 import time
 from collections import Counter
@@ -15,15 +15,19 @@ from bptt.flow.report.html import render, sections
 from bptt.flow.report.svg import Curve, Mark, line_chart
 from bptt.flow.report.words import UNKNOWN, joined, level_of
 from bptt.train.display.curve import smooth, spans_decades, yardsticks
-from bptt.train.display.progress import Wording
+from bptt.train.storage.config import Config, read_config
 from bptt.train.storage.metrics import read_metrics
-from bptt.train.storage.run_folder import METRICS, PAGE, REPORT, Config, Json, read_config, read_report
+from bptt.train.storage.report import read_report
+from bptt.train.storage.run_folder import METRICS, PAGE, REPORT
+from bptt.train.wording import Wording, in_words
+from bptt.typed import Json
 
-_PAUSE, _SHARE = 5.0, 200.0  # seconds between two writings: at least so many, and so many times what the last one took
+# Between two writings lie at least _PAUSE seconds, and _SHARE times the seconds that the last one took.
+_PAUSE, _SHARE = 5.0, 200.0
 
 
 class LivePage:
-    """The page while training goes on: written at a watched update, at most so often that it takes 0.5 % of the time."""
+    """Writes the page at watched updates while training goes on, and spends at most 0.5 % of the time on it."""
 
     def __init__(self, folder: Path, wording: Wording) -> None:
         self.folder, self.wording = folder, wording
@@ -31,16 +35,16 @@ class LivePage:
 
     @property
     def is_due(self) -> bool:
-        """True when the last one is old."""
+        """True when the page is old enough to be written again."""
         return time.monotonic() >= self._due
 
     @property
     def path(self) -> Path:
-        """Where it is."""
+        """The file that is written."""
         return self.folder / PAGE
 
     def write(self, step: int, flow: Flow, state: str = "before clipping; training goes on") -> None:
-        """Write it anew, with the state of the training in words. Raises OSError."""
+        """Replace the page by one of update `step`, whose gradient `state` describes in words. Raises OSError."""
         began = time.monotonic()
         watched = f"in update {step:,}, {state}"
         write_page(self.path, self.folder, self.wording, flow, watched, truncations=False)
@@ -79,7 +83,7 @@ def write_page(
         task=wording.task,
         folder=str(folder),
         watched=watched,
-        result=None if result is None else [(name, _number(v)) for name, v in result.items() if name != "sample"],
+        result=None if result is None else [(name, in_words(v)) for name, v in result.items() if name != "sample"],
         sample=(result or {}).get("sample"),
         charts=list(_charts(lines, wording, result or {}, config.options.clip)),
         history=_history(lines),
@@ -91,7 +95,7 @@ def write_page(
 
 
 def _charts(lines: Sequence[Json], wording: Wording, result: Json, clip: float) -> list[str]:
-    """Training and validation, gradient norms, and what the watched updates say, over the updates."""
+    """Return the page's charts over the updates, as SVG: losses, gradient norms, and what the watched updates say."""
     updates = [line for line in lines if "loss" in line]
     if not updates:
         return []
@@ -124,7 +128,7 @@ def _metric_chart(updates: Sequence[Json], lines: Sequence[Json], wording: Wordi
 
 
 def _by_layer(lines: Sequence[Json]) -> dict[str, list[Json]]:
-    """The watched updates' figures by layer, each with its step."""
+    """Return the key figures of all watched updates by layer, each with its step."""
     layers: dict[str, list[Json]] = {}
     for line in lines:
         for figures in line.get("flow", ()):
@@ -138,7 +142,10 @@ def _over_updates(name: str, points: Sequence[Json], key: str) -> Curve:
 
 
 def _history(lines: Sequence[Json]) -> list[Json]:
-    """In how many of the watched updates each layer had which verdicts, the most frequent first, and when last."""
+    """Return the table's rows: how many of the watched updates gave a layer these verdicts, and which one last.
+
+    The most frequent verdicts of a layer come first.
+    """
     rows = []
     for name, points in _by_layer(lines).items():
         counts = Counter(tuple(p["verdict"]) for p in points)
@@ -154,7 +161,7 @@ def _history(lines: Sequence[Json]) -> list[Json]:
 
 
 def _clipping(lines: Sequence[Json], clip: float) -> Json | None:
-    """The quantile of all gradient norms so far, and how many updates --clip shortened."""
+    """Return the 90 % quantile of the gradient norms, and the share of updates that --clip shortened; None without any."""
     norms = np.array([line["grad_norm"] for line in lines if "grad_norm" in line])
     if not len(norms):
         return None
@@ -165,9 +172,3 @@ def _clipping(lines: Sequence[Json], clip: float) -> Json | None:
 def _options(config: Config) -> list[tuple[str, str]]:
     values: dict[str, Any] = asdict(config.options)
     return [("--" + name.replace("_", "-"), str(v)) for name, v in values.items() if v not in (None, "")]
-
-
-def _number(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

@@ -1,34 +1,22 @@
-"""What the user sees while a run goes on: two live lines in a terminal, else a line every ten seconds."""
+"""The progress of a run on the screen: two live lines in a terminal, else a line every ten seconds."""
 
 import contextlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from bptt.terminal import visible
-from bptt.train.optimizer import Budget
-
-if TYPE_CHECKING:
-    from bptt.train.loop import Update, Validation
+from bptt.train.events import Update, Validation
+from bptt.train.schedule import Budget
+from bptt.train.wording import Wording
 
 _SMOOTHING = 0.95  # the loss that is shown is a running mean over some 20 updates
 
 
 @dataclass(frozen=True)
-class Wording:
-    """How a task's numbers are called, and how a loss becomes the metric."""
-
-    task: str
-    metric: str
-    unit: str
-    score: Callable[[float], float]
-
-
-@dataclass(frozen=True)
-class Figures:
-    """What is shown: the training loss and the validation in the task's metric, and the pace."""
+class Status:
+    """What is shown at one moment: training loss and validation in the task's metric, and the pace."""
 
     step: int
     spent: float
@@ -40,9 +28,13 @@ class Figures:
 
 
 class Progress(ABC):
-    """Shows how training goes. Nothing is shown before the first update."""
+    """Shows how training goes, from the first update on.
 
-    interval: float  # seconds between two looks
+    Attributes:
+        interval: seconds between two refreshes.
+    """
+
+    interval: float
 
     def __init__(self, wording: Wording, budget: Budget, elapsed: float) -> None:
         self.wording, self._budget = wording, budget
@@ -50,30 +42,30 @@ class Progress(ABC):
         self._mean: float | None = None
         self._elapsed_before = elapsed
         self._began = self._shown = time.monotonic()
-        self._steps = self._counted = self._steps_shown = 0
+        self._steps = self._counted = 0
         self._speed = 0.0
 
-    def update(self, update: "Update") -> None:
-        """Note an update, and show it if the last look is old."""
+    def update(self, update: Update) -> None:
+        """Take in an update, and refresh what is shown if that is older than `interval`."""
         self._steps += 1
         self._counted += update.count
         self._mean = update.loss if self._mean is None else _SMOOTHING * self._mean + (1 - _SMOOTHING) * update.loss
         now = time.monotonic()
         if now - self._shown >= self.interval:
-            self.show(self._figures(update, now))
+            self.show(self._status(update, now))
             self._shown, self._counted = now, 0
 
-    def validation(self, validation: "Validation") -> None:
-        """Note a validation."""
+    def validation(self, validation: Validation) -> None:
+        """Take in a validation, which is shown from the next refresh on."""
         self._validation = validation.score
 
-    def _figures(self, update: "Update", now: float) -> Figures:
+    def _status(self, update: Update, now: float) -> Status:
         session = now - self._began
         recent = self._counted / (now - self._shown)
         self._speed = recent if self._speed == 0 else 0.7 * self._speed + 0.3 * recent
         left = self._budget.seconds_left(update.step, self._elapsed_before + session, session / self._steps)
         assert self._mean is not None
-        return Figures(
+        return Status(
             update.step,
             update.spent,
             self.wording.score(self._mean),
@@ -83,17 +75,17 @@ class Progress(ABC):
             left,
         )
 
-    def describe(self, f: Figures) -> str:
-        """The figures in words."""
-        validation = "" if f.validation is None else f" · validation {f.validation:.4g}"
+    def describe(self, status: Status) -> str:
+        """Return the status in one line: "0.61 bits per character · validation 0.7 · 9,000 characters/s · …"."""
+        validation = "" if status.validation is None else f" · validation {status.validation:.4g}"
         return visible(
-            f"{f.score:.4g} {self.wording.metric}{validation} · {f.speed:,.0f} {self.wording.unit}/s · "
-            f"gradient {f.grad_norm:.2g}"
+            f"{status.score:.4g} {self.wording.metric}{validation} · {status.speed:,.0f} {self.wording.unit}/s · "
+            f"gradient {status.grad_norm:.2g}"
         )
 
     @abstractmethod
-    def show(self, figures: Figures) -> None:
-        """Show the figures."""
+    def show(self, status: Status) -> None:
+        """Show the status."""
 
     @abstractmethod
     def close(self) -> None:
@@ -101,19 +93,19 @@ class Progress(ABC):
 
 
 class Silent(Progress):
-    """For every process but the first."""
+    """Shows nothing: for every process but the first."""
 
     interval = 3600.0
 
-    def show(self, figures: Figures) -> None:
-        """Nothing."""
+    def show(self, status: Status) -> None:
+        """Do nothing."""
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class Lines(Progress):
-    """A plain line every ten seconds, for logs."""
+    """Prints a plain line every ten seconds, for logs."""
 
     interval = 10.0
 
@@ -121,18 +113,18 @@ class Lines(Progress):
         super().__init__(wording, budget, elapsed)
         self._stream = stream
 
-    def show(self, figures: Figures) -> None:
-        """One line."""
-        left = clock(figures.seconds_left)
+    def show(self, status: Status) -> None:
+        """Print one line."""
+        left = clock(status.seconds_left)
         with contextlib.suppress(BrokenPipeError):  # nobody reads the lines: that is no reason to stop training
-            print(f"step {figures.step:,} · {self.describe(figures)} · {left} left", file=self._stream, flush=True)
+            print(f"step {status.step:,} · {self.describe(status)} · {left} left", file=self._stream, flush=True)
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class Live(Progress):
-    """Two lines that are drawn anew five times a second, for terminals. Drawn by the training thread itself."""
+    """Redraws two lines five times a second, for terminals. The training thread itself draws them."""
 
     interval = 0.2
 
@@ -144,8 +136,8 @@ class Live(Progress):
         self._screen = Screen(console=Console(file=stream), auto_refresh=False, transient=True)
         self._screen.start()
 
-    def show(self, figures: Figures) -> None:
-        """A bar, and the figures below it."""
+    def show(self, status: Status) -> None:
+        """Draw a bar, and the status below it."""
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
@@ -154,12 +146,12 @@ class Live(Progress):
         line = Table.grid(padding=(0, 2))
         line.add_row(
             Text(self.wording.task, style="bold"),
-            f"step {figures.step:,}",
-            ProgressBar(total=1.0, completed=min(1.0, figures.spent), width=30),
-            f"{min(1.0, figures.spent):.0%}",
-            f"{clock(figures.seconds_left)} left",
+            f"step {status.step:,}",
+            ProgressBar(total=1.0, completed=min(1.0, status.spent), width=30),
+            f"{min(1.0, status.spent):.0%}",
+            f"{clock(status.seconds_left)} left",
         )
-        self._screen.update(Group(line, Text(self.describe(figures))), refresh=True)
+        self._screen.update(Group(line, Text(self.describe(status))), refresh=True)
 
     def close(self) -> None:
         """Take the lines from the screen."""
@@ -167,14 +159,14 @@ class Live(Progress):
 
 
 def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss or m:ss."""
+    """Return seconds as h:mm:ss or m:ss: 3725 → "1:02:05"."""
     whole = round(seconds)
     hours, minutes = whole // 3600, whole // 60 % 60
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
 
 
 def make_progress(wording: Wording, budget: Budget, elapsed: float, stream: TextIO, first: bool) -> Progress:
-    """The display that suits the process and the stream."""
+    """Return the display that suits the process (silent in all but the first) and the stream (live in a terminal)."""
     if not first:
         return Silent(wording, budget, elapsed)
     return (Live if stream.isatty() else Lines)(wording, budget, elapsed, stream)

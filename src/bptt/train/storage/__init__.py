@@ -1,1 +1,1 @@
-"""What a run keeps on disk: its folder, checkpoint, weights, metrics."""
+"""What a run keeps on disk: its folder, config, checkpoint, weights, metrics, report."""

@@ -1,4 +1,4 @@
-"""The checkpoint: everything from which a run goes on as if it had never been stopped, in one atomic, sealed file.
+"""checkpoint.safetensors: everything from which a run goes on as if it had never been stopped, in one sealed file.
 
 States are kept for all lanes, over all processes, so that a run may go on with another number of processes.
 """
@@ -8,22 +8,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
-from torch import Tensor
-
 from bptt.errors import InputError
-from bptt.gradient import Past, Result
-from bptt.tasks import Shard
-from bptt.train.storage.run_folder import CHECKPOINT, Json
+from bptt.gradient import Result
+from bptt.train.storage.carried import flatten, unflatten
+from bptt.train.storage.run_folder import CHECKPOINT
 from bptt.train.storage.tensors import Tensors, read_tensors, write_tensors
-from bptt.typed import Count, Unexpected, Within, convert
-
-_LANES = 1  # the axis of the batch: states [layers, B, H], inputs [T, B, ...], resets [T, B]
+from bptt.typed import Count, Json, Unexpected, Within, convert
 
 
 @dataclass(frozen=True)
-class Standing:
-    """Where a run stands, in plain numbers.
+class TrainingState:
+    """How far a run has come, in plain numbers.
 
     Attributes:
         step: updates made.
@@ -44,10 +39,10 @@ class Standing:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a run is made of.
+    """All that an update changes, and where the data and the random generators stand.
 
     Attributes:
-        standing: step, clock and validation.
+        state: step, clock and validation.
         position: of the stream, for all lanes.
         metrics: how much of metrics.jsonl belongs to it: {"bytes": …, "sha256": …}.
         weights: the model's.
@@ -57,7 +52,7 @@ class Checkpoint:
         generators: states of the random generators, {"cpu": …} and perhaps {"cuda": …}, of every process.
     """
 
-    standing: Standing
+    state: TrainingState
     position: Json
     metrics: Json
     weights: Tensors
@@ -68,7 +63,7 @@ class Checkpoint:
 
     @property
     def chosen(self) -> Tensors:
-        """The weights that the run would hand out now."""
+        """The weights to predict with: those of the best validation if they are kept, else the last."""
         return self.best or self.weights
 
 
@@ -84,16 +79,16 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     for rank, states in enumerate(checkpoint.generators):
         tensors |= {f"generators/{rank}/{name}": t for name, t in states.items()}
     about = {
-        "standing": asdict(checkpoint.standing),
+        "standing": asdict(checkpoint.state),
         "position": checkpoint.position,
         "metrics": checkpoint.metrics,
-        "carried": _flatten(checkpoint.carried, "carried", tensors),
+        "carried": flatten(checkpoint.carried, tensors),
     }
     write_tensors(folder / CHECKPOINT, tensors, about)
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """The checkpoint of the folder. Raises InputError."""
+    """Return the checkpoint of the folder. Raises InputError if it is missing, damaged, too new or makes no sense."""
     path = folder / CHECKPOINT
     tensors, about = read_tensors(path, "restore it from a copy, or train again; a model.safetensors can still be used")
 
@@ -104,18 +99,18 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     while states := part(f"generators/{len(generators)}/"):
         generators.append(states)
     try:
-        said = convert({key: about[key] for key in _PARTS if key in about}, _Said, "it")
-        standing = said.standing
-        if not generators or max(standing.best_step, standing.validated) > standing.step:
+        header = convert({key: about[key] for key in _HEADER if key in about}, _Header, "it")
+        state = header.standing
+        if not generators or max(state.best_step, state.validated) > state.step:
             raise Unexpected("its steps are in no order, or it has no state of the random generators")
         return Checkpoint(
-            standing=standing,
-            position=said.position,
-            metrics=said.metrics,
+            state=state,
+            position=header.position,
+            metrics=header.metrics,
             weights=part("weights/"),
             best=part("best/"),
             optimizer=part("optimizer/"),
-            carried=_unflatten(said.carried, tensors, _DEEPEST),
+            carried=unflatten(header.carried, tensors),
             generators=generators,
         )
     except Unexpected as error:
@@ -123,89 +118,13 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 @dataclass(frozen=True)
-class _Said:
-    """What stands in a checkpoint beside the tensors."""
+class _Header:
+    """The JSON of a checkpoint, beside the tensors. Its names are those of files that users keep: they stay."""
 
-    standing: Standing
+    standing: TrainingState
     position: dict[str, Count]
     metrics: dict[str, str | Count]
     carried: Any
 
 
-_PARTS = ("standing", "position", "metrics", "carried")
-
-
-# Trees of tensors as JSON and a flat dictionary --------------------------------------------------------------------
-
-
-def _flatten(tree: Any, name: str, tensors: Tensors) -> Any:
-    """Put the tensors of a tree into `tensors`; returns the tree's shape as JSON, with their names as leaves."""
-    if tree is None:
-        return None
-    if isinstance(tree, Tensor):
-        tensors[name] = tree
-        return name
-    if isinstance(tree, Result):
-        return {
-            "result": [_flatten(tree.state, f"{name}/state", tensors), _flatten(tree.past, f"{name}/past", tensors)]
-        }
-    if isinstance(tree, Past):
-        parts = {"x": tree.x, "state": tree.state, "reset": tree.reset}
-        return {"past": [_flatten(t, f"{name}/{key}", tensors) for key, t in parts.items()]}
-    if isinstance(tree, tuple | list):
-        return {"tuple": [_flatten(t, f"{name}/{i}", tensors) for i, t in enumerate(tree)]}
-    raise TypeError(
-        f"a checkpoint cannot hold a {type(tree).__name__} in the state: it holds tensors and tuples of them"
-    )
-
-
-_DEEPEST = 8  # levels of a tree: a Result holds a Past, which holds the layers' states
-
-
-def _unflatten(shape: Any, tensors: Tensors, deepest: int) -> Any:
-    """The inverse of `_flatten`. Raises Unexpected."""
-    if shape is None:
-        return None
-    if isinstance(shape, str) and shape in tensors:
-        return tensors[shape]
-    kind, children = next(iter(shape.items())) if isinstance(shape, dict) and len(shape) == 1 else ("", None)
-    if not (isinstance(children, list) and deepest and _COUNTS.get(kind, len(children)) == len(children)):
-        raise Unexpected("its hidden state is none that it could have written")
-    parts = [_unflatten(child, tensors, deepest - 1) for child in children]
-    if kind == "result" and deepest == _DEEPEST:
-        return Result(torch.zeros((), device="cpu"), *parts)
-    if kind == "past":
-        return Past(*parts)
-    if kind == "tuple":
-        return tuple(parts)
-    raise Unexpected(f"its hidden state has an unknown part {kind[:60]!r}")
-
-
-_COUNTS = {"result": 2, "past": 3}
-
-
-def map_lanes(join: Any, first: Any, *others: Any) -> Any:
-    """`join(tensors)` at every tensor of trees of the same shape."""
-    if first is None:
-        return None
-    if isinstance(first, Tensor):
-        return join([first, *others])
-    if isinstance(first, Result):
-        parts = (
-            map_lanes(join, *column) for column in zip(*((r.state, r.past) for r in (first, *others)), strict=True)
-        )
-        return Result(torch.zeros((), device="cpu"), *parts)
-    if isinstance(first, Past):
-        columns = zip(*((p.x, p.state, p.reset) for p in (first, *others)), strict=True)
-        return Past(*(map_lanes(join, *column) for column in columns))
-    return tuple(map_lanes(join, *column) for column in zip(first, *others, strict=True))
-
-
-def lanes_of_all(carried: Sequence[Result | None]) -> Any:
-    """One state from those of all processes, which hold neighbouring lanes."""
-    return map_lanes(lambda tensors: torch.cat(tensors, dim=_LANES).contiguous(), *carried)
-
-
-def lanes_of_one(carried: Result | None, shard: Shard) -> Any:
-    """This process's lanes of a state of all of them."""
-    return map_lanes(lambda tensors: tensors[0][:, shard.rows(tensors[0].shape[_LANES])].contiguous(), carried)
+_HEADER = ("standing", "position", "metrics", "carried")

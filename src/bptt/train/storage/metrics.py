@@ -1,4 +1,4 @@
-"""metrics.jsonl: one line an update, one a validation, one a watched gradient; equal runs write equal bytes (no times)."""
+"""metrics.jsonl: a line for each update, validation and watched gradient. Equal runs write equal bytes: no times."""
 
 import hashlib
 import json
@@ -10,17 +10,17 @@ from typing import IO, Any
 
 from bptt.errors import InputError
 from bptt.files import append, open_own, read_regular, refuse_link, write_atomically
-from bptt.train.storage.run_folder import METRICS, TIMING, Json
-from bptt.typed import Unexpected, convert, is_number, parse
+from bptt.train.storage.run_folder import METRICS, TIMING
+from bptt.typed import Json, Unexpected, convert, is_number, parse
 
 
 class Metrics:
-    """The open file. Lines reach the disk every second, and for certain at `mark`."""
+    """metrics.jsonl, open to append to. Lines reach the disk every second, and for certain at `mark`."""
 
     def __init__(self, folder: Path, mark: Json | None = None) -> None:
-        """Begin the file, or cut it back to `mark` and go on from there. Raises InputError, OSError.
+        """Begin the file, or shorten it to what it held at `mark` and go on from there. Raises InputError, OSError.
 
-        Either makes a new file: one that has a second name (a hard link, as some backups make) keeps its content there.
+        Either makes a new file: if the old one has a second name (a hard link, as backups make), that keeps its content.
         """
         self.path = folder / METRICS
         refuse_link(self.path)
@@ -54,12 +54,12 @@ class Metrics:
             self._flushed = time.monotonic()
 
     def flush(self) -> None:
-        """Let other readers of the file see every line."""
+        """Hand all lines to the system, so that other readers of the file see them."""
         self._file.flush()
         self._flushed = time.monotonic()
 
     def mark(self) -> Json:
-        """Bring everything to the disk; returns how far the file goes now, for a checkpoint."""
+        """Bring everything to the disk, and return how far the file goes: {"bytes": …, "sha256": …}, for a checkpoint."""
         self._file.flush()
         os.fsync(self._file.fileno())
         return {"bytes": self._bytes, "sha256": self._hash.hexdigest()}
@@ -75,7 +75,7 @@ def write_timing(folder: Path, line: Json) -> None:
 
 
 def read_metrics(folder: Path) -> list[Json]:
-    """The lines of metrics.jsonl; of a run that goes on, the whole ones. Raises InputError, OSError."""
+    """Return the lines of metrics.jsonl, without one that is still being written. Raises InputError, OSError."""
     path = folder / METRICS
     lines = read_regular(path).split(b"\n")[:-1]
     try:
@@ -86,7 +86,7 @@ def read_metrics(folder: Path) -> list[Json]:
 
 @dataclass(frozen=True)
 class _LayerFigures:
-    """Of `bptt.train.watching.figures`, what a page shows."""
+    """The part of a watched layer's key figures (`bptt.train.watching.figures`) that a page shows."""
 
     layer: str
     verdict: list[str]
@@ -98,7 +98,7 @@ _SHOWN = {f.name for f in fields(_LayerFigures)}
 
 
 def _line(line: Any, where: str) -> Json:
-    """A line whose numbers can be drawn. Raises Unexpected."""
+    """Return a parsed line if it has a step, and its numbers can be drawn. Raises Unexpected."""
     content: Json = convert(line, Json, where)
     for name, value in content.items():
         if name == "flow":

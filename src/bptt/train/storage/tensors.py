@@ -7,22 +7,13 @@ from pathlib import Path
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import bptt
 from bptt.errors import InputError
 from bptt.files import write_atomically
-from bptt.train.storage.run_folder import (
-    CHECKPOINT,
-    FORMAT,
-    MODEL,
-    UNSEALED,
-    Json,
-    check_format,
-    read_sealed,
-    seal,
-)
-from bptt.typed import Unexpected, convert, parse
+from bptt.train.storage.seal import FORMAT, UNSEALED, check_format, read_sealed, seal
+from bptt.typed import Json, Unexpected, convert, parse
 
 Tensors = dict[str, Tensor]
 # The only metadata entry: safetensors does not keep the order of several, and equal runs shall write equal bytes.
@@ -30,20 +21,21 @@ _KEY = "bptt"
 
 
 def snapshot(tensors: Mapping[str, Tensor]) -> Tensors:
-    """Copies on the CPU that later updates leave alone."""
+    """Return copies on the CPU, which later updates of the originals do not change."""
     return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
 
 
 def write_tensors(path: Path, tensors: Tensors, about: Json) -> None:
-    """Write tensors, and a JSON dictionary about them, as a sealed file. Raises OSError."""
+    """Write tensors, and the JSON dictionary `about` beside them, as one sealed file. Raises OSError."""
     content = {"seal": UNSEALED, "format": FORMAT, "bptt": bptt.__version__, **about}
     data = safetensors.torch.save(tensors, {_KEY: json.dumps(content)})
     write_atomically(path, seal(data))
 
 
 def read_tensors(path: Path, remedy: str, largest: int | None = None) -> tuple[Tensors, Json]:
-    """The tensors and the dictionary about them. Raises InputError for a file that is missing, damaged or too new, or has
-    more than `largest` bytes.
+    """Return the tensors of a file and the JSON dictionary about them.
+
+    Raises InputError, which ends with `remedy`, if the file is missing, damaged, too new or larger than `largest` bytes.
     """
     data = read_sealed(path, remedy, largest)
     try:
@@ -56,41 +48,8 @@ def read_tensors(path: Path, remedy: str, largest: int | None = None) -> tuple[T
         raise InputError(f"{path} is not a file that bptt wrote ({error}); {remedy}") from error
 
 
-def write_model(folder: Path, weights: Tensors, step: int) -> None:
-    """Write model.safetensors: the weights after `step` updates."""
-    write_tensors(folder / MODEL, weights, {"step": step})
-
-
-def read_model(folder: Path, largest: int | None = None) -> Tensors:
-    """The weights to use: model.safetensors, or while a run has not come to its end, those of its checkpoint.
-
-    Raises InputError. `largest`: how many bytes model.safetensors can have.
-    """
-    if not (folder / MODEL).exists() and (folder / CHECKPOINT).exists():
-        from bptt.train.storage.checkpoint import read_checkpoint
-
-        return read_checkpoint(folder).chosen
-    remedy = f"make it anew with `bptt train --resume {folder}`, or train again"
-    return read_tensors(folder / MODEL, remedy, largest)[0]
-
-
-def load_weights(model: nn.Module, weights: Tensors, path: Path) -> None:
-    """Put the weights into the model. Raises InputError if they do not fit, or are no finite numbers."""
-    wanted = {name: (tuple(t.shape), t.dtype) for name, t in model.state_dict().items()}
-    reason = differences(weights, wanted)
-    if reason:
-        raise InputError(f"{path} does not fit its config.json ({reason}); restore both from one run")
-    for name, t in weights.items():
-        if not bool(torch.isfinite(t).all()):
-            raise InputError(
-                f"{path} has a weight in {name} that is infinite or not a number, which makes every answer so: restore it "
-                "from a copy, or train again with a smaller --lr"
-            )
-    model.load_state_dict(weights)
-
-
 def differences(tensors: Tensors, wanted: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> str:
-    """What is wrong with these tensors, in words, if names, shapes and number formats are not as wanted; else ""."""
+    """Return in words how the names, shapes or number formats of the tensors differ from those that are wanted; else ""."""
     for name in sorted(set(tensors) ^ set(wanted)):
         return f"{name[:60]!r} is {'missing' if name in wanted else 'not of it'}"
     for name, t in tensors.items():

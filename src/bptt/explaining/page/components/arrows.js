@@ -1,11 +1,17 @@
 // The rows of a matrix [n, 2] as arrows from one point, before and after something was done to them.
 import { el, svg } from "./dom.js";
+/** @import { Matrix, Page, State, Vector } from "../types.d.ts" */
 
 const SIZE = 240;
 const ROOM = 100; // pixels of the longest arrow
 const SHORTEST = 3; // of those with a head and a name
 
-// describe(state) → {sets: [{rows, kind: a class}], names: of the rows, label}; all sets to one scale, that of the longest arrow.
+/**
+ * A drawing of sets of arrows, all to the scale of the longest; `kind` is a class, and the first set bears the names
+ * of the rows.
+ * @type {(page: Page, describe: (state: State) => ArrowSets) => HTMLElement}
+ * @typedef {{ sets: { rows: Matrix, kind: string }[], names: string[], label: string }} ArrowSets
+ */
 export function arrows(page, describe) {
   const host = el("div", { class: "arrows" });
   page.follow((state) => {
@@ -27,9 +33,14 @@ export function arrows(page, describe) {
   return host;
 }
 
-// Upwards is positive.
-const place = ([x, y], unit) => (Number.isFinite(x * unit) && Number.isFinite(y * unit) ? [x * unit, -y * unit] : [0, 0]);
+/**
+ * Where an arrow ends, in pixels from the centre; upwards is positive. The centre if that is not finite.
+ * @type {(row: Vector, unit: number) => Vector}
+ */
+const place = ([x, y], unit) =>
+  Number.isFinite(x * unit) && Number.isFinite(y * unit) ? [x * unit, -y * unit] : [0, 0];
 
+/** @type {(row: Vector, kind: string, unit: number) => SVGElement} */
 function arrow(row, kind, unit) {
   const [x, y] = place(row, unit);
   const angle = (Math.atan2(y, x) * 180) / Math.PI;
@@ -40,6 +51,7 @@ function arrow(row, kind, unit) {
   return svg("g", { class: `arrow ${kind}` }, svg("path", { class: "line", d: `M0 0 L${x} ${y}` }), head);
 }
 
+/** @type {(row: Vector, text: string, unit: number) => SVGElement[]} */
 function name(row, text, unit) {
   const [x, y] = place(row, unit);
   const size = Math.hypot(x, y);

@@ -1,8 +1,9 @@
 // "Show this in PyTorch": a program with the page's own numbers, and the digits that it prints.
 import { el } from "./dom.js";
 import { button } from "./inputs.js";
+/** @import { Follower, Page, Program, Results, State } from "../types.d.ts" */
 
-// make(state, results) → {code, prints}.
+/** @type {(page: Page, make: (state: State, results: Results) => Program) => HTMLElement} */
 export function codeBlock(page, make) {
   const code = el("code");
   const prints = el("code");
@@ -11,7 +12,7 @@ export function codeBlock(page, make) {
       await navigator.clipboard.writeText(code.textContent);
       copy.textContent = "Copied";
     } catch {
-      getSelection().selectAllChildren(code); // no right to the clipboard: it is ready for the keyboard
+      getSelection()?.selectAllChildren(code); // no right to the clipboard: it is ready for the keyboard
     }
   });
   const details = el(
@@ -23,6 +24,7 @@ export function codeBlock(page, make) {
     el("p", {}, "It prints"),
     el("pre", { class: "prints", tabindex: "0", "aria-label": "What it prints" }, prints),
   );
+  /** @type {Follower} */
   const update = (state, results) => {
     if (!details.open) return;
     const made = make(state, results);

@@ -2,20 +2,44 @@
 import { formula, maths } from "./formula.js";
 import { choices, matrixEditor, slider } from "./inputs.js";
 import { MAX_T, withSteps } from "../shell/model.js";
+/** @import { Page, PickPart, State } from "../types.d.ts" */
 
+/** @type {(t: number) => string} */
 const step = (t) => `${t + 1}`;
 
+/** @type {(page: Page, kind: "hx" | "hh" | "yh") => HTMLElement} */
 export const weightEditor = (page, kind) =>
   matrixEditor(page, { field: `W_${kind}`, caption: formula(`\\${kind}{W_{${kind}}}`), colour: kind });
 
+/** @type {(page: Page, kind: "h" | "y") => HTMLElement} */
 export const biasEditor = (page, kind) => matrixEditor(page, { field: `b_${kind}`, caption: formula(`b_${kind}`) });
 
-// The columns are the steps.
+/**
+ * Editors of all parameters and of the input.
+ * @type {(page: Page) => HTMLElement[]}
+ */
+export const networkEditors = (page) => [
+  weightEditor(page, "hx"),
+  weightEditor(page, "hh"),
+  biasEditor(page, "h"),
+  weightEditor(page, "yh"),
+  biasEditor(page, "y"),
+  inputEditor(page),
+];
+
+/**
+ * The editor of the input; its columns are the steps.
+ * @type {(page: Page) => HTMLElement}
+ */
 export const inputEditor = (page) =>
   matrixEditor(page, { field: "x", caption: formula("x(t)"), upright: true, heads: step });
 
-// The targets of the head that is chosen: a label, 0 or 1, or a vector for each step.
+/**
+ * Editors of the targets, of which the chosen head's is visible: a label, 0 or 1, or a vector for each step.
+ * @type {(page: Page) => HTMLElement[]}
+ */
 export function targetEditors(page) {
+  /** @type {(state: State) => boolean} */
   const linear = (state) => state.head === "linear";
   const caption = () => formula("\\text{target}(t)");
   return [
@@ -37,6 +61,7 @@ export function targetEditors(page) {
   ];
 }
 
+/** @type {(page: Page) => HTMLElement} */
 export const activationChoice = (page) =>
   choices(page, {
     label: ["Activation ", maths("σ_h")],
@@ -44,6 +69,7 @@ export const activationChoice = (page) =>
     options: { tanh: "tanh", sigmoid: "sigmoid", relu: "ReLU" },
   });
 
+/** @type {(page: Page) => HTMLElement} */
 export const headChoice = (page) =>
   choices(page, {
     label: ["Output ", maths("σ_y")],
@@ -51,10 +77,18 @@ export const headChoice = (page) =>
     options: { softmax: "softmax", sigmoid: "sigmoid", linear: "linear" },
   });
 
+/** @type {(page: Page) => HTMLElement} */
 export const countedChoice = (page) =>
-  choices(page, { label: "Losses that count", field: "counted", options: { each: "every step", last: "the last only" } });
+  choices(page, {
+    label: "Losses that count",
+    field: "counted",
+    options: { each: "every step", last: "the last only" },
+  });
 
-// t, which lecture mode's ↑ ↓ move too.
+/**
+ * The slider of the loss step t, which ↑ ↓ move too in lecture mode.
+ * @type {(page: Page) => HTMLElement}
+ */
 export function lossStepSlider(page) {
   page.steps(({ t, k, x }, by) => {
     const next = Math.min(x.length, Math.max(1, t + by));
@@ -70,7 +104,10 @@ export function lossStepSlider(page) {
   });
 }
 
-// k ≤ t: moving k beyond t takes t along.
+/**
+ * The slider of the earlier step k; moving it beyond t takes t along.
+ * @type {(page: Page) => HTMLElement}
+ */
 export const earlierStepSlider = (page) =>
   slider(page, {
     label: "Earlier step k",
@@ -81,6 +118,7 @@ export const earlierStepSlider = (page) =>
     say: String,
   });
 
+/** @type {(page: Page) => HTMLElement} */
 export const lengthSlider = (page) =>
   slider(page, {
     label: "Steps T",
@@ -91,7 +129,10 @@ export const lengthSlider = (page) =>
     say: String,
   });
 
-// For networkDrawing: a click on h(k) chooses k, one on y(t) or L(t) chooses t; h beyond t too.
+/**
+ * The answer to a click on networkDrawing: h(k) chooses k; y(t), L(t), and an h beyond t choose t.
+ * @type {(page: Page) => PickPart}
+ */
 export function choosePair(page) {
   return (key, step, what) => {
     if (what !== "click" || step === 0) return;

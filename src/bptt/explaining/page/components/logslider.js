@@ -1,7 +1,12 @@
 // A slider for a positive number, equal steps for equal ratios.
 import { slider } from "./inputs.js";
+/** @import { FieldsOf, Page } from "../types.d.ts" */
 
-// field: the number's name in the state; it keeps three digits.
+/**
+ * A slider for a field whose number keeps three digits.
+ * @type {(page: Page, options: { label: string | Element, field: FieldsOf<number>, min: number, max: number }) =>
+ *   HTMLElement}
+ */
 export function logSlider(page, { label, field, min, max }) {
   return slider(page, {
     label,

@@ -1,47 +1,36 @@
-// The pairs (t, k), k ≤ t, as a table of buttons: one is chosen by mouse, finger, or the arrow keys. Each cell has two lines and
-// a bar. For short sequences; its cells are the page's only tab stop in it.
+// The pairs (t, k), k ≤ t, as a table of buttons: one is chosen by mouse, finger, or the arrow keys. Each cell has two
+// lines and a bar. For short sequences; its cells are the page's only tab stop in it.
 import { inkOn } from "./decades.js";
-import { el } from "./dom.js";
+import { ARROWS, el } from "./dom.js";
+/** @import { Attributes, Page, Pair, State, TriangleCell } from "../types.d.ts" */
 
-// read(state) → {T, t, k}; choose(t, k); cell(t, k, state, results) → {strong, text, share: 0..1 of the bar, label: for a screen
-// reader, colour: of the cell, or nothing, among: whether it is marked}. point(t, k) is called with the cell under a mouse, or with null.
+/**
+ * A table that follows the state. read(state): T and the chosen pair; choose(t, k) is called with another pair,
+ * point([t, k]) with the pair under a mouse, and point(null) when it leaves.
+ * @type {(page: Page, options: TriangleOptions) => HTMLElement}
+ * @typedef {object} TriangleOptions
+ * @property {string} label
+ * @property {(state: State) => { T: number, t: number, k: number }} read
+ * @property {(t: number, k: number) => void} choose
+ * @property {(t: number, k: number, state: State) => TriangleCell} cell
+ * @property {(pair: Pair | null) => void} [point]
+ */
 export function triangleTable(page, { label, read, choose, cell, point = () => {} }) {
   const table = el("table", { class: "triangle", role: "grid", "aria-label": label, onkeydown: move });
+  /** @type {ReturnType<typeof cellNode>[][]} */
   let cells = [];
-  let size = 0;
 
-  function build(T) {
-    cells = Array.from({ length: T }, (_, t) => Array.from({ length: t + 1 }, (_, k) => makeCell(t + 1, k + 1)));
-    const steps = cells.map((_, k) => el("th", { scope: "col" }, `k = ${k + 1}`));
-    const rows = cells.map((row, t) =>
-      el(
-        "tr",
-        {},
-        el("th", { scope: "row" }, `t = ${t + 1}`),
-        row.map(({ node }) => node),
-      ),
-    );
-    table.replaceChildren(el("thead", {}, el("tr", {}, el("td"), steps)), el("tbody", {}, rows));
-    size = T;
-  }
+  /** @type {(t: number, k: number) => Attributes} */
+  const listeners = (t, k) => ({
+    onclick: () => choose(t, k),
+    onpointerenter: () => point([t, k]),
+    onpointerleave: () => point(null),
+  });
 
-  function makeCell(t, k) {
-    const [strong, text, bar] = [el("b"), el("span"), el("i", { "aria-hidden": "true" })];
-    const choice = el(
-      "button",
-      { type: "button", onclick: () => choose(t, k), onpointerenter: () => point(t, k), onpointerleave: () => point(null) },
-      strong,
-      text,
-      bar,
-    );
-    return { node: el("td", { role: "gridcell" }, choice), choice, strong, text, bar };
-  }
-
+  /** @type {(event: KeyboardEvent) => void} */
   function move(event) {
     const { T, t, k } = read(page.get());
-    const [down, right] = { ArrowDown: [1, 0], ArrowUp: [-1, 0], ArrowRight: [0, 1], ArrowLeft: [0, -1] }[event.key] ?? [
-      0, 0,
-    ];
+    const [down, right] = ARROWS[event.key] ?? [0, 0];
     if (down === 0 && right === 0) return;
     event.preventDefault();
     const [to, from] = [t + down, k + right];
@@ -50,24 +39,57 @@ export function triangleTable(page, { label, read, choose, cell, point = () => {
     cells[to - 1][from - 1].choice.focus();
   }
 
-  page.follow((state, results) => {
+  page.follow((state) => {
     const { T, t, k } = read(state);
-    if (T !== size) build(T);
+    if (T !== cells.length) {
+      cells = steps(T).map((row) => steps(row).map((column) => cellNode(listeners(row, column))));
+      table.replaceChildren(...headAndBody(cells));
+    }
     cells.forEach((row, i) =>
-      row.forEach((each, j) => {
-        const chosen = i + 1 === t && j + 1 === k;
-        const { strong, text = "", share = 0, label: said, colour = "", among = false } = cell(i + 1, j + 1, state, results);
-        each.choice.setAttribute("aria-pressed", String(chosen));
-        each.choice.setAttribute("aria-label", said);
-        each.choice.tabIndex = chosen ? 0 : -1;
-        each.strong.textContent = strong;
-        each.text.textContent = text;
-        each.choice.style.background = colour;
-        each.choice.style.color = colour && inkOn(colour);
-        each.choice.classList.toggle("among", among);
-        each.bar.style.width = `${Math.round(100 * share)}%`;
-      }),
+      row.forEach((each, j) => each.update(cell(i + 1, j + 1, state), i + 1 === t && j + 1 === k)),
     );
   });
   return table;
+}
+
+/**
+ * The steps 1, …, n.
+ * @type {(n: number) => number[]}
+ */
+const steps = (n) => Array.from({ length: n }, (_, i) => i + 1);
+
+/** @type {(cells: { node: HTMLElement }[][]) => HTMLElement[]} */
+function headAndBody(cells) {
+  const columns = cells.map((_, k) => el("th", { scope: "col" }, `k = ${k + 1}`));
+  const rows = cells.map((row, t) => {
+    const nodes = row.map(({ node }) => node);
+    return el("tr", {}, el("th", { scope: "row" }, `t = ${t + 1}`), nodes);
+  });
+  return [el("thead", {}, el("tr", {}, el("td"), columns)), el("tbody", {}, rows)];
+}
+
+/**
+ * An empty cell with a function that fills it.
+ * @type {(listeners: Attributes) =>
+ *   { node: HTMLElement, choice: HTMLElement, update: (shown: TriangleCell, chosen: boolean) => void }}
+ */
+function cellNode(listeners) {
+  const [strong, text, bar] = [el("b"), el("span"), el("i", { "aria-hidden": "true" })];
+  const choice = el("button", { type: "button", ...listeners }, strong, text, bar);
+  return {
+    node: el("td", { role: "gridcell" }, choice),
+    choice,
+    update(shown, chosen) {
+      const { colour = "", among = false, share = 0 } = shown;
+      choice.setAttribute("aria-pressed", String(chosen));
+      choice.setAttribute("aria-label", shown.label);
+      choice.tabIndex = chosen ? 0 : -1;
+      strong.textContent = shown.strong;
+      text.textContent = shown.text ?? "";
+      choice.style.background = colour;
+      choice.style.color = colour && inkOn(colour);
+      choice.classList.toggle("among", among);
+      bar.style.width = `${Math.round(100 * share)}%`;
+    },
+  };
 }

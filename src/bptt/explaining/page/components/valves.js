@@ -1,23 +1,23 @@
 // Gates over the steps as valves: a column a step, a row a unit, filled as far as the gate is open.
-import { el, onWidth, svg } from "./dom.js";
+import { el, followWide, svg } from "./dom.js";
 import { ticks } from "./ticks.js";
+/** @import { Matrix, Page, State } from "../types.d.ts" */
 
 const [LEFT, RIGHT, ROW] = [52, 16, 20];
 
-// describe(state) → {gates: [step][unit] in 0..1, label}
+/**
+ * A drawing of the gates; gates[step][unit] is between 0, shut, and 1, open.
+ * @type {(page: Page, describe: (state: State) => { gates: Matrix, label: string }) => HTMLElement}
+ */
 export function valves(page, describe) {
   const host = el("div", { class: "valves" });
-  let width = 0;
-  page.follow((state) => {
+  followWide(page, host, (width, state) => {
     if (width > 0) host.replaceChildren(drawn(describe(state), width));
-  });
-  onWidth(host, (now) => {
-    width = now;
-    page.refresh();
   });
   return host;
 }
 
+/** @type {(shown: { gates: Matrix, label: string }, width: number) => SVGElement} */
 function drawn({ gates, label }, width) {
   const units = gates[0].length;
   const gap = (width - LEFT - RIGHT) / gates.length;

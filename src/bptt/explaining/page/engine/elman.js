@@ -1,9 +1,11 @@
-// One step of the lecture's network (lines 5 and 6) and its derivative. With W_hh2 the recurrence has a second lag, as in
-// Werbos 1990, and the state is (h(t), h(t−1)):
+// One step of the lecture's network, eq. (5) and (6), and its derivative. With W_hh2 the recurrence has a second lag,
+// as in Werbos 1990, and the state is (h(t), h(t−1)):
 //   z_h(t) = W_hx x(t) + W_hh h(t−1) [+ W_hh2 h(t−2)] + b_h,   h(t) = σ_h(z_h(t))
 import { ACTIVATIONS } from "./activations.js";
 import { add, matVec, times, vecMat, zeros } from "./matrix.js";
+/** @import { ActivationName, Cell, RnnStep, StepParameters } from "../types.d.ts" */
 
+/** @type {(net: StepParameters & { activation: ActivationName }) => Cell<RnnStep>} */
 export function elman({ activation, W_hx, W_hh, W_hh2, b_h }) {
   const { value, slope } = ACTIVATIONS[activation];
   const H = W_hh.length;
@@ -21,16 +23,13 @@ export function elman({ activation, W_hx, W_hh, W_hh2, b_h }) {
       return { x, before, z, h, slopes, state: W_hh2 ? [...h, ...before.slice(0, H)] : h };
     },
 
-    // The gradient at the net input z_h(k), from the one at the state of step k.
     atNet: (step, dState, round) => times(step.slopes, dState.slice(0, H), round),
 
-    // The gradient at the state of step k−1.
     atBefore(step, dNet, dState, round) {
       const dh = vecMat(dNet, W_hh, round);
       return W_hh2 ? [...add(dh, dState.slice(H), round), ...vecMat(dNet, W_hh2, round)] : dh;
     },
 
-    // What each matrix multiplies in this step (null: a bias): its immediate gradient is dNet times this.
     inputs(step) {
       const both = { W_hx: step.x, W_hh: step.before.slice(0, H), b_h: null };
       return W_hh2 ? { ...both, W_hh2: step.before.slice(H) } : both;

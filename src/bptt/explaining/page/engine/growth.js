@@ -1,26 +1,47 @@
-// How a product of Jacobians (lecture line 11) grows or shrinks along time: as it is, number by number in the chosen
+// How a product of Jacobians (eq. (11)) grows or shrinks along time: as it is, number by number in the chosen
 // precision, and in powers of ten, where it neither dies nor overflows.
 import { binade, divide, identity, matMul, norm, transpose } from "./matrix.js";
 import { jacobian } from "./terms.js";
 import { svd } from "./svd.js";
+/** @import { Decomposition, Forward, FromOne, Matrix, Vector } from "../types.d.ts" */
 
-// The products that start at k, by one more Jacobian each, rounded as the forward pass was:
-// chains[t] = ∂state(t)/∂state(k), t = k..T.
+/**
+ * The products that start at k, chains[t] = ∂state(t)/∂state(k) for t = k..T, rounded as the forward pass was.
+ * Each is the one before times one more Jacobian.
+ * @type {(forward: Forward, k: number) => FromOne<Matrix>}
+ */
 export function chainsFrom(forward, k) {
+  /** @type {FromOne<Matrix>} */
   const chains = [];
   chains[k] = identity(forward.cell.width);
   for (let t = k + 1; t <= forward.T; t++) chains[t] = matMul(jacobian(forward, t), chains[t - 1], forward.round);
   return chains;
 }
 
-// The first t at which every entry of chains[t] is 0, or at which one is infinite or NaN; null if there is none.
-export function lost(chains) {
-  const died = chains.findIndex((product) => product?.flat().every((value) => value === 0));
-  const overflowed = chains.findIndex((product) => product?.flat().some((value) => !Number.isFinite(value)));
-  return { died: died < 0 ? null : died, overflowed: overflowed < 0 ? null : overflowed };
+/**
+ * The first t at which every entry of chains[t] is 0, or at which one is infinite or NaN; null if there is none.
+ * @type {(chains: FromOne<Matrix>) => { died: number | null, overflowed: number | null }}
+ */
+export function outOfRange(chains) {
+  return {
+    died: firstOf(chains, (entries) => entries.every((value) => value === 0)),
+    overflowed: firstOf(chains, (entries) => entries.some((value) => !Number.isFinite(value))),
+  };
 }
 
-// SVD of a matrix whose singular values may leave the range of numbers. {U, V, s: log₁₀ of the singular values, −∞ for 0}
+/**
+ * The first t whose product has entries of this kind; null if there is none.
+ * @type {(chains: FromOne<Matrix>, kind: (entries: Vector) => boolean) => number | null}
+ */
+function firstOf(chains, kind) {
+  const t = chains.findIndex((product) => product && kind(product.flat()));
+  return t < 0 ? null : t;
+}
+
+/**
+ * SVD of a matrix whose singular values may leave the range of numbers: s holds their log₁₀, −∞ for 0.
+ * @type {(A: Matrix) => Decomposition}
+ */
 export function logSvd(A) {
   if (!A.flat().every(Number.isFinite)) return { U: A, V: A, s: A[0].map(() => norm(A)) };
   const unit = binade(A);
@@ -28,8 +49,12 @@ export function logSvd(A) {
   return { U, V, s: s.map((value) => Math.log10(value) + Math.log10(unit)) };
 }
 
-// For a state of two numbers, at lag l = t − k: {s: log₁₀ of both singular values of ∂state(t)/∂state(k), U, V}. The second
-// value is |determinant| / the first: a product rounds it away where it is 10¹⁶ times smaller.
+/**
+ * For a state of two numbers, at each lag l = t − k, the decomposition of ∂state(t)/∂state(k) with log₁₀ of its
+ * two singular values. The second value is |determinant| / the first: a product rounds it away where it is 10¹⁶
+ * times smaller.
+ * @type {(forward: Forward, k: number) => Decomposition[]}
+ */
 export function growth(forward, k) {
   let product = identity(2);
   let [exponent, determinant] = [0, 0]; // log₁₀
@@ -45,7 +70,10 @@ export function growth(forward, k) {
   return lags;
 }
 
-// What the last hidden state feels of the earlier ones: reach[l] = log₁₀ σ₁(∂h(T)/∂state(T−l)), l = 0..T−1.
+/**
+ * What the last hidden state feels of the earlier ones: reach[l] = log₁₀ σ₁(∂h(T)/∂state(T−l)), l = 0..T−1.
+ * @type {(forward: Forward) => Vector}
+ */
 export function reach(forward) {
   let block = identity(forward.cell.width).slice(0, forward.cell.H);
   let exponent = 0;
@@ -57,12 +85,19 @@ export function reach(forward) {
   return logs;
 }
 
-// The first lag at which logs fall below `share` of 1; null if none does.
+/**
+ * The first lag at which logs fall below `share` of 1; null if none does.
+ * @type {(logs: Vector, share?: number) => number | null}
+ */
 export function horizon(logs, share = 0.01) {
   const lag = logs.findIndex((value) => value < Math.log10(share));
   return lag < 0 ? null : lag;
 }
 
+/**
+ * A divided by a power of two near its largest entry, and `exponent` plus log₁₀ of that power.
+ * @type {(A: Matrix, exponent: number) => [Matrix, number]}
+ */
 function rescaled(A, exponent) {
   const unit = binade(A);
   return [divide(A, unit), exponent + Math.log10(unit)];

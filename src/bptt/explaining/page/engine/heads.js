@@ -1,8 +1,8 @@
-// σ_y with the loss that belongs to it (lecture lines 7 and 8); the same heads as bptt.network. Each has
-//   output(z) → y [K]            loss(z, target) → L(t)             lossByZ(z, target) → ∂L(t)/∂z_y [K]
-//   lossByY(y, target) → ∂L(t)/∂y [K]                               outputByZ(z) → ∂y/∂z_y [K, K]
+// σ_y with the loss that belongs to it, eq. (7) and (8); the heads of bptt.network.
 import { sigmoid } from "./activations.js";
+/** @import { Head, Matrix, Vector } from "../types.d.ts" */
 
+/** @type {(z: Vector) => Vector} */
 function softmax(z) {
   const largest = Math.max(...z);
   const powers = z.map((value) => Math.exp(value - largest));
@@ -10,15 +10,18 @@ function softmax(z) {
   return powers.map((power) => power / sum);
 }
 
+/** @type {(z: Vector) => number} */
 function logSumExp(z) {
   const largest = Math.max(...z);
   return largest + Math.log(z.reduce((sum, value) => sum + Math.exp(value - largest), 0));
 }
 
+/** @type {(values: Vector) => Matrix} */
 function diagonal(values) {
   return values.map((value, i) => values.map((_, j) => (i === j ? value : 0)));
 }
 
+/** @type {{ softmax: Head<number>, sigmoid: Head<number>, linear: Head<Vector> }} */
 export const HEADS = {
   // Classes: target is the index of one; L(t) = −ln y[target].
   softmax: {

@@ -4,9 +4,12 @@
 //   c(t) = f ∘ c(t−1) + i ∘ g      h(t) = o ∘ tanh c(t)
 import { sigmoid } from "./activations.js";
 import { add, matVec, vecMat, zeros } from "./matrix.js";
+/** @import { Cell, LstmStep, Rounding, StepParameters, Vector } from "../types.d.ts" */
 
+/** @type {(parameters: StepParameters) => Cell<LstmStep>} */
 export function lstm({ W_hx, W_hh, b_h, b_hh }) {
   const H = W_hh[0].length;
+  /** @type {(vector: Vector, n: number) => Vector} */
   const part = (vector, n) => vector.slice(n * H, (n + 1) * H);
 
   return {
@@ -14,6 +17,7 @@ export function lstm({ W_hx, W_hh, b_h, b_hh }) {
     width: 2 * H,
 
     step(x, before, round) {
+      /** @type {(vector: Vector, f: (value: number, j: number) => number) => Vector} */
       const map = (vector, f) => vector.map((value, j) => round(f(value, j)));
       let z = add(matVec(W_hx, x, round), matVec(W_hh, part(before, 0), round), round);
       z = add(z, b_h, round);
@@ -47,15 +51,22 @@ export function lstm({ W_hx, W_hh, b_h, b_hh }) {
     start: () => zeros(2 * H),
   };
 
-  // The gradient at c(t): its own, and what reaches it from h(t) through tanh.
+  /**
+   * The gradient at c(t): its own, and what reaches it from h(t) through tanh.
+   * @type {(step: LstmStep, dState: Vector, round: Rounding) => Vector}
+   */
   function throughCell({ o, tanhC }, dState, round) {
     return o.map((gate, j) => round(dState[H + j] + round(dState[j] * round(gate * (1 - tanhC[j] ** 2)))));
   }
 }
 
-// The same parameters with every forget gate's bias b_h set to `value` (and b_hh's to 0, so that this is the sum).
+/**
+ * The parameters with every forget gate's bias b_h set to `value` (and b_hh's to 0, so that this is the sum).
+ * @type {(parameters: StepParameters, value: number) => StepParameters}
+ */
 export function withForgetBias(parameters, value) {
   const H = parameters.W_hh[0].length;
+  /** @type {(bias: Vector, to: number) => Vector} */
   const set = (bias, to) => bias.map((b, i) => (i >= H && i < 2 * H ? to : b));
   const { b_h, b_hh } = parameters;
   return { ...parameters, b_h: set(b_h, value), ...(b_hh && { b_hh: set(b_hh, 0) }) };

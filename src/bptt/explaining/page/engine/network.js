@@ -1,26 +1,45 @@
 // The network forward, and its gradient by backpropagation through time.
 //
-// A network is a plain object {cell: "rnn" | "lstm", activation, W_hx, W_hh, [W_hh2], b_h, [b_hh], W_yh, b_y,
-// head: "softmax" | "sigmoid" | "linear", counted: "each" | "last"}: `counted` says which L(t) enter the sum L.
-// Everything is indexed by the lecture's t = 1..T; entry 0 is the start h(0), or empty. Only x and targets start at 0.
+// A network is a plain object, `Network` in types.d.ts. Everything is indexed by the lecture's t = 1..T; entry 0 is the
+// start h(0), or empty. Only x and targets start at 0.
 import { elman } from "./elman.js";
 import { HEADS } from "./heads.js";
 import { lstm } from "./lstm.js";
 import { add, float64, matVec, outer, scale, vecMat, zeros } from "./matrix.js";
+/**
+ * @import {
+ *   Cell, Forward, Gradient, Head, Matrix, Network, Parameter, Rounding, StepOf, StepParameter, Target, Vector
+ * } from "../types.d.ts"
+ */
 
+const nothing = /** @type {any} */ (null); // entry 0 of what counts from 1
+
+/** @type {(net: Network) => Head} */
+export const headOf = (net) => HEADS[net.head];
+
+/**
+ * The parameter, or its gradient, of this name; it must be there.
+ * @type {(net: Network | Gradient, name: StepParameter | "W_yh" | "b_y") => Parameter}
+ */
+export const parameterOf = (net, name) => /** @type {Parameter} */ (net[name]);
+
+/** @type {(net: Network) => Cell<any>} */
 export function cellOf(net) {
   return net.cell === "lstm" ? lstm(net) : elman(net);
 }
 
-// {T, steps[t]: {x, before, z, h, state, ..}, outputs[t]: {z, y}, losses[t], counts[t], loss, targets[t], cell, round}.
-// losses[t] is there also where it does not count; loss = Σ of those that do. state0: h(0) (and c(0)), 0 by default.
+/**
+ * The forward pass with its losses. state0: h(0) (and c(0)), 0 by default.
+ * @type {<N extends Network>(net: N, x: Matrix, targets: Target[], options?: { round?: Rounding, state0?: Vector })
+ *   => Forward<StepOf<N>>}
+ */
 export function run(net, x, targets, { round = float64, state0 } = {}) {
   const cell = cellOf(net);
-  const head = HEADS[net.head];
+  const head = headOf(net);
   const T = x.length;
   const start = state0 ?? cell.start();
-  const steps = [{ state: start, h: start.slice(0, cell.H) }];
-  const outputs = [null];
+  const steps = [/** @type {any} */ ({ state: start, h: start.slice(0, cell.H) })];
+  const outputs = [nothing];
   const losses = [0];
   const counts = [false];
   let loss = 0;
@@ -32,38 +51,55 @@ export function run(net, x, targets, { round = float64, state0 } = {}) {
     counts.push(net.counted !== "last" || t === T);
     if (counts[t]) loss = round(loss + losses[t]);
   }
-  return { T, cell, steps, outputs, losses, counts, loss, targets: [null, ...targets], round };
+  return { T, cell, steps, outputs, losses, counts, loss, targets: [nothing, ...targets], round };
 }
 
-// ∂L(t)/∂z_y(t)  [K]; 0 where L(t) does not count.
+/**
+ * ∂L(t)/∂z_y(t)  [K]; 0 where L(t) does not count.
+ * @type {(net: Network, forward: Forward, t: number) => Vector}
+ */
 export function lossByOutputNet(net, { outputs, counts, targets, round }, t) {
-  const gradient = HEADS[net.head].lossByZ(outputs[t].z, targets[t]).map(round);
+  const gradient = headOf(net).lossByZ(outputs[t].z, targets[t]).map(round);
   return counts[t] ? gradient : zeros(gradient.length);
 }
 
-// ∂L(t)/∂h(t) = ∂L(t)/∂y(t) · ∂y(t)/∂h(t)  [H]; 0 where L(t) does not count.
+/**
+ * ∂L(t)/∂h(t) = ∂L(t)/∂y(t) · ∂y(t)/∂h(t)  [H]; 0 where L(t) does not count.
+ * @type {(net: Network, forward: Forward, t: number) => Vector}
+ */
 export function lossByHidden(net, forward, t) {
   return vecMat(lossByOutputNet(net, forward, t), net.W_yh, forward.round);
 }
 
-// ∂L(t)/∂state(t): that of h(t), then zeros for what else the state holds.
+/**
+ * ∂L(t)/∂state(t): that of h(t), then zeros for what else the state holds.
+ * @type {(net: Network, forward: Forward, t: number) => Vector}
+ */
 export function lossByState(net, forward, t) {
   const { H, width } = forward.cell;
   return [...lossByHidden(net, forward, t), ...zeros(width - H)];
 }
 
-// The immediate gradient ∂⁺L/∂θ of one parameter at step k, from the gradient at its net input.
+/**
+ * The immediate gradient ∂⁺L/∂θ of one parameter at step k, from the gradient at its net input.
+ * @type {(forward: Forward, k: number, name: StepParameter, dNet: Vector) => Parameter}
+ */
 export function immediate(forward, k, name, dNet) {
   const input = forward.cell.inputs(forward.steps[k])[name];
   return input ? outer(dNet, input, forward.round) : dNet;
 }
 
-// ∂L/∂θ of every parameter by backpropagation through time: one walk back, T steps.
-// {W_hx, W_hh, [W_hh2], b_h, [b_hh], W_yh, b_y}, each of the parameter's shape; and state[t] = ∂L/∂state(t).
+/**
+ * ∂L/∂θ of every parameter by backpropagation through time: one walk back, T steps.
+ * @type {(net: Network, forward: Forward) => Gradient}
+ */
 export function gradient(net, forward) {
   const { cell, steps, round, T } = forward;
-  const names = Object.keys(cell.inputs(steps[1]));
-  const total = Object.fromEntries([...names, "W_yh", "b_y"].map((name) => [name, scale(net[name], 0)]));
+  const names = /** @type {StepParameter[]} */ (Object.keys(cell.inputs(steps[1])));
+  const total = Object.fromEntries(
+    /** @type {const} */ ([...names, "W_yh", "b_y"]).map((name) => [name, scale(parameterOf(net, name), 0)]),
+  );
+  /** @type {Vector[]} */
   const state = [];
   let dState = zeros(cell.width);
   for (let t = T; t >= 1; t--) {
@@ -77,5 +113,5 @@ export function gradient(net, forward) {
     dState = cell.atBefore(steps[t], dNet, dState, round);
   }
   state[0] = dState;
-  return { ...total, state };
+  return /** @type {any} */ ({ ...total, state });
 }

@@ -1,8 +1,12 @@
 // Singular values and, for 2 × 2, eigenvalues of small matrices.
 import { binade, divide, dot, identity, norm, transpose } from "./matrix.js";
+/** @import { Decomposition, Matrix, Vector } from "../types.d.ts" */
 
-// A = U diag(s) Vᵀ with s descending; by one-sided Jacobi rotations (Hestenes 1958). The left vector of a singular value
-// 0 is left 0. A [m, n], U [m, n], s [n], V [n, n].
+/**
+ * A = U diag(s) Vᵀ with s descending; by one-sided Jacobi rotations (Hestenes 1958). The left vector of a singular
+ * value 0 is left 0. A [m, n], U [m, n], s [n], V [n, n].
+ * @type {(A: Matrix) => Decomposition}
+ */
 export function svd(A) {
   const unit = binade(A);
   const columns = transpose(divide(A, unit));
@@ -14,11 +18,15 @@ export function svd(A) {
   return { U: transpose(left), s: order.map((i) => sizes[i] * unit), V: transpose(order.map((i) => right[i])) };
 }
 
+/** @type {(A: Matrix) => Vector} */
 export function singularValues(A) {
   return svd(A).s;
 }
 
-// One sweep over all pairs of columns; false when all are orthogonal already.
+/**
+ * Rotates all pairs of columns once (a sweep); false when all are orthogonal already.
+ * @type {(columns: Matrix, right: Matrix) => boolean}
+ */
 function rotateAll(columns, right) {
   let rotated = false;
   for (let i = 0; i < columns.length; i++) {
@@ -37,6 +45,7 @@ function rotateAll(columns, right) {
   return rotated;
 }
 
+/** @type {(u: Vector, v: Vector, tangent: number) => void} */
 function rotate(u, v, tangent) {
   const cosine = 1 / Math.hypot(1, tangent);
   const sine = cosine * tangent;
@@ -45,8 +54,12 @@ function rotate(u, v, tangent) {
   }
 }
 
-// The two eigenvalues of a 2 × 2 matrix as {re, im}, the larger modulus first.
-export function eigenvalues2([[a, b], [c, d]]) {
+/**
+ * The two eigenvalues of a 2 × 2 matrix as {re, im}, the larger modulus first.
+ * @type {(A: Matrix) => { re: number, im: number }[]}
+ */
+export function eigenvalues2(A) {
+  const [[a, b], [c, d]] = A;
   const mean = (a + d) / 2;
   const square = ((a - d) / 2) ** 2 + b * c;
   const root = Math.sqrt(Math.abs(square));
@@ -58,7 +71,10 @@ export function eigenvalues2([[a, b], [c, d]]) {
   return [mean + root, mean - root].sort((p, q) => Math.abs(q) - Math.abs(p)).map((re) => ({ re, im: 0 }));
 }
 
-// max |λ| of a 2 × 2 matrix.
+/**
+ * max |λ| of a 2 × 2 matrix.
+ * @type {(A: Matrix) => number}
+ */
 export function spectralRadius2(A) {
   const [{ re, im }] = eigenvalues2(A);
   return Math.hypot(re, im);

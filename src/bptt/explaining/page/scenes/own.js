@@ -1,5 +1,6 @@
-// The user's own network: losses, map (t, k), sums by lag, Jacobian products. Only where data are in the page, and then it
-// is the scene that the page opens with. t and k are blocks of steps in the state, and steps in all text.
+// The user's own network: losses, map (t, k), sums by lag, Jacobian products. Only where data are in the page, and then
+// it is the scene that the page opens with. t and k are blocks of steps in the state, and steps in all text.
+import { controls } from "../components/blocks.js";
 import { legend } from "../components/decades.js";
 import { el } from "../components/dom.js";
 import { formula } from "../components/formula.js";
@@ -9,43 +10,61 @@ import { lineChart } from "../components/lines.js";
 import { show, showPower } from "../components/numbers.js";
 import { sentence } from "../components/sentence.js";
 import { choice, integer } from "../shell/fields.js";
-import { block, blockName, cells, own, place, read } from "../shell/own.js";
+import { keptFor } from "../shell/kept.js";
+import { block, blockName, decodedMap, least, most, own as given, place, read } from "../shell/own.js";
+/**
+ * @import {
+ *   Children, DecodedMap, LineChart, Own, OwnLayer, OwnMap, OwnProducts, OwnSample, Page, Pair, Scene, State
+ * } from "../types.d.ts"
+ */
 
 const LAST = 4095; // of any sample: clamped to what there is
-const DEEPEST = 12; // decades below the largest cell that have colours of their own
-const PARAMETERS = [...new Set(own?.layers.flatMap((layer) => layer.parameters))];
+const DEEPEST = 12; // decades below the largest value that are told apart
+const own = /** @type {Own} */ (given); // the scene exists only where there are data
+const PARAMETERS = [...new Set(given?.layers.flatMap((layer) => layer.parameters))];
+
+/** @type {(names: string[]) => string} */
 const preferred = (names) => (names.includes("weight_hh") ? "weight_hh" : names[0]);
 
+export const fields = {
+  own_layer: integer(firstShown(), { min: 0, max: given ? given.layers.length - 1 : 0 }),
+  own_parameter: choice(preferred(PARAMETERS), PARAMETERS),
+  own_sample: integer(0, { min: 0, max: given ? given.samples.length - 1 : 0 }),
+  own_t: integer(LAST, { min: 0, max: LAST }),
+  own_k: integer(LAST, { min: 0, max: LAST }),
+};
+
+/**
+ * The layer that is shown at first: the last that looks back.
+ * @type {() => number}
+ */
+function firstShown() {
+  return Math.max(0, given ? given.layers.findLastIndex(({ reverse }) => !reverse) : 0);
+}
+
+/** @type {Scene} */
 export const scene = {
   id: "own",
   order: 100,
   short: "Yours",
   title: "Your own network",
   mount,
-  exists: () => own !== null,
+  exists: () => given !== null,
   opens: true,
-  fields:
-    own === null
-      ? {}
-      : {
-          own_layer: integer(
-            Math.max(
-              0,
-              own.layers.findLastIndex(({ reverse }) => !reverse),
-            ),
-            { min: 0, max: own.layers.length - 1 },
-          ),
-          own_parameter: choice(preferred(PARAMETERS), PARAMETERS),
-          own_sample: integer(0, { min: 0, max: own.samples.length - 1 }),
-          own_t: integer(LAST, { min: 0, max: LAST }),
-          own_k: integer(LAST, { min: 0, max: LAST }),
-        },
+  fields,
 };
 
-// The cell under the mouse, [t, k]; it is shown instead of the chosen one.
+/**
+ * The cell under the mouse; it is shown instead of the chosen one.
+ * @type {Pair | null}
+ */
 let pointed = null;
 
-// What the state chooses: {layer, sample, name of the parameter, map, t, k}; map is null where there is none.
+/**
+ * The layer, sample and cell that the state chooses. name: of the parameter; map: null where there is none.
+ * @typedef {{ layer: OwnLayer, sample: OwnSample, name: string, t: number, k: number, map: DecodedMap | null }} Chosen
+ * @type {(state: State) => Chosen}
+ */
 function chosen(state) {
   const layer = own.layers[state.own_layer];
   const sample = layer.samples[state.own_sample];
@@ -56,55 +75,28 @@ function chosen(state) {
   return { layer, sample, name, t, k, map: sample.maps && decoded(sample.maps[name]) };
 }
 
+/** @type {(layer: OwnLayer, name: string) => boolean} */
 const has = (layer, name) => layer.parameters.includes(name);
 
-const kept = new WeakMap();
+const decoded = keptFor((/** @type {OwnMap} */ map) => decodedMap(map, DEEPEST));
 
-// A map with its cells as numbers, and the ends of its colours.
-function decoded(map) {
-  if (!kept.has(map)) {
-    const values = cells(map.cells);
-    const finite = values.filter(Number.isFinite);
-    const [least, most] = [
-      finite.reduce((a, b) => Math.min(a, b), Infinity),
-      finite.reduce((a, b) => Math.max(a, b), -Infinity),
-    ];
-    const low = Math.max(Math.floor(least), Math.ceil(most) - DEEPEST);
-    const ends = finite.length
-      ? { low, top: Math.max(Math.ceil(most), low + 1), below: least < low }
-      : { low: -1, top: 0, below: false };
-    const has = { zero: values.includes(-Infinity), NaN: values.some(Number.isNaN), infinite: values.includes(Infinity) };
-    kept.set(map, { ...map, ...ends, values, has, lags: map.lags.map(read), shares: shares(map) });
-  }
-  return kept.get(map);
-}
-
-// {component: share of the lag sum in percent, by lag}; NaN where nothing is left.
-function shares({ through }) {
-  const names = Object.keys(through);
-  const parts = names.map((name) => through[name].map(read));
-  const total = (i) => parts.reduce((sum, part) => sum + part[i], 0);
-  return Object.fromEntries(
-    names.map((name, n) => [name, parts[n].map((part, i) => (total(i) > 0 ? (100 * part) / total(i) : null))]),
-  );
-}
-
+/** @type {Scene["mount"]} */
 function mount(root, page) {
   root.append(
     about(page),
-    el("div", { class: "controls" }, menus(page)),
+    controls(menus(page)),
     words(page),
     part(page, "Losses L(t)", (state) => own.losses[state.own_sample] !== null, lossChart(page)),
     part(
       page,
       "The map (t, k): the size of each term",
-      (state) => chosen(state).map !== null,
+      hasMap,
       el("div", { class: "formula" }, formula("\\frac{∂L(t)}{∂s(t)}", "\\frac{∂s(t)}{∂s(k)}", "\\frac{∂^+s(k)}{∂θ}")),
       el("div", { class: "map-and-cell" }, theMap(page), theCell(page)),
       legendOf(page),
       thinned(page),
     ),
-    part(page, "How far back: the sums by lag", (state) => chosen(state).map !== null, lagChart(page), horizon(page)),
+    part(page, "How far back: the sums by lag", hasMap, lagChart(page), horizon(page)),
     part(
       page,
       "What carries it",
@@ -115,19 +107,27 @@ function mount(root, page) {
     part(
       page,
       "Singular values of the Jacobian products",
-      ({ own_layer, own_sample }) => own.layers[own_layer].samples[own_sample].products !== null,
+      (state) => chosen(state).sample.products !== null,
       productChart(page),
       productWords(page),
     ),
   );
 }
 
+/** @type {(state: State) => boolean} */
+const hasMap = (state) => chosen(state).map !== null;
+
+/**
+ * A part of the scene, hidden while there is nothing to show in it.
+ * @type {(page: Page, title: string, there: (state: State) => boolean, ...content: Children) => HTMLElement}
+ */
 function part(page, title, there, ...content) {
-  const node = el("section", { class: "part", "aria-label": title }, el("h3", {}, title), content);
+  const node = el("section", { class: "part", "aria-label": title }, el("h3", {}, title), ...content);
   page.follow((state) => (node.hidden = !there(state)));
   return node;
 }
 
+/** @type {(page: Page) => HTMLElement} */
 const about = (page) =>
   sentence(
     page,
@@ -145,11 +145,12 @@ const about = (page) =>
 
 // Choosing ----------------------------------------------------------------------------------------------------------
 
+/** @type {(page: Page) => (HTMLElement | null)[]} */
 function menus(page) {
-  const layers = own.layers.map((layer, i) => [i, layer.name]);
-  const samples = own.samples.map((sample, i) => [i, `sample ${sample + 1}`]);
+  const layers = own.layers.map((layer) => layer.name);
+  const samples = own.samples.map((sample) => `sample ${sample + 1}`);
   return [
-    menu(page, "Layer", "own_layer", layers, Number),
+    menu(page, "Layer", "own_layer", layers),
     choices(page, {
       label: "Parameter",
       field: "own_parameter",
@@ -157,20 +158,25 @@ function menus(page) {
       chosen: (state) => chosen(state).name,
       there: (name, state) => has(own.layers[state.own_layer], name), // a layer may have no bias
     }),
-    menu(page, "Sample", "own_sample", samples, Number),
+    menu(page, "Sample", "own_sample", samples),
   ];
 }
 
-function menu(page, label, field, options, value) {
+/**
+ * A list to choose from; null where there is no choice.
+ * @type {(page: Page, label: string, field: "own_layer" | "own_sample", options: string[]) => HTMLElement | null}
+ */
+function menu(page, label, field, options) {
   const select = el(
     "select",
-    { onchange: () => page.set({ [field]: value(select.value) }) },
-    options.map(([name, said]) => el("option", { value: name }, said)),
+    { onchange: () => page.set({ [field]: Number(select.value) }) },
+    options.map((said, i) => el("option", { value: i }, said)),
   );
   page.follow((state) => (select.value = String(state[field])));
   return options.length < 2 ? null : el("label", { class: "menu" }, label, select);
 }
 
+/** @type {(page: Page) => HTMLElement} */
 function words(page) {
   const node = el("div", { class: "notice words", role: "status" });
   page.follow((state) => {
@@ -185,6 +191,7 @@ function words(page) {
 
 // Losses ------------------------------------------------------------------------------------------------------------
 
+/** @type {(page: Page) => HTMLElement} */
 function lossChart(page) {
   return lineChart(page, (state) => {
     const losses = own.losses[state.own_sample];
@@ -207,18 +214,21 @@ function lossChart(page) {
   });
 }
 
-const least = (values) => values.filter(Number.isFinite).reduce((a, b) => Math.min(a, b), Infinity);
-const most = (values) => values.filter(Number.isFinite).reduce((a, b) => Math.max(a, b), -Infinity);
-
+/**
+ * The middle of block i on the axis of steps.
+ * @type {(i: number, blocks: number, steps: number, counted: number) => number}
+ */
 function middle(i, blocks, steps, counted) {
   const [from, to] = block(i, blocks, steps);
   return (from + to - 1) / 2 + counted;
 }
 
+/** @type {(blocks: number, steps: number, counted: number) => number[]} */
 const middles = (blocks, steps, counted) => Array.from({ length: blocks }, (_, i) => middle(i, blocks, steps, counted));
 
 // The map -----------------------------------------------------------------------------------------------------------
 
+/** @type {(page: Page) => HTMLElement} */
 function theMap(page) {
   return heatmap(
     page,
@@ -235,63 +245,73 @@ function theMap(page) {
         low: map.low,
         t,
         k,
-        label: `Map of the terms of ${name}. ${cellText(state)}`,
+        label: `Map of the terms of ${name}. ${cellText(chosen(state))}`,
       };
     },
-    (t, k) => page.set({ own_t: t, own_k: k }),
-    point,
+    ([t, k]) => page.set({ own_t: t, own_k: k }),
+    (cell) => {
+      const before = String(pointed);
+      pointed = cell;
+      if (String(pointed) !== before) page.refresh();
+    },
   );
-
-  function point(t, k) {
-    const before = String(pointed);
-    pointed = t === null ? null : [t, k];
-    if (String(pointed) !== before) page.refresh();
-  }
 }
 
-function cellText(state) {
-  const { layer, sample, map, t, k } = chosen(state);
+/** @type {(here: Chosen) => string} */
+function cellText({ layer, sample, map, t, k }) {
+  if (map === null) return "";
   const value = map.values[place(t, k, sample.blocks, layer.reverse)];
   const size = Number.isFinite(value) ? `≈ ${showPower(value)}` : showPower(value); // cells are kept to 1 %
   return `t = ${blockName(t, sample.blocks, sample.steps)}, k = ${blockName(k, sample.blocks, sample.steps)}: ${size}`;
 }
 
+/** @type {(page: Page) => HTMLElement} */
 function theCell(page) {
-  const at = (field) => ({
-    step: 1,
-    read: (state) => chosen(state)[field],
-    say: (value) => {
-      const { sample } = chosen(page.get());
-      return blockName(value, sample.blocks, sample.steps);
-    },
-  });
+  /** @type {(value: number) => string} */
+  const say = (value) => {
+    const { sample } = chosen(page.get());
+    return blockName(value, sample.blocks, sample.steps);
+  };
+  /** @type {(state: State) => number} */
   const end = (state) => chosen(state).sample.blocks - 1;
+  /** @type {(state: State) => string} */
+  const readout = (state) => cellText(chosen(state));
   return el(
     "div",
     { class: "the-cell" },
-    sentence(page, (state) => (chosen(state).map ? cellText(state) : ""), { class: "readout", "aria-live": "polite" }),
-    sentence(page, lagText),
-    slider(page, { ...at("t"), label: "Loss step t", min: 0, max: end, write: (t) => ({ own_t: t }) }),
+    sentence(page, readout, { class: "readout", "aria-live": "polite" }),
+    sentence(page, (state) => lagText(chosen(state))),
     slider(page, {
-      ...at("k"),
+      label: "Loss step t",
+      min: 0,
+      max: end,
+      read: (state) => chosen(state).t,
+      write: (t) => ({ own_t: t }),
+      say,
+    }),
+    slider(page, {
       label: "Earlier step k",
-      write: (k) => ({ own_k: k }),
       min: (state) => (chosen(state).layer.reverse ? chosen(state).t : 0),
       max: (state) => (chosen(state).layer.reverse ? end(state) : chosen(state).t),
+      read: (state) => chosen(state).k,
+      write: (k) => ({ own_k: k }),
+      say,
     }),
   );
 }
 
+/** @type {(pair: { t: number, k: number }) => number} */
 const lagOf = ({ t, k }) => Math.abs(t - k);
 
-function lagText(state) {
-  const here = chosen(state);
+/** @type {(here: Chosen) => string} */
+function lagText(here) {
   if (here.map === null) return "";
   const { sample, map } = here;
   const lag = lagOf(here);
-  const parts = Object.entries(map.shares)
-    .filter(([, values]) => values[lag] !== null)
-    .map(([name, values]) => `${show(values[lag], 1)} % through ${name}`);
+  const parts = Object.entries(map.shares).flatMap(([name, values]) => {
+    const share = values[lag];
+    return share === null ? [] : [`${show(share, 1)} % through ${name}`];
+  });
   const which = blockName(lag, sample.blocks, sample.steps, 0);
   const [lags, sizes] = which.includes("–")
     ? [`Lags ${which}`, "the sizes of each lag’s terms sum to at most"]
@@ -299,6 +319,7 @@ function lagText(state) {
   return `${lags}: ${sizes} ${show(map.lags[lag])}${parts.map((part) => `, ${part}`).join("")}`;
 }
 
+/** @type {(page: Page) => HTMLElement} */
 function legendOf(page) {
   const node = el("div");
   page.follow((state) => {
@@ -314,6 +335,7 @@ function legendOf(page) {
   return node;
 }
 
+/** @type {(page: Page) => HTMLElement} */
 const thinned = (page) =>
   sentence(
     page,
@@ -329,6 +351,7 @@ const thinned = (page) =>
 
 // How far back ------------------------------------------------------------------------------------------------------
 
+/** @type {(page: Page) => HTMLElement} */
 function lagChart(page) {
   return lineChart(page, (state) => {
     const here = chosen(state);
@@ -341,16 +364,17 @@ function lagChart(page) {
         { name: "sum of ‖term‖", values: map.lags.map(Math.log10), class: "whole" },
         ...Object.entries(map.through).map(([name, values], i) => ({
           name: `through ${name}`,
-          values: values.map((value) => Math.log10(read(value))),
+          values: values.map(Math.log10),
           class: `through-${i}`,
         })),
       ],
       marks: map.horizon === null ? [] : [{ at: map.horizon, text: `horizon ${map.horizon}` }],
-      label: `Sums of the terms of ${layer.name} by lag, ${sample.steps} lags, from ${show(map.lags[0])} at lag 0 to ${show(map.lags.at(-1))}`,
+      label: `Sums of the terms of ${layer.name} by lag, ${sample.steps} lags, from ${show(map.lags[0])} at lag 0 to ${show(map.lags[map.lags.length - 1])}`,
     };
   });
 }
 
+/** @type {(here: Chosen) => Pick<LineChart, "x" | "first" | "last" | "axis" | "cursor">} */
 const lagAxis = (here) => ({
   x: middles(here.sample.blocks, here.sample.steps, 0),
   first: 0,
@@ -359,6 +383,7 @@ const lagAxis = (here) => ({
   cursor: middle(lagOf(here), here.sample.blocks, here.sample.steps, 0),
 });
 
+/** @type {(page: Page) => HTMLElement} */
 const horizon = (page) =>
   sentence(page, (state) => {
     const { map } = chosen(state);
@@ -366,6 +391,7 @@ const horizon = (page) =>
     return `Memory horizon in this sequence: a loss step's gradient has less than 1 % of its norm beyond lag ${map.horizon}.`;
   });
 
+/** @type {(page: Page) => HTMLElement} */
 function shareChart(page) {
   return lineChart(page, (state) => {
     const here = chosen(state);
@@ -386,39 +412,38 @@ function shareChart(page) {
 
 // Products ----------------------------------------------------------------------------------------------------------
 
+/** @type {(page: Page) => HTMLElement} */
 function productChart(page) {
   return lineChart(page, (state) => {
-    const {
-      sample: { products },
-      layer,
-    } = chosen(state);
+    const { sample, layer } = chosen(state);
+    const { products } = sample;
     if (products === null) return null;
     const lines = products.log10.map((values, i) => ({ ...rank(products, i), values: values.map(read) }));
     const largest = lines[0].values;
     return {
       x: products.lags,
       first: 0,
-      last: Math.max(1, products.lags.at(-1)),
+      last: Math.max(1, ...products.lags),
       log: true,
       lines,
       deepest: Math.max(DEEPEST, most(largest) - least(largest) + 3),
       axis: layer.reverse ? "lag k − t in steps" : "lag t − k in steps",
-      label: `Singular values by lag; the largest goes from ${showPower(largest[0])} to ${showPower(largest.at(-1))}`,
+      label: `Singular values by lag; the largest goes from ${showPower(largest[0])} to ${showPower(largest[largest.length - 1])}`,
     };
   });
 }
 
+/** @type {(products: OwnProducts, i: number) => { name: string | null, class: string }} */
 function rank({ ranks, size }, i) {
   if (ranks[i] === 1) return { name: "largest", class: "rank-first" };
   if (ranks[i] === size) return { name: "smallest", class: "rank-last" };
   return { name: i === 1 ? "in between" : null, class: "rank-between" };
 }
 
+/** @type {(page: Page) => HTMLElement} */
 const productWords = (page) =>
   sentence(page, (state) => {
-    const {
-      sample: { products },
-    } = chosen(state);
+    const { products } = chosen(state).sample;
     if (products === null) return "";
     const { t, ranks, size } = products;
     const which = ranks.length === 1 ? "The largest is drawn" : `${ranks.length} are drawn`;

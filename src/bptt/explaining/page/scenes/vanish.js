@@ -1,44 +1,46 @@
-// Scene 6, lecture lines 11 and 12: a circle of perturbations of h(1) becomes an ellipse under each Jacobian.
+// Scene 6, eq. (11) and (12): a circle of perturbations of h(1) becomes an ellipse under each Jacobian.
+import { controls, equation, lead, presets } from "../components/blocks.js";
 import { el } from "../components/dom.js";
 import { circleAndEllipse, ellipseStrip } from "../components/ellipse.js";
-import { formula, liveFormula, matrixText, maths } from "../components/formula.js";
-import { button, choices, slider } from "../components/inputs.js";
+import { formula, liveFormula, maths, numbersOf } from "../components/formula.js";
+import { choices, slider } from "../components/inputs.js";
 import { logChart } from "../components/logchart.js";
 import { logSlider } from "../components/logslider.js";
 import { show, showPower } from "../components/numbers.js";
 import { predictFirst } from "../components/predict.js";
 import { fixed, python } from "../components/pytorch.js";
-import { chainsFrom, growth, logSvd, lost } from "../engine/growth.js";
-import { float32, float64, identity, matMul, zeros } from "../engine/matrix.js";
+import { chainsFrom, growth, logSvd, outOfRange } from "../engine/growth.js";
+import { float32, identity, matMul, zeroMatrix } from "../engine/matrix.js";
 import { run } from "../engine/network.js";
 import { rotation } from "../engine/remedies.js";
 import { spectralRadius2 } from "../engine/svd.js";
 import { jacobian } from "../engine/terms.js";
-import { choice, integer, number } from "../shell/fields.js";
+import { choice, integer, namesOf, number } from "../shell/fields.js";
 import { keptFor } from "../shell/kept.js";
+/**
+ * @import {
+ *   Decomposition, FieldsOf, LogChart, Matrix, Page, Patch, Program, RnnNetwork, Scene, State
+ * } from "../types.d.ts"
+ */
 
 const GAMMA = { tanh: 1, sigmoid: 0.25, relu: 1 }; // the largest slope of σ_h
 const SMALLEST = { float32: -44.85, float64: -323.3 }; // log₁₀ of the smallest positive number
 
-export const scene = {
-  id: "vanish",
-  order: 6,
-  short: "Vanish",
-  title: "Vanish and explode",
-  fields: {
-    vanish_s1: number(0.9, { min: 0.001, max: 100 }), // σ₁(W_hh)
-    vanish_ratio: number(0.7, { min: 1e-5, max: 1 }), // σ₂ / σ₁
-    vanish_turn: number(25, { min: 0, max: 180 }), // degrees
-    vanish_act: choice("tanh", Object.keys(GAMMA)),
-    vanish_input: number(0.5, { min: 0, max: 10 }), // x(t) = (input, input)
-    vanish_T: integer(30, { min: 2, max: 50 }),
-    vanish_lag: integer(5, { min: 1, max: 49 }),
-    vanish_float: choice("float64", ["float64", "float32"]),
-  },
-  mount,
-  pytorch,
+export const fields = {
+  vanish_s1: number(0.9, { min: 0.001, max: 100 }), // σ₁(W_hh)
+  vanish_ratio: number(0.7, { min: 1e-5, max: 1 }), // σ₂ / σ₁
+  vanish_turn: number(25, { min: 0, max: 180 }), // degrees
+  vanish_act: choice("tanh", namesOf(GAMMA)),
+  vanish_input: number(0.5, { min: 0, max: 10 }), // x(t) = (input, input)
+  vanish_T: integer(30, { min: 2, max: 50 }),
+  vanish_lag: integer(5, { min: 1, max: 49 }),
+  vanish_float: choice("float64", ["float64", "float32"]),
 };
 
+/** @type {Scene} */
+export const scene = { id: "vanish", order: 6, short: "Vanish", title: "Vanish and explode", fields, mount, pytorch };
+
+/** @type {Record<string, Patch>} */
 const PRESETS = {
   "Eigenvalues lie": {
     vanish_s1: 40,
@@ -62,15 +64,17 @@ const PRESETS = {
   },
 };
 
+/** @type {(state: State) => Matrix} */
 const weights = ({ vanish_s1, vanish_ratio, vanish_turn }) =>
   matMul(rotation((vanish_turn * Math.PI) / 180), [
     [vanish_s1, 0],
     [0, vanish_s1 * vanish_ratio],
   ]);
 
-const measured = keptFor((state) => {
+const measured = keptFor((/** @type {State} */ state) => {
   const W_hh = weights(state);
   const [I, x] = [identity(2), Array.from({ length: state.vanish_T }, () => [state.vanish_input, state.vanish_input])];
+  /** @type {RnnNetwork} */
   const net = {
     cell: "rnn",
     activation: state.vanish_act,
@@ -82,11 +86,13 @@ const measured = keptFor((state) => {
     W_yh: I,
     b_y: [0, 0],
   };
-  const forward = run(net, x, zeros(state.vanish_T, 2));
-  const chosen = state.vanish_float === "float32" ? run(net, x, zeros(state.vanish_T, 2), { round: float32 }) : forward;
+  const forward = run(net, x, zeroMatrix(state.vanish_T, 2));
+  const chosen =
+    state.vanish_float === "float32" ? run(net, x, zeroMatrix(state.vanish_T, 2), { round: float32 }) : forward;
   const chains = chainsFrom(chosen, 1);
+  /** @type {(t: number | null) => number | null} */
   const after = (t) => (t === null ? null : t - 1); // a lag
-  const { died, overflowed } = lost(chains);
+  const { died, overflowed } = outOfRange(chains);
   return {
     W_hh,
     forward,
@@ -100,73 +106,88 @@ const measured = keptFor((state) => {
   };
 });
 
+/** @type {Scene["mount"]} */
 function mount(root, page) {
-  const pick = (lag) => page.set({ vanish_lag: Math.max(1, lag) });
   root.append(
-    el(
-      "p",
-      { class: "lead" },
+    lead(
       "Disturb h(1) a little, in every direction: a circle. Each Jacobian turns it into another ellipse. Its " +
         "half axes are the singular values of the product ∂h(t)/∂h(1), and the gradient that travels back is stretched by the same numbers.",
     ),
-    el(
-      "div",
-      { class: "presets" },
-      Object.entries(PRESETS).map(([name, patch]) => button(name, () => page.set(patch))),
-    ),
-    el(
-      "div",
-      { class: "pictures" },
-      el("figure", {}, circleAndEllipse(page, picture), el("figcaption", {}, text(page, caption))),
-      el(
-        "div",
-        {},
-        logChart(page, chart, { pick }),
-        ellipseStrip(page, (state) => measured(state), pick),
-      ),
-    ),
-    el(
-      "div",
-      { class: "controls" },
-      lagSlider(page),
-      logSlider(page, { label: maths("σ_1(\\hh{W_{hh}})"), field: "vanish_s1", min: 0.01, max: 100 }),
-      logSlider(page, { label: maths("σ_2 / σ_1"), field: "vanish_ratio", min: 0.0001, max: 1 }),
-      plainSlider(page, "Rotation", "vanish_turn", { min: 0, max: 180, step: 0.1, say: (value) => `${show(value, 1)}°` }),
-      plainSlider(page, "Input x", "vanish_input", { min: 0, max: 3, step: 0.05 }),
-      plainSlider(page, "Steps T", "vanish_T", { min: 2, max: 50, say: String }),
-      choices(page, {
-        label: "Activation",
-        field: "vanish_act",
-        options: { tanh: "tanh", sigmoid: "sigmoid", relu: "ReLU" },
-      }),
-      choices(page, { label: "Product in", field: "vanish_float", options: { float64: "float64", float32: "float32" } }),
-    ),
+    presets(page, PRESETS),
+    pictures(page),
+    sliders(page),
     el("p", { class: "said", role: "status" }, text(page, verdict), " ", text(page, precision)),
-    el("div", { class: "equation" }, el("h3", {}, "The recurrent matrix"), liveFormula(page, matrix)),
-    el("div", { class: "equation" }, el("h3", {}, "The last factor at this lag"), liveFormula(page, lastFactor)),
-    el(
-      "div",
-      { class: "equation" },
-      el("h3", {}, "The bound"),
-      formula(
-        "‖ \\frac{∂h(t)}{∂h(k)} ‖",
-        "≤ \\prod_{i=k+1}^{t} ‖ \\frac{∂h(i)}{∂h(i-1)} ‖",
-        "≤ (γ σ_1(\\hh{W_{hh}}))^{t-k}",
-        ", \\text{~} γ = \\fn{max} |σ_h′|",
-      ),
-      el(
-        "p",
-        { class: "note" },
-        "γ is 1 for tanh and ReLU, 1/4 for the sigmoid. σ₁ < 1/γ is sufficient for vanishing; σ₁ > 1/γ is only necessary " +
-          "for exploding (Pascanu et al. 2013). And a state that holds a bit against noise sits where the factors shrink: what it " +
-          "remembers safely, the gradient forgets (Bengio et al. 1994).",
-      ),
-    ),
-    predict(page),
+    equation("The recurrent matrix", liveFormula(page, matrix)),
+    equation("The last factor at this lag", liveFormula(page, lastFactor)),
+    bound(),
+    question(page),
   );
 }
 
-function predict(page) {
+/**
+ * Circle and ellipse at the chosen lag, beside curves over all lags.
+ * @type {(page: Page) => HTMLElement}
+ */
+function pictures(page) {
+  /** @type {(lag: number) => void} */
+  const pick = (lag) => page.set({ vanish_lag: Math.max(1, lag) });
+  return el(
+    "div",
+    { class: "pictures" },
+    el("figure", {}, circleAndEllipse(page, picture), el("figcaption", {}, text(page, caption))),
+    el("div", {}, logChart(page, chart, { pick }), ellipseStrip(page, measured, pick)),
+  );
+}
+
+/** @type {(page: Page) => HTMLElement} */
+function sliders(page) {
+  return controls(
+    lagSlider(page),
+    logSlider(page, { label: maths("σ_1(\\hh{W_{hh}})"), field: "vanish_s1", min: 0.01, max: 100 }),
+    logSlider(page, { label: maths("σ_2 / σ_1"), field: "vanish_ratio", min: 0.0001, max: 1 }),
+    plainSlider(page, "Rotation", "vanish_turn", {
+      min: 0,
+      max: 180,
+      step: 0.1,
+      say: (value) => `${show(value, 1)}°`,
+    }),
+    plainSlider(page, "Input x", "vanish_input", { min: 0, max: 3, step: 0.05 }),
+    plainSlider(page, "Steps T", "vanish_T", { min: 2, max: 50, say: String }),
+    choices(page, {
+      label: "Activation",
+      field: "vanish_act",
+      options: { tanh: "tanh", sigmoid: "sigmoid", relu: "ReLU" },
+    }),
+    choices(page, {
+      label: "Product in",
+      field: "vanish_float",
+      options: { float64: "float64", float32: "float32" },
+    }),
+  );
+}
+
+/** @type {() => HTMLElement} */
+function bound() {
+  return equation(
+    "The bound",
+    formula(
+      "‖ \\frac{∂h(t)}{∂h(k)} ‖",
+      "≤ \\prod_{i=k+1}^{t} ‖ \\frac{∂h(i)}{∂h(i-1)} ‖",
+      "≤ (γ σ_1(\\hh{W_{hh}}))^{t-k}",
+      ", \\text{~} γ = \\fn{max} |σ_h′|",
+    ),
+    el(
+      "p",
+      { class: "note" },
+      "γ is 1 for tanh and ReLU, 1/4 for the sigmoid. σ₁ < 1/γ is sufficient for vanishing; σ₁ > 1/γ is only necessary " +
+        "for exploding (Pascanu et al. 2013). And a state that holds a bit against noise sits where the factors shrink: what it " +
+        "remembers safely, the gradient forgets (Bengio et al. 1994).",
+    ),
+  );
+}
+
+/** @type {(page: Page) => HTMLElement} */
+function question(page) {
   return predictFirst(page, {
     question: [
       "Both eigenvalues of ",
@@ -184,7 +205,10 @@ function predict(page) {
   });
 }
 
-// A text node that follows the state.
+/**
+ * A text node that follows the state.
+ * @type {(page: Page, make: (state: State) => string) => Text}
+ */
 function text(page, make) {
   const node = document.createTextNode("");
   page.follow((state) => {
@@ -194,6 +218,7 @@ function text(page, make) {
   return node;
 }
 
+/** @type {(page: Page) => HTMLElement} */
 function lagSlider(page) {
   return slider(page, {
     label: "Lag t − 1",
@@ -205,10 +230,15 @@ function lagSlider(page) {
   });
 }
 
-function plainSlider(page, label, field, { min, max, step, say }) {
-  return slider(page, { label, min, max, step, say, read: (state) => state[field], write: (value) => ({ [field]: value }) });
+/**
+ * @type {(page: Page, label: string, field: FieldsOf<number>, limits: { min: number, max: number, step?: number,
+ *   say?: (value: number) => string }) => HTMLElement}
+ */
+function plainSlider(page, label, field, limits) {
+  return slider(page, { label, ...limits, read: (state) => state[field], write: (value) => ({ [field]: value }) });
 }
 
+/** @type {(state: State) => Decomposition & { label: string }} */
 function picture(state) {
   const { lags, lag } = measured(state);
   return {
@@ -217,11 +247,13 @@ function picture(state) {
   };
 }
 
+/** @type {(state: State) => string} */
 function caption(state) {
   const { lags, lag } = measured(state);
   return `Lag ${lag}: σ₁ = ${showPower(lags[lag].s[0])}, σ₂ = ${showPower(lags[lag].s[1])}. The direction ○ is stretched most: it goes to ●.`;
 }
 
+/** @type {(state: State) => LogChart} */
 function chart(state) {
   const { lags, naive, lag, last, factor } = measured(state);
   const [first, second] = [0, 1].map((i) => lags.map(({ s }) => s[i]));
@@ -239,6 +271,7 @@ function chart(state) {
   };
 }
 
+/** @type {(state: State) => string} */
 function verdict(state) {
   const { lags, factor, last } = measured(state);
   const logs = lags.map(({ s }) => s[0]);
@@ -253,32 +286,40 @@ function verdict(state) {
   return `${rule} Measured: σ₁ is ${showPower(end)} at lag ${last}.${peak}`;
 }
 
+/** @type {(state: State) => string} */
 function precision(state) {
   const { died, overflowed, last } = measured(state);
   const kind = state.vanish_float;
-  if (died !== null) return `In ${kind} the product is exactly 0 from lag ${died} on: no gradient passes, in no direction.`;
+  if (died !== null)
+    return `In ${kind} the product is exactly 0 from lag ${died} on: no gradient passes, in no direction.`;
   if (overflowed !== null) return `In ${kind} the product overflows at lag ${overflowed}.`;
   return `In ${kind} the product is not yet 0 at lag ${last}.`;
 }
 
+/** @type {(state: State) => string[]} */
 function matrix(state) {
   const { W_hh } = measured(state);
-  return [`\\hh{W_{hh}} = \\hh{${matrixText(W_hh, show)}}`, `\\text{spectral~radius~} ρ = ${show(spectralRadius2(W_hh))}`];
+  return [`\\hh{W_{hh}} = \\hh{${numbersOf(W_hh)}}`, `\\text{spectral~radius~} ρ = ${show(spectralRadius2(W_hh))}`];
 }
 
+/** @type {(state: State) => string[]} */
 function lastFactor(state) {
   const { W_hh, forward, lag } = measured(state);
   const t = lag + 1;
   return [
     `\\frac{∂h(${t})}{∂h(${lag})} = \\fn{diag}(σ_h′(z_h(${t}))) \\hh{W_{hh}}`,
-    `= \\fn{diag} ${matrixText(forward.steps[t].slopes, show)} \\hh{${matrixText(W_hh, show)}}`,
-    `= ${matrixText(jacobian(forward, t), show)}`,
+    `= \\fn{diag} ${numbersOf(forward.steps[t].slopes)} \\hh{${numbersOf(W_hh)}}`,
+    `= ${numbersOf(jacobian(forward, t))}`,
   ];
 }
 
 const SLOPES = { tanh: "1 - h * h", sigmoid: "h * (1 - h)", relu: "(h > 0).to(h)" };
 
-// log₁₀ σ₁ and σ₂ at some lags in float64, and the lag at which the product is exactly 0 in float32 (None: at none).
+/**
+ * log₁₀ σ₁ and σ₂ at some lags in float64, and the lag at which the product is exactly 0 in float32 (None: at
+ * none).
+ * @type {(state: State) => Program}
+ */
 function pytorch(state) {
   const { vanish_act, vanish_input, vanish_T } = state;
   const { lags, W_hh, last } = measured(state);

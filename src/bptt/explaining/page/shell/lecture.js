@@ -5,18 +5,8 @@ const OWN_ARROWS = "input, select, textarea, [contenteditable], [role=slider], [
 
 export const LECTURE_NOTE = "Lecture mode: ← → move between scenes, ↑ ↓ between steps, Esc leaves.";
 
-// on() → lecture mode is on; scene(±1), step(±1) → whether there was such a move; leave().
-export function lectureKeys({ on, scene, step, leave }) {
-  document.addEventListener("keydown", (event) => {
-    if (!on() || event.defaultPrevented || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
-    if (event.key === "Escape" && !event.target.closest(TYPING)) leave();
-    const [move, by] = MOVES[event.key] ?? [];
-    if (!move || event.target.closest(OWN_ARROWS) || scrolls(event.target)) return;
-    if ({ scene, step }[move](by)) event.preventDefault();
-  });
-}
-
 // A presenter's remote control sends PageUp and PageDown.
+/** @type {Record<string, ["scene" | "step", number]>} */
 const MOVES = {
   ArrowRight: ["scene", 1],
   PageDown: ["scene", 1],
@@ -26,8 +16,31 @@ const MOVES = {
   ArrowUp: ["step", -1],
 };
 
-// A long formula or program that has the focus scrolls on these keys.
-function scrolls(node) {
+/**
+ * Listens to the keys. on() says whether lecture mode is on; scene(±1) and step(±1) move, and say whether there was
+ * such a move; leave() ends lecture mode.
+ * @type {(doing: Record<"scene" | "step", (by: number) => boolean> & { on: () => boolean, leave: () => void }) => void}
+ */
+export function lectureKeys({ on, leave, ...moves }) {
+  document.addEventListener("keydown", (event) => {
+    if (!on() || event.defaultPrevented || modified(event)) return;
+    const target = /** @type {Element} */ (event.target);
+    if (event.key === "Escape" && !target.closest(TYPING)) leave();
+    if (!Object.hasOwn(MOVES, event.key) || usesArrows(target)) return;
+    const [move, by] = MOVES[event.key];
+    if (moves[move](by)) event.preventDefault();
+  });
+}
+
+/** @type {(event: KeyboardEvent) => boolean} */
+function modified(event) {
+  return event.altKey || event.ctrlKey || event.metaKey || event.shiftKey;
+}
+
+// A long formula or program that has the focus scrolls on the arrow keys.
+/** @type {(node: Element) => boolean} */
+function usesArrows(node) {
+  if (node.closest(OWN_ARROWS)) return true;
   const box = node.closest("pre, .formula");
   return box !== null && (box.scrollWidth > box.clientWidth || box.scrollHeight > box.clientHeight);
 }

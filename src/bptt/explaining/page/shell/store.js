@@ -1,7 +1,12 @@
-// The whole state of the page: one plain object that is replaced, never changed, so that results can be kept by identity.
+// The whole state of the page: one plain object that is replaced, never changed, so that results can be kept by
+// identity.
 
+/** @import { State, Store } from "../types.d.ts" */
+
+/** @type {(initial: State) => Store} */
 export function createStore(initial) {
   let state = initial;
+  /** @type {Set<(state: State) => void>} */
   const listeners = new Set();
   return {
     get: () => state,

@@ -1,10 +1,11 @@
-"""Whether a training can go on from a checkpoint: every part of it is compared with what this network would have left.
+"""Whether a training can go on from a checkpoint: every part is compared with what this network would have left.
 
 A checkpoint may be a stranger's, or belong to another run. What does not fit would end in an error deep in torch, or change
 the training without a word.
 """
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,24 +15,24 @@ from bptt.options import TrainOptions
 from bptt.train.optimizer import make_optimizer, optimizer_tensors
 from bptt.train.storage.checkpoint import Checkpoint
 from bptt.train.storage.tensors import Tensors, differences
+from bptt.train.training import Training
 from bptt.typed import Unexpected
 
-if TYPE_CHECKING:
-    from bptt.train.loop import Training
+_Form = tuple[tuple[int, ...], torch.dtype]  # shape and number format of a tensor
 
 
-def check_checkpoint(training: "Training", checkpoint: Checkpoint) -> None:
-    """Raises Unexpected unless `training` can go on from it."""
-    standing = checkpoint.standing
-    if checkpoint.position != training.stream.position_after(standing.step):
-        raise Unexpected(f"its position in the data is not that of step {standing.step:,}")
+def check_checkpoint(training: Training, checkpoint: Checkpoint) -> None:
+    """Raise Unexpected, which says why, unless `training` can go on from the checkpoint."""
+    step = checkpoint.state.step
+    if checkpoint.position != training.stream.position_after(step):
+        raise Unexpected(f"its position in the data is not that of step {step:,}")
     _check_weights("weights", checkpoint.weights, training.model)
     if checkpoint.best:
         _check_weights("best weights", checkpoint.best, training.model)
-    _check_optimizer(checkpoint.optimizer, training.options, training.parameters, standing.step)
+    _check_optimizer(checkpoint.optimizer, training.options, training.parameters, step)
     for states in checkpoint.generators:
         _check_generators(states, training.device)
-    if (checkpoint.carried is not None) != (training.task.carries_state and standing.step > 0):
+    if (checkpoint.carried is not None) != (training.task.carries_state and step > 0):
         raise Unexpected("its hidden state is missing, or there is one where none is carried")
     if checkpoint.carried is not None:
         _check_carried(training, checkpoint.carried)
@@ -46,15 +47,14 @@ def _check_weights(what: str, tensors: Tensors, model: nn.Module) -> None:
 
 
 def _check_optimizer(tensors: Tensors, options: TrainOptions, parameters: list[nn.Parameter], step: int) -> None:
-    """Each parameter has all that the optimizer keeps, or nothing: then no gradient has reached it yet."""
+    """Raise Unexpected unless these tensors are an optimizer's state after `step` updates.
+
+    It has all that the optimizer keeps for a parameter, or nothing: then no gradient has reached that parameter yet.
+    """
     kept = _kept_by_optimizer(options)
-    numbers = [n for n in range(len(parameters)) if any(f"{n}/{key}" in tensors for key in kept)]
-    if kept and step > 0 and not numbers:
+    wanted = _optimizer_forms(kept, tensors, parameters)
+    if kept and step > 0 and not wanted:
         raise Unexpected("the optimizer's state is missing")
-    wanted: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
-    for n in numbers:
-        own = (tuple(parameters[n].shape), parameters[n].dtype)
-        wanted |= {f"{n}/{key}": own if t.dim() else ((), t.dtype) for key, t in kept.items()}
     reason = differences(tensors, wanted)
     if reason:
         raise Unexpected(f"the optimizer's state: {reason}")
@@ -62,8 +62,18 @@ def _check_optimizer(tensors: Tensors, options: TrainOptions, parameters: list[n
         raise Unexpected(f"the optimizer's state is not that of step {step:,}")
 
 
+def _optimizer_forms(kept: Tensors, tensors: Tensors, parameters: list[nn.Parameter]) -> Mapping[str, _Form]:
+    """Return shape and number format of each tensor that is kept for the parameters of which `tensors` has anything."""
+    forms: dict[str, _Form] = {}
+    for n, parameter in enumerate(parameters):
+        if any(f"{n}/{key}" in tensors for key in kept):
+            own = (tuple(parameter.shape), parameter.dtype)
+            forms |= {f"{n}/{key}": own if t.dim() else ((), t.dtype) for key, t in kept.items()}
+    return forms
+
+
 def _kept_by_optimizer(options: TrainOptions) -> Tensors:
-    """What the optimizer keeps of a parameter of two numbers, found by one step."""
+    """Return what the optimizer keeps for a parameter of two numbers, found by making one step."""
     parameter = nn.Parameter(torch.zeros(2))
     parameter.grad = torch.zeros(2)
     optimizer = make_optimizer(options, [parameter])
@@ -89,7 +99,7 @@ def _check_generators(states: Tensors, device: torch.device) -> None:
 # The hidden state --------------------------------------------------------------------------------------------------
 
 
-def _check_carried(training: "Training", carried: Result) -> None:
+def _check_carried(training: Training, carried: Result) -> None:
     x = _one_step(training)
     wanted = _after(training, x)
     _check_like("state", carried.state, wanted.state)
@@ -105,16 +115,16 @@ def _check_carried(training: "Training", carried: Result) -> None:
         _check_past(past, x, wanted.state, training.task.sizes().symbols)
 
 
-def _one_step(training: "Training") -> Tensor:
-    """An input of one step for all lanes: [1, B, D], or symbols [1, B]."""
+def _one_step(training: Training) -> Tensor:
+    """Return zeros as an input of one step for all lanes: [1, B, D], or symbols [1, B]."""
     sizes, batch = training.task.sizes(), training.options.batch
     if sizes.symbols is not None:
         return torch.zeros(1, batch, dtype=torch.int64, device=training.device)
     return torch.zeros(1, batch, int(sizes.inputs or 0), dtype=training.dtype, device=training.device)
 
 
-def _after(training: "Training", x: Tensor) -> Result:
-    """What this network carries on after one step."""
+def _after(training: Training, x: Tensor) -> Result:
+    """Return what this network carries on after the step x, from which shapes and number formats are taken."""
     if isinstance(training.strategy, RTRL | SnAp1):
         result = backward(training.model, x, x, lambda z, _: z.sum(), training.strategy)
         training.optimizer.zero_grad()
@@ -138,7 +148,7 @@ def _check_past(past: Past, x: Tensor, state: Any, symbols: int | None) -> None:
 
 
 def _check_like(what: str, found: Any, wanted: Any) -> None:
-    """Raises Unexpected unless the trees have the same structure, shapes and number formats."""
+    """Raise Unexpected unless two trees of tensors agree in structure, shapes and number formats."""
     if isinstance(wanted, tuple) and isinstance(found, tuple) and len(found) == len(wanted):
         for f, w in zip(found, wanted, strict=True):
             _check_like(what, f, w)

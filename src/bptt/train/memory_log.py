@@ -1,4 +1,4 @@
-"""What a run with a budget of memory tells: the plan once it is made, and at the end the peak that was measured."""
+"""What a run with a budget of memory prints: its plan at the start, and at the end the peak that was measured."""
 
 import sys
 from collections.abc import Callable
@@ -11,7 +11,7 @@ _SELF = Path("/proc/self")
 
 
 class MemoryLog:
-    """Says the plan of the first update, and measures all updates; with other strategies it does nothing.
+    """Prints the plan of a `Checkpointed` strategy and measures every update; with other strategies it does nothing.
 
     Attributes:
         plan: the first update's, None before.
@@ -19,16 +19,16 @@ class MemoryLog:
             of files, which are torch's code as it is first used. None where the kernel does not tell.
     """
 
-    def __init__(self, strategy: Strategy, speaks: bool) -> None:
-        self._strategy = strategy if speaks and isinstance(strategy, Checkpointed) else None
+    def __init__(self, strategy: Strategy, prints: bool) -> None:
+        self._strategy = strategy if prints and isinstance(strategy, Checkpointed) else None
         self.plan: Plan | None = None
         self.peak: int | None = None
 
     def measured(self, run: Callable[[], Result], plan: Callable[[Checkpointed], Plan]) -> Result:
-        """The result of `run`.
+        """Return run(), and note how much memory it took.
 
-        The plan is made and said before the first one: so it can be read while that takes its time, and what planning
-        loads and warms up for good is not taken for the gradient's memory.
+        Before the first one the plan is made and printed: so it can be read while the update takes its time, and what
+        planning loads and warms up for good is not taken for the gradient's memory.
         """
         if self._strategy is None:
             return run()
@@ -42,13 +42,13 @@ class MemoryLog:
         return result
 
     def close(self) -> None:
-        """Say the peak."""
+        """Print the peak."""
         if self.plan is not None and self.peak is not None:
             _say(f"memory: the gradient took at most {as_text(self.peak)}; planned were {as_text(self.plan.resident)}")
 
 
 def _resident_from_now() -> int | None:
-    """The process's resident bytes but for files; from now on VmHWM is the most since now. None where nothing tells."""
+    """Return the process's resident bytes without files, and reset VmHWM, its peak. None where the system cannot tell."""
     try:
         (_SELF / "clear_refs").write_text("5")
         return _status("VmRSS") - _status("RssFile")

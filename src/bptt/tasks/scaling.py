@@ -5,15 +5,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bptt.tasks.base import Json
+from bptt.typed import Json
 
 Values = NDArray[np.float64]
 
 FARTHEST = 1e12
-"""A score beyond this is no measurement; float32 cannot hold the square of one that is some more."""
+"""A score beyond this is no measurement, and little more has a square that float32 cannot hold."""
 
 NARROWEST = 1e-100
-"""A range that is smaller, and not 0, has squares that may vanish."""
+"""A range below this, but above 0, has squares that may underflow to 0."""
 
 
 @dataclass(frozen=True)
@@ -29,40 +29,40 @@ class Scaling:
 
     @classmethod
     def of(cls, values: Values) -> "Scaling":
-        """The scaling of these rows [N, D]."""
+        """Return the scaling that rows [N, D] define."""
         varies = np.ptp(values, axis=0) > 0  # the standard deviation of a constant may round to something above 0
         return cls(values.mean(axis=0), np.where(varies, values.std(axis=0), 1.0))
 
     def scale(self, values: Values) -> Values:
-        """From the data's units to standard scores, [.., D]."""
+        """Return values [.., D] in the data's units as standard scores."""
         return (values - self.mean) / self.std
 
     def farthest(self, values: Values) -> tuple[int, int] | None:
-        """The first row and column of values [N, D] whose score is beyond FARTHEST, None if none is."""
+        """Return the first row and column of values [N, D] whose score is beyond FARTHEST; None if none is."""
         return first_far(self.scale(values))
 
     def unscale(self, scores: Values) -> Values:
-        """From standard scores to the data's units, [.., D]."""
+        """Return standard scores [.., D] in the data's units."""
         return scores * self.std + self.mean
 
     def json(self) -> Json:
-        """As lists of numbers."""
+        """Return it as JSON, for a run folder."""
         return {"mean": self.mean.tolist(), "std": self.std.tolist()}
 
     @classmethod
     def from_json(cls, json: Json) -> "Scaling":
-        """Read what `json` wrote."""
+        """Return the scaling that `json` wrote."""
         return cls(np.array(json["mean"], dtype=np.float64), np.array(json["std"], dtype=np.float64))
 
 
 def first_far(scores: Values) -> tuple[int, int] | None:
-    """The first row and column of scores [N, D] that is beyond FARTHEST, None if none is."""
+    """Return the first row and column of scores [N, D] that is beyond FARTHEST; None if none is."""
     far = np.argwhere(~(np.abs(scores) <= FARTHEST))
     return (int(far[0, 0]), int(far[0, 1])) if len(far) else None
 
 
 def narrow_column(values: Values) -> int | None:
-    """The first column of [N, D] that varies by less than can be computed with, None if none does."""
+    """Return the first column of [N, D] that varies by less than can be computed with; None if none does."""
     widths = np.ptp(values, axis=0)
     narrow = np.flatnonzero((widths > 0) & (widths < NARROWEST))
     return int(narrow[0]) if len(narrow) else None

@@ -20,13 +20,13 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from bptt.tasks.base import Json
 from bptt.tasks.reading.panel import Member
-from bptt.tasks.reading.scaling import Scaling, first_far
-from bptt.tasks.yardsticks import lags
+from bptt.tasks.scaling import Scaling, first_far
+from bptt.tasks.season import lags
+from bptt.typed import Json
 
 NOISE = 1e-9
-"""What varies by less, in standard deviations of the target, is the rounding of numbers and not learned from."""
+"""Variation below this, in standard deviations of the target, is rounding of numbers, and is not learned from."""
 
 Values = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -34,14 +34,14 @@ Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Tape:
-    """Several series end to end, encoded; places on it are counted from 0.
+class JoinedSeries:
+    """Several series, encoded and joined end to end; a place is a step's number among all of them, from 0.
 
     Attributes:
         x: what the network sees, [n, D].
         y: the targets divided by their series' scale, [n, K].
-        begin, end: the places where the series of each place begins, and where the next one does, [n].
-        scale: the scale of the series of each place, [n, K], in the data's units.
+        begin, end: for each place, where its series begins and where the next one does, [n].
+        scale: for each place, the scale of its series, [n, K], in the data's units.
     """
 
     x: Values
@@ -54,7 +54,7 @@ class Tape:
         return len(self.x)
 
     def spans(self) -> list[range]:
-        """The places of each series."""
+        """Return the places of each series."""
         begins = np.flatnonzero(self.begin == np.arange(len(self)))
         return [range(int(b), int(self.end[b])) for b in begins]
 
@@ -66,7 +66,7 @@ class Encoding:
     Attributes:
         horizon: N.
         season: m; 1 where there is none, then ŷ is the naive forecast and Δ_m is left out.
-        scales: of each series of the training data, [K], in the data's units.
+        scales: the scale of each series of the training data by its name, [K], in the data's units.
         features: mean and deviation of what the network sees, [D].
         errors: σ_h, [N, K].
     """
@@ -79,7 +79,7 @@ class Encoding:
 
     @classmethod
     def of(cls, parts: Sequence[Member], horizon: int, season: int) -> "Encoding":
-        """The encoding that the training parts of the series define."""
+        """Return the encoding that the training parts of the series define."""
         scales = {s.name: _scale(s) for s in parts}
         raw = [_changes(s.targets / scales[s.name], s.inputs, season) for s in parts]
         targets = parts[0].targets.shape[1]
@@ -88,15 +88,15 @@ class Encoding:
         features = Scaling(features.mean, np.where(changes & (features.std < NOISE), 1.0, features.std))
         unit = np.ones((horizon, targets))
         plain = cls(horizon, season, scales, features, unit)
-        tape = plain.tape(parts)
-        wrong, known = plain.targets(tape, np.arange(len(tape)))
+        joined = plain.join(parts)
+        wrong, known = plain.targets(joined, np.arange(len(joined)))
         total = (np.where(known, wrong, 0) ** 2).sum(axis=0)
         errors = np.sqrt(total / known.sum(axis=0))
         return cls(horizon, season, scales, features, np.where(errors > NOISE, errors, 1.0))
 
     @property
     def outputs(self) -> int:
-        """N·K, the width of the network's output; horizons outside, targets inside."""
+        """N·K, the width of the network's output: the K targets at t+1, then those at t+2, …"""
         return self.errors.size
 
     @property
@@ -108,18 +108,20 @@ class Encoding:
     def _lags(self) -> Indices:
         return lags(self.season, self.horizon)
 
-    def tape(self, series: Sequence[Member]) -> Tape:
-        """Lay series end to end. A series that is not of the training data is scaled by its own deviation."""
+    def join(self, series: Sequence[Member]) -> JoinedSeries:
+        """Encode series and join them end to end. A series that was not trained on is scaled by its own deviation."""
         scales = [self.scales.get(s.name, _scale(s)) for s in series]
         lengths = np.array([len(s) for s in series])
         ends = np.cumsum(lengths)
         x = [self._see(s, scale) for s, scale in zip(series, scales, strict=True)]
         y = [s.targets / scale for s, scale in zip(series, scales, strict=True)]
         begin, end = np.repeat(ends - lengths, lengths), np.repeat(ends, lengths)
-        return Tape(np.concatenate(x), np.concatenate(y), begin, end, np.repeat(np.stack(scales), lengths, axis=0))
+        return JoinedSeries(
+            np.concatenate(x), np.concatenate(y), begin, end, np.repeat(np.stack(scales), lengths, axis=0)
+        )
 
     def _see(self, series: Member, scale: Values) -> Values:
-        """What the network sees of one series, [L, D]; 0, the mean, where a change is not known yet."""
+        """Return what the network sees of one series, [L, D]; 0, the mean, where a change is not known yet."""
         seen = self.features.scale(_changes(series.targets / scale, series.inputs, self.season))
         k = series.targets.shape[1]
         seen[:1, :k] = 0
@@ -128,9 +130,9 @@ class Encoding:
         return seen
 
     def farthest(self, series: Member) -> tuple[int, int] | None:
-        """The first step at which a series is too far from the training data to compute with, None if it never is.
+        """Return (step, column) of the first number too far from the training data to compute with; None if all are near.
 
-        With it the place of the column among the targets and inputs.
+        The column is counted among the targets and inputs.
         """
         far = first_far(self._see(series, self.scales.get(series.name, _scale(series))))
         if far is None:
@@ -139,30 +141,30 @@ class Encoding:
         k = series.targets.shape[1]
         return step, seen - k if self.season > 1 and seen >= k else seen
 
-    def base(self, tape: Tape, at: Indices) -> tuple[Values, Flags]:
-        """The seasonal-naive forecasts at places [..]: [.., N, K] in scaled units, and where they are known, [.., N]."""
+    def base(self, joined: JoinedSeries, at: Indices) -> tuple[Values, Flags]:
+        """Return the seasonal-naive forecasts at places [..], [.., N, K] in scaled units, and which are known, [.., N]."""
         back = at[..., None] - self._lags
-        known = back >= tape.begin[at][..., None]
-        return tape.y[np.where(known, back, 0)], known
+        known = back >= joined.begin[at][..., None]
+        return joined.y[np.where(known, back, 0)], known
 
-    def targets(self, tape: Tape, at: Indices) -> tuple[Values, Flags]:
-        """What the network is asked for at places [..]: [.., N, K], and which of it is known, the same shape.
+    def targets(self, joined: JoinedSeries, at: Indices) -> tuple[Values, Flags]:
+        """Return what the network is asked for at places [..], [.., N, K], and which of it is known, of the same shape.
 
-        Known is what lies within the tape's part of the series, on both sides: the future, and one season ago.
+        It is known where the future value and the one a season before it both lie within the series as it was joined.
         """
-        base, known = self.base(tape, at)
+        base, known = self.base(joined, at)
         ahead = at[..., None] + np.arange(1, self.horizon + 1)
-        known = known & (ahead < tape.end[at][..., None])
-        y = (tape.y[np.where(known, ahead, 0)] - base) / self.errors
+        known = known & (ahead < joined.end[at][..., None])
+        y = (joined.y[np.where(known, ahead, 0)] - base) / self.errors
         return y, np.broadcast_to(known[..., None], y.shape)
 
-    def forecasts(self, tape: Tape, at: Indices, z: Values) -> Values:
-        """The forecasts that the network's outputs z [.., N·K] at places [..] mean: [.., N, K] in the data's units."""
+    def forecasts(self, joined: JoinedSeries, at: Indices, z: Values) -> Values:
+        """Return the forecasts that outputs z [.., N·K] at places [..] stand for: [.., N, K] in the data's units."""
         wrong = z.reshape(*z.shape[:-1], *self.errors.shape) * self.errors
-        return (self.base(tape, at)[0] + wrong) * tape.scale[at][..., None, :]
+        return (self.base(joined, at)[0] + wrong) * joined.scale[at][..., None, :]
 
     def json(self) -> Json:
-        """As JSON."""
+        """Return it as JSON, for a run folder."""
         return {
             "horizon": self.horizon,
             "season": self.season,
@@ -173,19 +175,19 @@ class Encoding:
 
     @classmethod
     def from_json(cls, json: Json) -> "Encoding":
-        """Read what `json` wrote."""
+        """Return the encoding that `json` wrote."""
         scales = {name: np.array(scale) for name, scale in json["scales"].items()}
         features, errors = Scaling.from_json(json["features"]), np.array(json["errors"])
         return cls(json["horizon"], json["season"], scales, features, errors)
 
 
 def _scale(series: Member) -> Values:
-    """The standard deviation of each target of a series, [K], 1 for a constant."""
+    """Return the standard deviation of each target of a series, [K]; 1 for a constant."""
     return Scaling.of(series.targets).std
 
 
 def _changes(y: Values, inputs: Values, season: int) -> Values:
-    """Δy, Δ_m y and the inputs, [L, D]; the changes are 0 where the earlier value does not exist."""
+    """Return Δy, Δ_m y and the inputs side by side, [L, D]; a change is 0 where the earlier value does not exist."""
 
     def change(lag: int) -> Values:
         out = np.zeros_like(y)

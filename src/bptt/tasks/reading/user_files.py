@@ -1,4 +1,4 @@
-"""The user's data files: regular ones alone, as bytes, as text in UTF-8 or UTF-16, and as lines.
+"""The user's data files, as bytes, as text in UTF-8 or UTF-16, and as lines. Only regular files are opened.
 
 An encoding is told by the byte order mark at the file's beginning, which is no character of the text; without a mark it is
 UTF-8. A line ends with a line feed, or a carriage return and a line feed, and with nothing else: Unicode's other
@@ -48,22 +48,22 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def _at_once(path: str, flags: int) -> int:
-    """As os.open, which waits at a named pipe until somebody writes."""
+    """Open a file like os.open, but without waiting for a writer if it is a named pipe."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def encoding_of(start: bytes) -> tuple[str, int]:
-    """The codec of a text from the first bytes of its file, and how many of them are the byte order mark."""
+    """Return the codec that the first bytes of a text's file show, and how many of them are the byte order mark."""
     return next(((codec, len(mark)) for mark, codec in _MARKS if start.startswith(mark)), ("utf-8", 0))
 
 
 def encoding_name(codec: str) -> str:
-    """As people write it: "UTF-16"."""
+    """Return a codec's name as people write it: "utf-16-le" → "UTF-16"."""
     return codec.upper().removesuffix("-LE").removesuffix("-BE")
 
 
 def kind_of_binary(data: bytes) -> str:
-    """What a file without a byte order mark seems to be whose first bytes, `data`, hold a NUL."""
+    """Return what a file seems to be that has no byte order mark and whose first bytes, `data`, hold a NUL."""
     even, odd = data[0:512:2], data[1:512:2]
     one_sided = (odd.count(0) > len(odd) / 2 and not even.count(0)) or (
         even.count(0) > len(even) / 2 and not odd.count(0)
@@ -72,7 +72,7 @@ def kind_of_binary(data: bytes) -> str:
 
 
 def decode(data: bytes, path: Path) -> str:
-    """The text of a file's bytes, without its byte order mark. Raises InputError for binary files and other encodings."""
+    """Return a file's bytes as text, without a byte order mark. Raises InputError for binary files and other encodings."""
     codec, mark = encoding_of(data)
     name = encoding_name(codec)
     if name == "UTF-32":
@@ -90,7 +90,7 @@ def decode(data: bytes, path: Path) -> str:
 
 
 def lines(text: str) -> list[str]:
-    """The lines of a text without their ends. A text without a line feed is cut at carriage returns, as on old Macs."""
+    """Return the lines of a text without their ends. A text without line feeds is split at carriage returns (old Macs)."""
     if "\n" not in text:
         return text.removesuffix("\r").split("\r")
     return text.removesuffix("\n").replace("\r\n", "\n").split("\n")

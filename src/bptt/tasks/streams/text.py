@@ -1,4 +1,4 @@
-"""A text laid side by side: each row of the batch, a lane, reads its own stretch of it.
+"""A text side by side: each row of a batch, a lane, reads a stretch of its own.
 
 input   START  c_1  c_2 … c_{n-1}        START, and a reset of that row alone, wherever a document begins
 target  c_1    c_2  c_3 … c_n            so every character is predicted exactly once
@@ -10,14 +10,16 @@ import numpy as np
 import torch
 
 from bptt.errors import InputError
-from bptt.tasks.base import Batch, Json, Shard, Stream
-from bptt.tasks.reading.characters import START, UNKNOWN, Characters, Ints, Symbols, Vocabulary
+from bptt.tasks.base import Batch, Shard, Stream
+from bptt.tasks.reading.characters import Characters, Ints
+from bptt.tasks.reading.vocabulary import START, UNKNOWN, Symbols, Vocabulary
+from bptt.typed import Json
 
 WARM_UP = 256  # characters of context that a lane of the held-out part reads before the first that it is judged by
 
 
 class Lane:
-    """Characters [begin, end) of a text; a lane that begins within a document starts there as at a document's start."""
+    """Characters [begin, end) of a text, read as if a document began at the first."""
 
     def __init__(self, text: Characters, vocabulary: Vocabulary, begin: int, end: int) -> None:
         self._text, self._vocabulary = text, vocabulary
@@ -26,9 +28,9 @@ class Lane:
         self._block_begin = self._block_end = 0  # numbers of the characters that the block holds
 
     def read(self, at: int, x: Ints, y: Ints) -> None:
-        """Fill inputs x and targets y [n] with the lane's characters from its `at`-th on, again from its begin at its end.
+        """Fill inputs x and targets y [n] with the lane's characters from its `at`-th on; its first follows its last.
 
-        It does not matter what was read before.
+        What was read before makes no difference.
         """
         length, done = self.end - self.begin, 0
         while done < len(x):
@@ -39,7 +41,7 @@ class Lane:
             done += n
 
     def _copy(self, character: int, most: int, x: Ints, y: Ints) -> int:
-        """Copy up to `most` characters from the block that holds `character`; returns how many."""
+        """Copy up to `most` characters from the block that holds `character`, and return how many."""
         if not self._block_begin <= character < self._block_end:
             number = self._text.block_of(character)
             self._block = self._text.symbols(number, self._vocabulary)
@@ -52,12 +54,12 @@ class Lane:
 
 
 def borders(total: int, lanes: int) -> Ints:
-    """Lane b reads characters [borders[b], borders[b + 1]): equal shares, to one character."""
+    """Return where lanes begin, [lanes + 1]: lane b reads [borders[b], borders[b + 1]), shares equal to one character."""
     return np.arange(lanes + 1, dtype=np.int64) * total // lanes
 
 
 def _tensors(x: Ints, y: Ints) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """x, y [B, T] → x, y, reset, time first."""
+    """Return inputs and targets [B, T] as tensors x, y and reset, time first."""
     x = np.ascontiguousarray(x.T)
     starts = x == START
     reset = torch.from_numpy(starts) if starts.any() else None
@@ -65,10 +67,10 @@ def _tensors(x: Ints, y: Ints) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
 
 
 class TextStream(Stream):
-    """Training batches: all lanes advance by `chunk` characters a batch, and each begins again at its own end.
+    """Training batches: all lanes advance by `chunk` characters in each, and a lane that has ended begins again.
 
-    As every lane has read equally many characters, that one number is the position of all of them; the index of
-    `Characters` turns it into a byte of a file.
+    Every lane has read equally many characters, so that number is the position of all; the index of `Characters` turns it
+    into a byte of a file.
     """
 
     def __init__(self, text: Characters, vocabulary: Vocabulary, lanes: int, chunk: int, shard: Shard) -> None:
@@ -80,7 +82,7 @@ class TextStream(Stream):
         self._read = 0  # characters that each lane has read
 
     def __next__(self) -> Batch:
-        """x, y int64 [chunk, this process's lanes]."""
+        """Return the next batch: x, y int64 [chunk, this process's lanes]."""
         x = np.empty((len(self._lanes), self._chunk), dtype=np.int64)
         y = np.empty_like(x)
         for lane, x_row, y_row in zip(self._lanes, x, y, strict=True):
@@ -90,15 +92,15 @@ class TextStream(Stream):
         return Batch(inputs, targets, self._mask, self._chunk * self._global_lanes, reset)
 
     def position(self) -> Json:
-        """The characters that each of so many lanes has read."""
+        """The number of lanes, and the characters that each of them has read."""
         return {"lanes": self._global_lanes, "characters": self._read}
 
     def position_after(self, batches: int) -> Json:
-        """As `Stream.position_after`."""
+        """The position after this many batches from the beginning."""
         return {"lanes": self._global_lanes, "characters": batches * self._chunk}
 
     def seek(self, position: Json) -> None:
-        """Raises InputError for a position among another number of lanes: it names another place of the text."""
+        """Go to a position. Raises InputError if it is one of another number of lanes, and so means another place."""
         if position["lanes"] != self._global_lanes:
             raise InputError(
                 f"the position is one of {position['lanes']} lanes, the stream has {self._global_lanes}: "
@@ -113,7 +115,7 @@ class TextStream(Stream):
 
 
 def held_out_batches(text: Characters, vocabulary: Vocabulary, lanes: int, chunk: int, shard: Shard) -> Iterator[Batch]:
-    """The whole text once: each character counts in exactly one lane, after up to 256 characters of context.
+    """Yield batches of the whole text, in which each character counts once, after up to 256 characters of context.
 
     The context makes the result all but independent of the number of lanes: without it, each lane would begin blind.
     """

@@ -1,0 +1,1 @@
+"""How good the answers are, beside honest yardsticks for the same data."""
