@@ -20,17 +20,17 @@ constexpr int64_t kWeightRowsPerPacking = 96;
 template <class W> struct BackwardBlock {
   using S = Sum<W>;
   const Buffer<S> dz;            // rows,G,U  dL/dzx
-  const Buffer<S> separate;      // rows,G,U  dL/dzh, where a gate is separate; else it is dz
+  const Buffer<S> dz_separate;   // rows,G,U  dL/dzh, where a gate is separate; else it is dz
   const Buffer<S> dh_projected;  // rows,P    dL/dh of the projection's output; rows padded
   const Buffer<S> raw;           // rows,U    h before the projection
   const Buffer<const S*> h_before;
   int64_t rows = 0, first_row = 0;
 
   BackwardBlock(Memory& memory, const Layer<W>& l, int64_t most_rows)
-      : dz(memory, most_rows * l.G * l.U), separate(memory, l.cell.separate_gates ? most_rows * l.G * l.U : 0),
+      : dz(memory, most_rows * l.G * l.U), dz_separate(memory, l.cell.separate_gates ? most_rows * l.G * l.U : 0),
         dh_projected(memory, l.p.projected ? most_rows * round_up<S>(l.P) : 0),
         raw(memory, l.p.projected ? most_rows * l.U : 0), h_before(memory, most_rows) {}
-  S* dz_hidden() const { return separate ? separate : dz; }
+  S* dz_hidden() const { return dz_separate ? dz_separate : dz; }
 };
 
 // Columns of a matrix, to be interleaved as the micro-kernel takes them: row after row the kMR (or fewer) numbers of a
