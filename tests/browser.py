@@ -46,46 +46,80 @@ def find_chromium() -> str:
     return found
 
 
+class Pages:
+    """The pages of one browser, to be opened and used again.
+
+    To start the process of a page takes more of a processor than all that a test does with it, so a page that a test is
+    done with is kept for the next one: on an empty document, without listeners, with its mouse in the corner.
+    """
+
+    def __init__(self, browser: Browser):
+        self._browser = browser
+        self._free: dict[tuple[tuple[int, int], bool], list[Page]] = {}
+
+    @contextmanager
+    def take(self, size: tuple[int, int], dark: bool) -> Iterator[Page]:
+        """An empty page of this size in CSS pixels. One whose test fails is closed, in whatever state it is."""
+        free = self._free.setdefault((size, dark), [])
+        page = free.pop() if free else self._new(size, dark)
+        try:
+            yield page
+        except BaseException:
+            page.close()
+            raise
+        page.emulate_media(media="null", reduced_motion="null")
+        page.goto("about:blank")
+        page.mouse.move(0, 0)
+        free.append(page)
+
+    def _new(self, size: tuple[int, int], dark: bool) -> Page:
+        page = self._browser.new_page(
+            viewport={"width": size[0], "height": size[1]}, color_scheme="dark" if dark else "light", offline=True
+        )
+        page.set_default_timeout(_PATIENCE)
+        return page
+
+
 @contextmanager
-def browser() -> Iterator[Browser]:
-    """A headless Chromium, ended when the block ends."""
+def browser() -> Iterator[Pages]:
+    """The pages of a headless Chromium that ends with the block."""
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=find_chromium(), args=_ARGUMENTS)
         try:
-            yield started
+            yield Pages(started)
         finally:
             started.close()
 
 
 @contextmanager
 def opened(
-    browser: Browser, file: Path, size: tuple[int, int] = DESKTOP, fragment: str = "", dark: bool = False
+    pages: Pages, file: Path, size: tuple[int, int] = DESKTOP, fragment: str = "", dark: bool = False
 ) -> Iterator[Opened]:
-    """The file in a fresh page of this size in CSS pixels; `fragment` is what follows the address, "#map"."""
-    page = browser.new_page(
-        viewport={"width": size[0], "height": size[1]}, color_scheme="dark" if dark else "light", offline=True
-    )
-    seen = Opened(page)
-    page.on("console", lambda said: seen.complaints.append(said.text) if said.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: seen.complaints.append(str(error)))
+    """The file in a page of this size in CSS pixels; `fragment` is what follows the address, "#map"."""
     own = file.absolute().as_uri()
-    page.on("request", lambda asked: seen.requests.append(asked.url) if _leaves(asked.url, own) else None)
-    try:
+    with pages.take(size, dark) as page:
+        seen = Opened(page)
+        listeners = {
+            "console": lambda said: seen.complaints.append(said.text) if said.type in ("error", "warning") else None,
+            "pageerror": lambda error: seen.complaints.append(str(error)),
+            "request": lambda asked: seen.requests.append(asked.url) if _leaves(asked.url, own) else None,
+        }
+        for event, listener in listeners.items():
+            page.on(event, listener)
         page.goto(own + fragment)
         yield seen
-    finally:
-        page.close()
+        for event, listener in listeners.items():
+            page.remove_listener(event, listener)
 
 
 @contextmanager
-def silent_pages(browser: Browser) -> Iterator[Callable[..., Page]]:
+def silent_pages(pages: Pages) -> Iterator[Callable[..., Page]]:
     """open(file, fragment, size, dark) → its page; when the block ends, every page must have been silent."""
     with ExitStack() as stack:
         every: list[Opened] = []
 
         def open_page(file: Path, fragment: str = "", size: tuple[int, int] = DESKTOP, dark: bool = False) -> Page:
-            every.append(stack.enter_context(opened(browser, file, size, fragment, dark)))
-            every[-1].page.set_default_timeout(_PATIENCE)
+            every.append(stack.enter_context(opened(pages, file, size, fragment, dark)))
             return every[-1].page
 
         yield open_page

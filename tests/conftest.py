@@ -19,6 +19,19 @@ settings.register_profile("fuzz", max_examples=400, **every)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 
 
+def pytest_collection_modifyitems(config, items):
+    """Mark the tests that use the browser; among parallel workers, begin with the files that take longest.
+
+    A long file that begins last keeps one worker busy while the others have nothing left to do.
+    """
+    for item in items:
+        if "chromium" in item.fixturenames:
+            item.add_marker(pytest.mark.browser)
+    if hasattr(config, "workerinput"):
+        long = {item.path for item in items if any(map(item.get_closest_marker, ("real", "slow", "browser")))}
+        items.sort(key=lambda item: item.path not in long)
+
+
 @pytest.fixture(autouse=True)
 def _two_threads():
     torch.set_num_threads(2)

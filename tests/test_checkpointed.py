@@ -379,6 +379,7 @@ def test_only_layers_that_tape_gates_are_tried_with_a_lean_tape():
         assert not bptt.Checkpointed(2 * least(model, x, y)).plan(model, x, y, squared).lean
 
 
+@pytest.mark.alone
 def test_a_plan_for_ten_million_steps_is_quick():
     planner, seconds = Planner(measured(), 10**7), []
     for _ in range(3):
@@ -441,6 +442,7 @@ print(status("VmHWM") - before)
 """
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the kernel's figure for the process")
 @pytest.mark.parametrize("layer", ["RNN", "GRU", "LSTM"])
 def test_the_process_stays_within_the_budget(layer):

@@ -24,6 +24,8 @@ from tests.runs import (
     wait_for,
 )
 
+pytestmark = pytest.mark.distributed
+
 ARGUMENTS = ["--dtype", "float64", "--hidden", "8", "--validate-every", "4", "--steps", "12"]
 TASKS = {
     "adding, uneven rows": ["adding", "--length", "9", "--batch", "5"],

@@ -665,6 +665,7 @@ def test_nothing_is_cut_small_or_faint(name, size, dark, show):
     assert unnamed == []
 
 
+@pytest.mark.alone
 def test_dragging_repaints_at_once(show):
     page = show("long")
     page.locator("#scene-own .chart-drawing svg").first.wait_for()

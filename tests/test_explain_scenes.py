@@ -335,6 +335,7 @@ def test_arrow_down_is_the_next_step_of_the_scene(scene, field, value, show):
 # Repainting --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("address", "slider", "values"),
     [

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import bptt
 
 SOURCE = Path(bptt.__file__).parent
@@ -63,6 +65,7 @@ def test_import_alone_loads_neither_torch_nor_numpy():
     assert _fresh(code).strip() == "[]"
 
 
+@pytest.mark.alone
 def test_help_answers_at_once_and_without_torch():
     code = (
         "import sys, atexit, bptt.cli\n"

@@ -502,6 +502,7 @@ def test_a_column_that_hardly_varies_is_named(tmp_path):
         Labels(options(write(tmp_path, "@classLabel true no yes\n@data\n" + text.replace(",", ":").replace("::", ":"))))
 
 
+@pytest.mark.alone
 def test_many_classes_are_read_in_linear_time(tmp_path):
     """20,000 of them: what looks through all classes for each sequence takes 800 million comparisons."""
     names = [f"class-number-{i}" for i in range(20_000)]

@@ -11,6 +11,8 @@ import pytest
 
 from tests.ranks import CASES, ONLINE, SHARDED, STRATEGIES
 
+pytestmark = pytest.mark.distributed
+
 ROOT = Path(__file__).parent.parent
 
 

@@ -37,6 +37,7 @@ def _supported(name):
     return name == "baseline" or (name in flags if name == "avx2" else "avx512bw" in flags)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", [name for name in SETS if _supported(name)])
 def test_no_sanitizer_complains(name, checked_core):

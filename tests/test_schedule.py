@@ -75,6 +75,7 @@ def test_with_room_for_every_state_each_link_is_run_twice():
         assert extra_links(links, links) == extra_links(links, 10 * links) == links - 1
 
 
+@pytest.mark.alone
 def test_the_formula_is_quick():
     durations = []
     for _ in range(5):

@@ -153,6 +153,7 @@ def test_a_pipe_that_takes_the_place_of_a_file_is_not_waited_for(tmp_path, monke
             read_table(tmp_path / "p.csv")
 
 
+@pytest.mark.alone
 def test_many_columns_are_read_in_linear_time(tmp_path):
     """10⁵ columns: what looks through all names for each of them takes minutes."""
     names = [f"c{i}" for i in range(100_000)]

@@ -104,6 +104,7 @@ def test_a_resumed_run_may_be_watched_more_closely(tmp_path):
     assert "--watch -1 is impossible" in bptt("train", *ADDING, "--watch", "-1", "--out", tmp_path / "x").stderr
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize("batch", ["4", "5"])
 def test_of_several_processes_the_first_one_looks(batch, tmp_path):
     arguments = [

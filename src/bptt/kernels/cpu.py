@@ -7,6 +7,7 @@ import ctypes
 import functools
 import math
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,8 +27,9 @@ from bptt.kernels.tape import Saved, is_lean, lean_tape
 from bptt.kernels.walk import Walk
 
 NOT_BUILT = "the native core was not built: install a C++ compiler, then bptt once more"
+_SUFFIX = ".dylib" if sys.platform == "darwin" else ".so"  # of a library; macOS is untested
 # BPTT_CORE: another build of it, for the tests
-_CORE = Path(os.environ.get("BPTT_CORE", Path(__file__).with_name("csrc") / "libbptt.so"))
+_CORE = Path(os.environ.get("BPTT_CORE", Path(__file__).with_name("csrc") / f"libbptt{_SUFFIX}"))
 _ELMAN = ("tanh", "relu", "sigmoid")  # csrc/problem.h numbers the cells: 0, 1, 2
 _GATED: dict[type[Cell], int] = {GRU: 3, LSTM: 4}
 _WEIGHTS = {"weight_ih": "w_ih", "weight_hh": "w_hh", "bias_ih": "b_ih", "bias_hh": "b_hh", "weight_hr": "w_hr"}
@@ -419,7 +421,7 @@ def library() -> Native | None:
         return None
     try:
         core = ctypes.CDLL(str(_CORE))
-        torch_cpu = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        torch_cpu = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / f"libtorch_cpu{_SUFFIX}"))
         parallel_for = ctypes.cast(torch_cpu.torch_parallel_for, ctypes.c_void_p)
     except (OSError, AttributeError):
         return None
@@ -430,7 +432,8 @@ def library() -> Native | None:
     core.bptt_workspace_bytes.argtypes = (ctypes.c_void_p, ctypes.c_int64)
     core.bptt_workspace_bytes.restype = ctypes.c_int64
     core.bptt_isa.restype = ctypes.c_char_p
-    return Native(core, parallel_for, len(os.sched_getaffinity(0)))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Native(core, parallel_for, cores)
 
 
 def _native() -> Native:
