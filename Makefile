@@ -11,7 +11,7 @@ PARALLEL = $(PYTEST) --numprocesses $(JOBS) --dist loadfile --no-loadscope-reord
 QUICK = tests/test_laws.py tests/test_cells.py tests/test_gradient.py tests/test_network.py tests/test_cpu_kernel.py \
     tests/test_extremes.py tests/test_choose.py tests/test_drop_in.py tests/test_fuse.py tests/test_imports.py tests/test_cli.py
 
-.PHONY: demo quick test test-avx2 lint lint-js bench fuzz clean
+.PHONY: demo quick test test-avx2 test-oldest lint lint-js bench fuzz clean
 
 demo: .venv/installed
 	.venv/bin/bptt train
@@ -30,6 +30,22 @@ test-avx2: export BPTT_ISA = avx2
 test-avx2: export ATEN_CPU_CAPABILITY = avx2
 test-avx2: export ONEDNN_MAX_CPU_ISA = AVX2
 test-avx2: test
+
+# The kernels, torch.nn's interface and `fuse` with the oldest torch that pyproject.toml declares, in an environment of its own.
+# TORCH_OPTIONS are options of pip: the usual index has only a CUDA build of it, of some GB with its libraries, and
+# `--index-url` can name one with CPU builds.
+OLDEST_TORCH = torch==2.10.0
+OLDEST = tests/test_torch_private.py tests/test_forms.py tests/test_drop_in.py tests/test_fuse.py \
+    tests/test_in_the_place_of_torch.py tests/test_cpu_kernel.py tests/test_torch_func.py tests/test_autocast.py tests/test_gate.py
+
+test-oldest: .venv-oldest/installed
+	.venv-oldest/bin/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(OLDEST)
+
+.venv-oldest/installed: pyproject.toml
+	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH_OPTIONS) $(OLDEST_TORCH)
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]' $(OLDEST_TORCH)
+	touch $@
 
 # lizard counts every branch, condition and loop of a function, in Python, C++ and JavaScript.
 lint: .venv/tools
@@ -70,7 +86,7 @@ fuzz: .venv/tools
 	HYPOTHESIS_PROFILE=fuzz .venv/bin/python -m pytest tests/test_cells.py tests/test_laws.py tests/test_gradient.py tests/test_network.py tests/test_terms.py tests/test_products.py tests/test_hostile.py --timeout 7200
 
 clean:
-	rm -rf .venv node_modules
+	rm -rf .venv .venv-oldest node_modules
 
 # torch first, and by this exact version: a range, or a package that depends on torch, would fetch a CUDA build of several GB.
 .venv/installed: pyproject.toml

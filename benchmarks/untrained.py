@@ -4,7 +4,7 @@
 
 Prints the memory horizon (of 99 lags) before any update, for several widths and inputs, then while the adding problem of
 100 steps is learned (64 units, batch 32, Adam, gradients clipped to 1; two seeds, two learning rates; for STEPS updates,
-2000 if not given). Its figures stand behind `YOUNG` and `START` in src/bptt/flow/watching/diagnosis.py.
+2000 if not given). Its figures stand behind `YOUNG` and `START` in src/bptt/flow/diagnosis/criteria.py.
 On 2 cores of an AVX-512 machine, torch 2.13, in a few minutes:
 
 - before any update: LSTM 5 to 7, GRU 7 to 11, RNN 3 to 9;

@@ -22,7 +22,9 @@ import bptt
 from bptt.gradient import parse_strategy
 from bptt.gradient.base import Chunk
 from bptt.gradient.checkpointing import checkpointed
-from bptt.gradient.checkpointing.measure import Measured, NativeWork, Peak, levels_of
+from bptt.gradient.checkpointing.measure import Measured
+from bptt.gradient.checkpointing.native_work import NativeWork
+from bptt.gradient.checkpointing.peak import Peak, levels_of
 from bptt.gradient.checkpointing.plan import Planner, as_text, parse_bytes
 from bptt.gradient.checkpointing.schedule import extra_links
 from bptt.gradient.checkpointing.snapshots import OnDisk, open_snapshots

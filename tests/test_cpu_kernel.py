@@ -164,8 +164,8 @@ def test_the_way_back_from_known_states(name, form, seed, size, reverse, with_re
     close(seen.d_start, want.state)
     first = walk.spans[-1 if reverse else 0]  # δ of the first step, one step on, is the initial state's
     one = Walk.over(Sequences(x[first], torch.tensor([len(x[first])])), reverse)
-    if walk.cut is not None:
-        one = dataclasses.replace(one, cut=walk.cut[first])
+    if walk.reset is not None:
+        one = dataclasses.replace(one, reset=walk.reset[first])
     begin = tuple(s[: len(x[first])] for s in state)
     after = tuple(d[first] for d in seen.delta)
     part = kernel.forward(cell, one, x[first], begin, weights, keep=True)[2]

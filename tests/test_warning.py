@@ -118,12 +118,11 @@ def test_the_category_is_the_callers():
 
 
 def test_training_that_is_watched_blames_no_file_of_bptt(monkeypatch):
-    from bptt.flow.watching.call import Call
     from bptt.tasks import make_task
     from bptt.train.distributed import Processes
     from bptt.train.training import Training
 
-    monkeypatch.setattr(Call, "of", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("bptt.flow.watching.hooks.observe", lambda *_, **__: 1 / 0)
     options = AddingOptions(length=8, hidden=8, batch=4, steps=3, watch=1)
     training = Training(options, make_task(options), Processes(0, 1, torch.device("cpu")))
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import bptt as library
-from bptt.flow.watching.call import Call
 from bptt.options import AddingOptions, CopyOptions, TextOptions
 from bptt.tasks import Shard, make_task
 from bptt.train import watching
@@ -132,7 +131,7 @@ def test_a_watch_that_fails_is_said_once_and_training_goes_on(tmp_path, monkeypa
     def broken(*_):
         raise RuntimeError("no eyes")
 
-    monkeypatch.setattr(Call, "of", broken)
+    monkeypatch.setattr("bptt.flow.watching.hooks.observe", broken)
     options = AddingOptions(length=8, hidden=8, batch=4, steps=9, watch=1)
     training = _training(options)
     with pytest.warns(UserWarning, match="no eyes") as said:

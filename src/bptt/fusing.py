@@ -1,4 +1,4 @@
-"""fuse: the recurrent layers of a model that exists become bptt's, in place; unfuse: the way back.
+"""`fuse` makes the recurrent layers of an existing model bptt's, in place; `unfuse` makes them torch.nn's again.
 
 A layer of torch.nn and its twin here differ in their class and one attribute, so a layer is swapped by changing these. It
 stays the same object: parameters, optimizers, hooks, names and whoever else holds it notice nothing.
@@ -7,7 +7,6 @@ torch.compile refuses those.
 (The file is not called fuse.py: a module of that name would take the place of the function `bptt.fuse` once it is loaded.)
 """
 
-import contextlib
 import types
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -17,8 +16,10 @@ from torch import nn
 
 import bptt.layers as layers
 from bptt.kernels import Sequences, fallback
-from bptt.layers import Recurrent, _Layer, _TorchLayer
+from bptt.layer_base import BaseLayer, TorchLayer
+from bptt.layers import Recurrent
 from bptt.overrides import METHODS
+from bptt.torch_private import flat_weight_names, leave_to_eager, own_children, own_names
 from bptt.warning import warn
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -26,7 +27,7 @@ Report = Callable[[str], object]
 
 
 class _Fused(type):
-    """Makes a fused layer's class equal to the class of torch.nn that it stands for, so that a dict finds it by that.
+    """The metaclass of fused layers: their class equals the class of torch.nn that it stands for, as a key of a dict too.
 
     torch.ao's quantization and many other programs (counters of operations, replacers of layers) look up `type(layer)` in
     a dict like {nn.LSTM: ...}, where no subclass is found. Subclasses of a fused class are equal to themselves alone.
@@ -40,7 +41,7 @@ class _Fused(type):
 
 
 def _run_eagerly(function: Any) -> Any:
-    """A copy that torch.compile leaves alone, with all that it calls, as it leaves the forward of torch.nn.LSTM.
+    """Return a copy that torch.compile leaves alone, with all that it calls, as it leaves the forward of torch.nn.LSTM.
 
     It refuses to compile a method of such a layer, but not the functions inside, one by one. torch.compiler.disable would do
     the same, load the whole compiler at import, and cost time at each call.
@@ -49,14 +50,11 @@ def _run_eagerly(function: Any) -> Any:
         function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__
     )
     own.__kwdefaults__, own.__doc__, own.__qualname__ = function.__kwdefaults__, function.__doc__, function.__qualname__
-    with contextlib.suppress(ImportError):  # private to torch: without it more is compiled, and nothing wrong
-        from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
-
-        set_code_exec_strategy(own.__code__, _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.SKIP))
+    leave_to_eager(own.__code__)
     return own
 
 
-_forward = _run_eagerly(_Layer.forward)
+_forward = _run_eagerly(BaseLayer.forward)
 
 
 class RNN(layers.RNN, nn.RNN, metaclass=_Fused):
@@ -80,13 +78,13 @@ class LSTM(layers.LSTM, nn.LSTM, metaclass=_Fused):
     forward = _forward
 
 
-_TWINS: dict[type[nn.Module], type[_TorchLayer]] = {nn.RNN: RNN, nn.GRU: GRU, nn.LSTM: LSTM}
+_TWINS: dict[type[nn.Module], type[TorchLayer]] = {nn.RNN: RNN, nn.GRU: GRU, nn.LSTM: LSTM}
 # The way back, for fused layers and for those that were made as bptt's.
 _TORCH: dict[type[nn.Module], type[nn.Module]] = {
     RNN: nn.RNN, layers.RNN: nn.RNN, GRU: nn.GRU, layers.GRU: nn.GRU, LSTM: nn.LSTM, layers.LSTM: nn.LSTM,
 }  # fmt: skip
 # What an object must not have of its own, since the class of the other side reads it.
-_OURS = {"backend", "cell", *METHODS} | {name for name in vars(_Layer) if not name.startswith("__")}
+_OURS = {"backend", "cell", *METHODS} | {name for name in vars(BaseLayer) if not name.startswith("__")}
 _THEIRS = {"forward", *METHODS}
 
 
@@ -117,18 +115,18 @@ def fuse(model: Model, *, report: Report | None = None) -> Model:
     1: torch.nn.LSTM -> bptt.LSTM
     LSTM(8, 16)
     """
-    _check(model, "fuse")
+    _check_model(model, "fuse")
     lines, fused = [], 0
-    for name, module in _named(model):
-        if isinstance(module, _Layer) and type(module) in _TORCH:
+    for name, module in _named_modules(model):
+        if isinstance(module, BaseLayer) and type(module) in _TORCH:
             fused += 1
             lines.append(f"{name}: already bptt.{type(module).__name__}")
         elif type(module) in _TWINS:
             reason = _unlike_its_class(module, _OURS)
-            lines.append(f"{name}: {_swap(module) if reason is None else f'{_of(module)} left: {reason}'}")
+            lines.append(f"{name}: {_swap(module) if reason is None else f'{_class_of(module)} left: {reason}'}")
             fused += reason is None
         elif (reason := _why_left(module)) is not None:
-            lines.append(f"{name}: {_of(module)} left: {reason}")
+            lines.append(f"{name}: {_class_of(module)} left: {reason}")
     if not fused:
         lines.append(f"fuse found no torch.nn.RNN, GRU or LSTM that it can swap in {type(model).__name__}")
         if report is None:
@@ -158,23 +156,23 @@ def unfuse(model: Model, *, report: Report | None = None) -> Model:
     >>> unfuse(fuse(nn.GRU(8, 16))).__class__
     <class 'torch.nn.modules.rnn.GRU'>
     """
-    _check(model, "unfuse")
+    _check_model(model, "unfuse")
     lines, left = [], []
-    for name, module in _named(model):
-        if not isinstance(module, _Layer):
+    for name, module in _named_modules(model):
+        if not isinstance(module, BaseLayer):
             continue
         reason = _why_torch_cannot(module)
         if reason is None:
             lines.append(f"{name}: {_swap_back(module)}")
         else:
-            left.append(f"{name}: {_of(module)} left: {reason}")
+            left.append(f"{name}: {_class_of(module)} left: {reason}")
     _say(lines + left, report)
     if left and report is None:
         warn("; ".join(["unfuse left what torch.nn does not have", *left]))
     return model
 
 
-def _check(model: Any, name: str) -> None:
+def _check_model(model: Any, name: str) -> None:
     if isinstance(model, nn.Module):
         return
     if isinstance(model, type) and issubclass(model, nn.Module):
@@ -184,13 +182,12 @@ def _check(model: Any, name: str) -> None:
     raise TypeError(f"{name} got {came}, wanted a torch.nn.Module object: {remedy}")
 
 
-def _named(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Each module once, under all the names that it has; the model itself under that of its class."""
+def _named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Each module once, with all its names joined by commas; the model itself is named by its class."""
     names: dict[nn.Module, list[str]] = {model: [type(model).__name__]}
     for name, parent in model.named_modules():
-        for child_name, child in parent._modules.items():
-            if child is not None:
-                names.setdefault(child, []).append(f"{name}.{child_name}".removeprefix("."))
+        for child_name, child in own_children(parent).items():
+            names.setdefault(child, []).append(f"{name}.{child_name}".removeprefix("."))
     return [(", ".join(found), module) for module, found in names.items()]
 
 
@@ -200,8 +197,8 @@ def _say(lines: list[str], report: Report | None) -> None:
             report(line)
 
 
-def _of(module: nn.Module) -> str:
-    """Its class by the name that a user knows: torch.nn.LSTM, bptt.LSTM, LSTMWithNorm."""
+def _class_of(module: nn.Module) -> str:
+    """A module's class by the name that a user knows: torch.nn.LSTM, bptt.LSTM, LSTMWithNorm."""
     kind = type(module)
     if vars(nn).get(kind.__name__) is kind:
         return f"torch.nn.{kind.__name__}"
@@ -212,29 +209,32 @@ def _of(module: nn.Module) -> str:
 
 
 def _swap(module: nn.Module) -> str:
-    """Make it bptt's; what was done, and which kernel serves if not the fastest."""
+    """Make a layer bptt's; return a line that says so, with the kernel that runs it unless that is the fastest."""
     kind = _TWINS[type(module)]
     module.__class__ = kind
-    assert isinstance(module, _TorchLayer)
+    assert isinstance(module, TorchLayer)
     module.backend = "auto"
     served = _served_by(module)
     return f"torch.nn.{kind.__name__} -> bptt.{kind.__name__}{'' if served is None else f', which runs on {served}'}"
 
 
-def _served_by(layer: _TorchLayer) -> str | None:
+def _served_by(layer: TorchLayer) -> str | None:
     stack = layer._stack()
     weight = next(iter(stack.weights[0][0].values()))
     return fallback(stack, Sequences(weight.new_empty(1, 1, layer.input_size)))
 
 
 def _unlike_its_class(module: Any, reserved: set[str]) -> str | None:
-    """Why an object of one of the six classes is not what its class says."""
-    own = {*vars(module), *module._parameters, *module._buffers, *module._modules}
+    """Why a layer cannot be taken for what its class says; None if it can.
+
+    reserved: attributes that the other class would read as its own.
+    """
+    own = own_names(module)
     if own & reserved:
         return (
             f"the object itself has {', '.join(sorted(own & reserved))}, which the other class would take for its own"
         )
-    names = module._flat_weights_names
+    names = flat_weight_names(module)
     missing = [name for name in names if not isinstance(getattr(module, name, None), torch.Tensor)]
     if missing:
         return f"it has no tensor {missing[0]}"
@@ -244,29 +244,38 @@ def _unlike_its_class(module: Any, reserved: set[str]) -> str | None:
 
 
 def _why_left(module: nn.Module) -> str | None:
-    """Why a module that looks recurrent is left, None if it does not look so."""
-    kind = type(module)
+    """Why a module that looks recurrent is left as it is; None if it does not look so."""
+    if isinstance(module, BaseLayer):
+        return None  # bptt's own: Recurrent, or a subclass
     if isinstance(module, torch.jit.ScriptModule):
         names = {twin.__name__ for twin in _TWINS}
         return "scripted: fuse the model it was made from" if module.original_name in names else None
     if isinstance(module, nn.RNNCellBase):
         return "it runs one step at a time, so there is no loop over time to fuse"
-    if isinstance(module, _Layer):
-        return None  # bptt's own: Recurrent, or a subclass
-    if nn.utils.parametrize.is_parametrized(module) and isinstance(module, nn.RNNBase):
-        return "it is parametrized, which made it a class of its own: fuse first, then parametrize"
     if isinstance(module, nn.RNNBase):
-        base = next((b for b in kind.__mro__ if b in _TWINS), nn.RNNBase)
-        return f"a subclass of torch.nn.{base.__name__} may have a forward of its own"
-    if kind.__module__.startswith(("torch.ao.", "torchao.")) and any(t.__name__ in kind.__name__ for t in _TWINS):
-        return "quantized: fuse serves the floating-point layers"
-    return None
+        return _why_subclass_left(module)
+    return "quantized: fuse serves the floating-point layers" if _is_quantized(module) else None
+
+
+def _why_subclass_left(layer: nn.RNNBase) -> str:
+    """Why a layer of a class derived from one of torch.nn's is left."""
+    if nn.utils.parametrize.is_parametrized(layer):
+        return "it is parametrized, which made it a class of its own: fuse first, then parametrize"
+    base = next((b for b in type(layer).__mro__ if b in _TWINS), nn.RNNBase)
+    return f"a subclass of torch.nn.{base.__name__} may have a forward of its own"
+
+
+def _is_quantized(module: nn.Module) -> bool:
+    """Whether it is a quantized RNN, GRU or LSTM of torch.ao's or torchao's."""
+    kind = type(module)
+    from_ao = kind.__module__.startswith(("torch.ao.", "torchao."))
+    return from_ao and any(twin.__name__ in kind.__name__ for twin in _TWINS)
 
 
 # bptt to torch.nn -----------------------------------------------------------------------------------------------------
 
 
-def _why_torch_cannot(module: _Layer) -> str | None:
+def _why_torch_cannot(module: BaseLayer) -> str | None:
     if type(module) not in _TORCH:
         if nn.utils.parametrize.is_parametrized(module):
             return "it is parametrized, which made it a class of its own: unfuse first, then parametrize"

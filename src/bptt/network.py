@@ -15,11 +15,11 @@ class Head(ABC):
 
     @abstractmethod
     def activation(self, z: Tensor) -> Tensor:
-        """y = σ_y(z)."""
+        """Return y = σ_y(z)."""
 
     @abstractmethod
     def losses(self, z: Tensor, target: Tensor) -> Tensor:
-        """The loss of each step, one value per element that counts; their sum is L."""
+        """Return the loss of each step, one value per element that counts; their sum is L."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Softmax(Head):
     """Classes: y = softmax(z) [.., K], L = −ln y[target] in nats [..]; target int64 [..]."""
 
     def activation(self, z: Tensor) -> Tensor:
-        """Probabilities [.., K]."""
+        """Return the probabilities, [.., K]."""
         return torch.softmax(z, dim=-1)
 
     def losses(self, z: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy in nats, [..]."""
+        """Return the cross-entropy in nats, [..]."""
         return F.cross_entropy(z.flatten(0, -2), target.flatten(), reduction="none").view(target.shape)
 
 
@@ -40,11 +40,11 @@ class Sigmoid(Head):
     """A binary label: y = σ(z) [.., 1], L = −ln of the label's probability in nats [..]; target 0 or 1 [..]."""
 
     def activation(self, z: Tensor) -> Tensor:
-        """Probability of label 1, [.., 1]."""
+        """Return the probability of label 1, [.., 1]."""
         return torch.sigmoid(z)
 
     def losses(self, z: Tensor, target: Tensor) -> Tensor:
-        """Binary cross-entropy in nats, [..]."""
+        """Return the binary cross-entropy in nats, [..]."""
         return F.binary_cross_entropy_with_logits(z.squeeze(-1), target.to(z.dtype), reduction="none")
 
 
@@ -53,11 +53,11 @@ class Linear(Head):
     """Regression: y = z [.., K], L = (y − target)² for each of the K outputs [.., K]."""
 
     def activation(self, z: Tensor) -> Tensor:
-        """The identity."""
+        """Return z."""
         return z
 
     def losses(self, z: Tensor, target: Tensor) -> Tensor:
-        """Squared error, [.., K]."""
+        """Return the squared error, [.., K]."""
         return (z - target) ** 2
 
 
@@ -88,7 +88,10 @@ class Network(nn.Module):
         self.head = head
 
     def forward(self, x: Tensor, state: Any = None, reset: Tensor | None = None) -> tuple[Tensor, Any]:
-        """One pass over T steps. reset [T, B] bool: rows whose state is set to zero before that step."""
+        """Run over T steps; return z_y and the final state.
+
+        reset: bool [T, B], rows whose state is zeroed before that step.
+        """
         if self.embedding is not None:
             x = self.embedding(x)
         keywords = {} if reset is None else {"reset": reset}

@@ -1,4 +1,4 @@
-"""The methods that the forward of torch.nn's layers calls: where a subclass of ours overrides one, it is called as there.
+"""Overridden methods of torch.nn's layers: where a subclass overrides one that torch.nn's forward calls, bptt calls it too.
 
     RNN, GRU   permute_hidden (of a given state), check_forward_args
     LSTM       check_forward_args (not for packed sequences), permute_hidden (of a given state)
@@ -12,8 +12,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from bptt.cells import State
-from bptt.forms import Form, Hidden
+from bptt.forms import Form, Hidden, as_hidden
 from bptt.kernels import Sequences
+from bptt.layer_input import initial_state
 
 METHODS = (
     "check_forward_args",
@@ -26,14 +27,14 @@ METHODS = (
 
 
 def overrides_any(kind: type) -> bool:
-    """Whether one of these methods of the class `kind` is not torch.nn's."""
+    """Whether the class `kind` overrides one of `METHODS`."""
     methods = [getattr(kind, name) for name in METHODS if hasattr(kind, name)]
     return any(getattr(method, "__module__", None) != nn.RNNBase.__module__ for method in methods)
 
 
 def start_as_overridden(layer: Any, form: Form, sequences: Sequences, hx: Hidden | None) -> tuple[Hidden, Form]:
-    """The initial state after the calls that torch.nn makes before the loop, and the form that it is in then."""
-    hidden = _zeros(layer, sequences) if hx is None else _batched(hx, form)
+    """Make the calls that torch.nn makes before the loop; return the initial state, and the form that it is then in."""
+    hidden = as_hidden(initial_state(layer, sequences, None, Form())) if hx is None else _with_batch(hx, form)
     permutation = None if form.packed is None else form.packed.sorted_indices
     calls = [lambda h: _checked(layer, form, sequences, h)]
     if hx is not None:
@@ -46,11 +47,11 @@ def start_as_overridden(layer: Any, form: Form, sequences: Sequences, hx: Hidden
 
 
 def end_as_overridden(layer: Any, form: Form, final: State) -> Hidden:
-    """The final state, as the layer's `permute_hidden` puts it out."""
+    """Return the final state as the layer's `permute_hidden` returns it."""
     if form.unbatched:
         final = tuple([component.squeeze(1) for component in final])
-    hidden: Hidden = final if len(final) > 1 else final[0]
-    permuted: Hidden = layer.permute_hidden(hidden, None if form.packed is None else form.packed.unsorted_indices)
+    permutation = None if form.packed is None else form.packed.unsorted_indices
+    permuted: Hidden = layer.permute_hidden(as_hidden(final), permutation)
     return permuted
 
 
@@ -63,12 +64,5 @@ def _checked(layer: Any, form: Form, sequences: Sequences, hidden: Hidden) -> Hi
     return hidden
 
 
-def _batched(hx: Hidden, form: Form) -> Hidden:
-    if not form.unbatched:
-        return hx
-    return hx.unsqueeze(1) if isinstance(hx, Tensor) else tuple([component.unsqueeze(1) for component in hx])
-
-
-def _zeros(layer: Any, sequences: Sequences) -> Hidden:
-    state: State = layer._initial_state(sequences, None, Form())
-    return state if len(state) > 1 else state[0]
+def _with_batch(hx: Hidden, form: Form) -> Hidden:
+    return form.with_batch(hx) if isinstance(hx, Tensor) else tuple([form.with_batch(component) for component in hx])

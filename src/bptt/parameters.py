@@ -1,4 +1,4 @@
-"""The parameters of a stack: their names in torch.nn's manner, their shapes, and which tensor stands for which."""
+"""The parameters and the state of a stack: names as in torch.nn, shapes, and which tensor stands for which."""
 
 import functools
 from collections.abc import Iterator
@@ -8,38 +8,55 @@ from torch import Tensor
 
 from bptt.cells import Cell, Weights
 
-# Of each parameter the cell's short name, the layer's name, and the shape: by layer and direction.
+# The parameters of one layer in one direction: (short name, full name, shape) of each, such as "weight_hh", "weight_hh_l0".
 Names = tuple[tuple[str, str, tuple[int, ...]], ...]
+# The parameters of a stack, [layer][direction].
 Named = tuple[tuple[Names, ...], ...]
 
 
-def named_shapes_anew(
+def name_in_stack(layer: int, direction: int) -> str:
+    """Return the name of one layer in one direction: "l0", "l1_reverse"."""
+    return f"l{layer}{'_reverse' if direction else ''}"
+
+
+def suffix(layer: int, direction: int) -> str:
+    """Return what torch.nn appends to the short names of one layer's parameters: "_l0", "_l1_reverse"."""
+    return f"_{name_in_stack(layer, direction)}"
+
+
+def directions_of(layer: Any) -> int:
+    """Return 2 for a bidirectional layer, else 1."""
+    return 2 if layer.bidirectional else 1
+
+
+def compute_named_shapes(
     cell: Cell, num_layers: int, bidirectional: bool, input_size: int, hidden_size: int, bias: bool, proj_size: int
 ) -> Named:
-    """Name and shape each parameter of a stack."""
+    """Return the short name, full name and shape of each parameter of a stack, [layer][direction][parameter]."""
     directions = 2 if bidirectional else 1
 
     def names(layer: int, direction: int) -> Names:
         width = input_size if layer == 0 else directions * (proj_size or hidden_size)
-        end = f"_l{layer}{'_reverse' if direction else ''}"
-        return tuple([(n, n + end, shape) for n, shape in cell.shapes(width, hidden_size, bias, proj_size).items()])
+        shapes = cell.shapes(width, hidden_size, bias, proj_size)
+        end = suffix(layer, direction)
+        return tuple([(short, short + end, shape) for short, shape in shapes.items()])
 
     return tuple([tuple([names(n, d) for d in range(directions)]) for n in range(num_layers)])
 
 
-_kept = functools.lru_cache(maxsize=1024)(named_shapes_anew)
+_cached_named_shapes = functools.lru_cache(maxsize=1024)(compute_named_shapes)
 
 
 def named_shapes(cell: Cell, *sizes: Any) -> Named:
-    """`named_shapes_anew`, from memory unless the cell has no hash."""
+    """Like `compute_named_shapes`, from a cache unless the cell has no hash."""
     try:
-        return _kept(cell, *sizes)
+        return _cached_named_shapes(cell, *sizes)
     except TypeError:
-        return named_shapes_anew(cell, *sizes)
+        return compute_named_shapes(cell, *sizes)
 
 
-def fitting(names: Names, tensors: Iterator[Tensor]) -> Weights:
-    """The next tensors by their short names, once their shapes are checked."""
+def take_weights(names: Names, tensors: Iterator[Tensor]) -> Weights:
+    """Return the next tensors by short name. Raises RuntimeError if one has another shape than `names` says."""
     weights = {}
     for short, name, shape in names:
         weight = weights[short] = next(tensors)
@@ -49,3 +66,27 @@ def fitting(names: Names, tensors: Iterator[Tensor]) -> Weights:
                 "give it that shape, or make a layer of other sizes"
             )
     return weights
+
+
+def weights_of(layer: Any, cell: Cell, depth: int, direction: int) -> dict[str, Tensor]:
+    """Return the parameters of one layer and direction by short name, of torch.nn's layers or bptt's.
+
+    layer: the module, whose attributes are "weight_ih_l0" and so on; `cell` is its time step.
+    """
+    names = cell.shapes(1, layer.hidden_size, bool(layer.bias), layer.proj_size)
+    end = suffix(depth, direction)
+    return {name: getattr(layer, name + end) for name in names}
+
+
+def state_widths(layer: Any, cell: Cell) -> list[int]:
+    """Return the units of each component of the state: P for a projected output, H for everything else."""
+    return [layer.proj_size or layer.hidden_size, *[layer.hidden_size] * (len(cell.states) - 1)]
+
+
+def state_shapes(layer: Any, cell: Cell, batch: Any) -> list[tuple[int, ...]]:
+    """Return the shape of each component of the state of a whole stack: [layers·directions, B, H or P].
+
+    batch: B; under torch.jit.trace it may be a tensor.
+    """
+    rows = layer.num_layers * directions_of(layer)
+    return [(rows, batch, width) for width in state_widths(layer, cell)]

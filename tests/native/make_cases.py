@@ -95,7 +95,7 @@ def tensors(layer: Layer) -> dict[str, torch.Tensor]:
 
 def _order(walk: Walk) -> dict[str, torch.Tensor]:
     """Return the tensors that say which rows there are, and which begin from zero, in the order of the walk."""
-    order = {"offsets": walk.offsets, "reset": None if walk.cut is None else walk.cut.long()}
+    order = {"offsets": walk.offsets, "reset": None if walk.reset is None else walk.reset.long()}
     return {name: tensor for name, tensor in order.items() if tensor is not None}
 
 

@@ -44,11 +44,11 @@ class Cell(ABC):
 
     @abstractmethod
     def shapes(self, input_size: int, hidden_size: int, bias: bool, proj_size: int = 0) -> dict[str, tuple[int, ...]]:
-        """Name and shape of each parameter, in the order of registration."""
+        """Return the name and shape of each parameter, in the order of registration."""
 
     @abstractmethod
     def step(self, x: Tensor, state: State, weights: Weights) -> State:
-        """One step from x [B, D] and the state before it (each [B, H]) to the state after it."""
+        """Return the state after one step, from x [B, D] and the state before it (each [B, H])."""
 
     def reset_parameters(self, weights: Weights) -> None:
         """Draw every parameter from U(-1/√H, 1/√H), as torch.nn does.
@@ -117,7 +117,7 @@ class PointwiseCell(Cell):
     projectable: ClassVar[bool] = False
 
     def __init_subclass__(cls, **keywords: Any) -> None:
-        """Partials that were stated for another `pointwise`, further up, are not this one's: let autograd find them."""
+        """Use autograd's partials where a subclass overrides `pointwise` alone: those inherited are another function's."""
         super().__init_subclass__(**keywords)
         first = {name: next(i for i, base in enumerate(cls.__mro__) if name in vars(base)) for name in _PAIR}
         if first["pointwise"] < first["partials"]:
@@ -125,10 +125,10 @@ class PointwiseCell(Cell):
 
     @abstractmethod
     def pointwise(self, zx: Tensor, zh: Tensor, state: State, *vectors: Tensor) -> State:
-        """state_t [B, H] each, from zx and zh [B, G, H], state_{t-1} and the per-unit parameters [H]."""
+        """Return state_t, [B, H] each, from zx and zh [B, G, H], state_{t-1} and the per-unit parameters [H]."""
 
     def partials(self, zx: Tensor, zh: Tensor, state: State, *vectors: Tensor) -> Partials:
-        """The derivatives of `pointwise`. This default lets autograd find them; the cells here state them by hand.
+        """Return the derivatives of `pointwise`. This default lets autograd find them; the cells here state them by hand.
 
         Since the function acts on each unit alone, one backward pass of a sum over units yields the whole diagonal.
         """
@@ -151,7 +151,7 @@ class PointwiseCell(Cell):
         )
 
     def shapes(self, input_size: int, hidden_size: int, bias: bool, proj_size: int = 0) -> dict[str, tuple[int, ...]]:
-        """torch.nn's names and shapes, and one [H] for each of `vectors`."""
+        """Return torch.nn's names and shapes, and one [H] for each of `vectors`."""
         rows = self.gates * hidden_size
         shapes: dict[str, tuple[int, ...]] = {
             "weight_ih": (rows, input_size),
@@ -164,12 +164,12 @@ class PointwiseCell(Cell):
         return shapes | {name: (hidden_size,) for name in self.vectors}
 
     def step(self, x: Tensor, state: State, weights: Weights) -> State:
-        """One step from the raw input: both net inputs, the pointwise function, the projection if there is one."""
+        """Return the state after one step: both net inputs, the pointwise function, the projection if there is one."""
         zx = self.net_input(x, weights["weight_ih"], weights.get("bias_ih"))
         return self.advance(zx, state, weights)
 
     def advance(self, zx: Tensor, state: State, weights: Weights) -> State:
-        """One step from zx [B, G, H]: what remains inside the time loop once the inputs are projected."""
+        """Return the state after one step, from zx [B, G, H]: the part of a step that stays inside the time loop."""
         zh = self.net_input(state[0], weights["weight_hh"], weights.get("bias_hh"))
         after = self.pointwise(zx, zh, state, *(weights[name] for name in self.vectors))
         if "weight_hr" in weights:
@@ -177,7 +177,7 @@ class PointwiseCell(Cell):
         return after
 
     def net_input(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """W v + b, with the gates on an axis of their own: [..., V] → [..., G, H]."""
+        """Return W v + b with the gates on an axis of their own: [..., V] → [..., G, H]."""
         return F.linear(inputs, weight, bias).unflatten(-1, (self.gates, -1))
 
     def joined_net_input(self, x: Tensor, h: Tensor, weights: Weights) -> Tensor:
@@ -218,7 +218,7 @@ class PointwiseCell(Cell):
 
 
 def _of_sum(after: Tensor, leaves: list[Tensor]) -> tuple[Tensor | None, ...]:
-    """∂(Σ after)/∂leaf for each leaf; None where it is zero, as of a component that depends on none of them."""
+    """Return ∂(Σ after)/∂leaf for each leaf; None where `after` does not depend on it."""
     if not after.requires_grad:
         return (None,) * len(leaves)
     return torch.autograd.grad(after.sum(), leaves, retain_graph=True, allow_unused=True)

@@ -1,7 +1,7 @@
-"""What a cell declares and gives back, checked: each fault is a sentence, before anything runs on it.
+"""Checks of what a cell declares and returns: each fault is a sentence with its remedy.
 
 What can be read off a cell (names, gates, shapes, arguments) is checked when a layer is made of it; the state that a step
-gives back, when there is one. What only running `pointwise` shows is found in `bptt.cells.probe`.
+returns, at each step. What only running `pointwise` shows is found in `bptt.cells.probe`.
 """
 
 import inspect
@@ -12,18 +12,19 @@ import torch
 from torch import Tensor
 
 from bptt.cells.base import Cell, PointwiseCell, State, Weights
+from bptt.torch_private import version_of
 
 # What a layer takes from PointwiseCell itself: the kernels rely on these equations and derive their gradient.
 _FIXED = ("step", "advance", "net_input", "joined_net_input", "jacobian")
 
 
 def name_of(cell: Cell) -> str:
-    """The class's name, as its author wrote it."""
+    """Return the name of the cell's class."""
     return type(cell).__name__
 
 
 def check_declaration(cell: Cell, input_size: int, hidden_size: int, bias: bool, proj_size: int) -> None:
-    """Refuse a cell whose names, gates, shapes or arguments cannot be right.
+    """Refuse a cell whose declared names, gates, shapes or arguments cannot be right.
 
     Raises:
         TypeError: something is of another type than wanted, or `pointwise` or `step` takes other arguments.
@@ -45,7 +46,7 @@ def check_declaration(cell: Cell, input_size: int, hidden_size: int, bias: bool,
 
 
 def checked_state(cell: Cell, method: str, after: Any, wanted: State) -> State:
-    """`after`, which `method` gave back, if it has the tensors of `wanted`: as many, each of that shape, dtype and device.
+    """Return `after`, the result of `method`, if it is a tuple of tensors of the shapes, dtypes and devices of `wanted`.
 
     Raises TypeError or ValueError otherwise.
     """
@@ -53,9 +54,8 @@ def checked_state(cell: Cell, method: str, after: Any, wanted: State) -> State:
         return after
     where, names = f"{name_of(cell)}.{method}", ", ".join(cell.states)
     if not isinstance(after, tuple | list):
-        came = f"a tensor of shape {tuple(after.shape)}" if isinstance(after, Tensor) else f"a {type(after).__name__}"
         raise TypeError(
-            f"{where} returned {came}, wanted a tuple with one tensor for each of states ({names}): "
+            f"{where} returned {_kind(after)}, wanted a tuple with one tensor for each of states ({names}): "
             f"return ({names}{',' if len(cell.states) == 1 else ''})"
         )
     if len(after) != len(wanted):
@@ -64,32 +64,41 @@ def checked_state(cell: Cell, method: str, after: Any, wanted: State) -> State:
             "return all of them, in that order, or change `states`"
         )
     for name, component, like in zip(cell.states, after, wanted, strict=True):
-        if not isinstance(component, Tensor):
-            raise TypeError(f"{where} returned a {type(component).__name__} for {name}, wanted a tensor")
-        if component.shape != like.shape:
-            raise ValueError(
-                f"{where} returned {name} with shape {tuple(component.shape)}, wanted {tuple(like.shape)} (rows, units): "
-                "name the axis in squeeze, sum or indexing ([..., 0, :] is the first gate)"
-            )
-        if component.dtype != like.dtype or component.device != like.device:
-            raise ValueError(
-                f"{where} returned {name} as {component.dtype} on {component.device}, the layer has {like.dtype} on "
-                f"{like.device}: convert the cell's own tensors where they are used, mask.to({name})"
-            )
+        _check_component(f"{where} returned", name, component, like)
     return tuple(after)
 
 
+def _kind(value: Any) -> str:
+    """What a value is, in words."""
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+def _check_component(returned: str, name: str, component: Any, like: Tensor) -> None:
+    if not isinstance(component, Tensor):
+        raise TypeError(f"{returned} a {type(component).__name__} for {name}, wanted a tensor")
+    if component.shape != like.shape:
+        raise ValueError(
+            f"{returned} {name} with shape {tuple(component.shape)}, wanted {tuple(like.shape)} (rows, units): "
+            "name the axis in squeeze, sum or indexing ([..., 0, :] is the first gate)"
+        )
+    if component.dtype != like.dtype or component.device != like.device:
+        raise ValueError(
+            f"{returned} {name} as {component.dtype} on {component.device}, the layer has {like.dtype} on "
+            f"{like.device}: convert the cell's own tensors where they are used, mask.to({name})"
+        )
+
+
 def checked_step(cell: Cell, x: Tensor, before: State, weights: Weights) -> State:
-    """`cell.step`, with what it gives back checked. What `step` itself raises comes through."""
+    """Run `cell.step` and return its result, checked. Errors that `step` itself raises pass through."""
     return checked_state(cell, "step", cell.step(x, before, weights), before)
 
 
 def versions(tensors: Iterable[Tensor]) -> tuple[int, ...]:
-    """How often each was written to in place; nothing where that is not counted."""
+    """Return how often each tensor was written to in place; () where torch does not count that."""
     every = tuple(tensors)
     if torch.compiler.is_compiling() or any(t.is_inference() for t in every):
         return ()
-    return tuple([t._version for t in every])
+    return tuple(map(version_of, every))
 
 
 def _fits(component: Any, like: Tensor) -> bool:
@@ -99,7 +108,7 @@ def _fits(component: Any, like: Tensor) -> bool:
 
 
 def check_unchanged(cell: Cell, method: str, names: Iterable[str], before: Iterable[int], after: Iterable[int]) -> None:
-    """Raise ValueError if an argument of `method` was written to, by its versions before and after."""
+    """Raise ValueError if an argument of `method` was written to: if its version after differs from that before."""
     for name, old, new in zip(names, before, after, strict=False):
         if old != new:
             raise ValueError(
@@ -109,7 +118,7 @@ def check_unchanged(cell: Cell, method: str, names: Iterable[str], before: Itera
 
 
 def state_names(cell: Cell) -> tuple[str, ...]:
-    """What `step` and `pointwise` call the state's components."""
+    """Return the names of the state's components in `step` and `pointwise`: "state[0]", "state[1]", …"""
     return tuple(f"state[{n}]" for n in range(len(cell.states)))
 
 
@@ -139,7 +148,7 @@ def _check_gates(cell: PointwiseCell) -> None:
 
 
 def _check_overridden(cell: PointwiseCell) -> None:
-    """A method that no kernel runs, or whose equation the kernels' gradient relies on, says nothing if it is overridden."""
+    """Refuse an overridden method that no kernel runs, or whose equation the kernels' gradient relies on."""
     for method in _FIXED:
         if getattr(type(cell), method) is not getattr(PointwiseCell, method):
             raise ValueError(

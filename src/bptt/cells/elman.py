@@ -30,7 +30,7 @@ class Elman(PointwiseCell):
             raise ValueError(f"Unknown nonlinearity '{self.nonlinearity}': select from 'tanh', 'relu' or 'sigmoid'")
 
     def pointwise(self, zx: Tensor, zh: Tensor, state: State, *vectors: Tensor) -> State:
-        """h_t = φ(zx_t + zh_t)."""
+        """Return (h_t,) with h_t = φ(zx_t + zh_t)."""
         z = (zx + zh).squeeze(-2)
         match self.nonlinearity:
             case "tanh":
@@ -41,7 +41,7 @@ class Elman(PointwiseCell):
                 return (torch.sigmoid(z),)
 
     def partials(self, zx: Tensor, zh: Tensor, state: State, *vectors: Tensor) -> Partials:
-        """φ'(z), written with h = φ(z)."""
+        """Return φ'(z), written with h = φ(z)."""
         (h,) = self.pointwise(zx, zh, state)
         match self.nonlinearity:
             case "tanh":

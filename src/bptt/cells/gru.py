@@ -34,12 +34,12 @@ class GRU(PointwiseCell):
     gates: ClassVar[int] = 3
 
     def pointwise(self, zx: Tensor, zh: Tensor, state: State, *vectors: Tensor) -> State:
-        """h_t = (1 − z) ∘ n + z ∘ h_{t-1}."""
+        """Return (h_t,) with h_t = (1 − z) ∘ n + z ∘ h_{t-1}."""
         _, z, n = self._gates(zx, zh)
         return ((1 - z) * n + z * state[0],)
 
     def partials(self, zx: Tensor, zh: Tensor, state: State, *vectors: Tensor) -> Partials:
-        """The table above."""
+        """Return the derivatives of the class's table."""
         r, z, n = self._gates(zx, zh)
         a = (1 - z) * (1 - n * n)
         d_r = a * zh[..., 2, :] * r * (1 - r)

@@ -32,13 +32,13 @@ class LSTM(PointwiseCell):
     projectable: ClassVar[bool] = True
 
     def pointwise(self, zx: Tensor, zh: Tensor, state: State, *vectors: Tensor) -> State:
-        """(h_t, c_t)."""
+        """Return (h_t, c_t)."""
         i, f, g, o = self._gates(zx, zh)
         c = f * state[1] + i * g
         return o * torch.tanh(c), c
 
     def partials(self, zx: Tensor, zh: Tensor, state: State, *vectors: Tensor) -> Partials:
-        """The table above."""
+        """Return the derivatives of the class's table."""
         i, f, g, o = self._gates(zx, zh)
         tanh_c = torch.tanh(f * state[1] + i * g)
         q = o * (1 - tanh_c * tanh_c)

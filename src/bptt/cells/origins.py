@@ -1,4 +1,4 @@
-"""From which unit, and which row, each number of a computation comes: followed by operators, whatever the values are.
+"""From which unit and which row each number of a computation comes, followed operator by operator, whatever the values.
 
 Beside each tensor goes a map of its shape: 0 where no argument has a part in the number, k + 1 where only those of unit k
 have, SEVERAL where those of more than one have, UNKNOWN behind an operator that is not followed. Thus
@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+
+from bptt.torch_private import DispatchMode, argument_names, is_mutable, tree_leaves, tree_map
 
 SEVERAL, UNKNOWN = -1, -2
 
@@ -33,7 +33,7 @@ _NEW = ("empty", "zeros", "ones", "full", "rand", "randn", "new_", "scalar_tenso
 
 
 def merge(a: Tensor, b: Tensor) -> Tensor:
-    """Of two maps that are broadcast against each other."""
+    """Merge two maps that are broadcast against each other."""
     several = (a == SEVERAL) | (b == SEVERAL)
     several |= (a > 0) & (b > 0) & (a != b)
     unknown = (a == UNKNOWN) | (b == UNKNOWN)
@@ -41,7 +41,7 @@ def merge(a: Tensor, b: Tensor) -> Tensor:
 
 
 def merge_along(origin: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
-    """Of all the numbers along some axes."""
+    """Merge a map along some axes, which stay with size 1 if `keep`."""
     highest = origin.amax(axes, keepdim=keep)
     lowest = torch.where(origin > 0, origin, torch.iinfo(origin.dtype).max).amin(axes, keepdim=keep)
     several = (origin == SEVERAL).to(origin.dtype).amax(axes, keepdim=keep).bool() | (highest > lowest)
@@ -49,7 +49,7 @@ def merge_along(origin: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
     return torch.where(several, SEVERAL, torch.where(unknown, UNKNOWN, highest.clamp_min(0)))
 
 
-class Mode(TorchDispatchMode):
+class Mode(DispatchMode):  # type: ignore[misc]  # found at import
     """One of torch's dispatch modes, without its compiler."""
 
     @classmethod
@@ -70,12 +70,12 @@ class Origins(Mode):
         self._maps = {id(t): (t, origin.contiguous()) for t, origin in given}  # with the tensor, to keep its number
 
     def of(self, tensor: Tensor) -> Tensor:
-        """The tensor's origins; none, if it came from elsewhere."""
+        """Return the map of a tensor's origins; all 0 if it came from outside."""
         found = self._maps.get(id(tensor))
         return torch.zeros(tensor.shape, dtype=torch.int32, device="cpu") if found is None else found[1]
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call the operator, and follow the origins through it."""
+        """Call the operator, and note the origins of what it returns."""
         made = operator(*args, **(kwargs or {}))
         try:
             origins = self._follow(operator, args, kwargs or {}, made)
@@ -94,21 +94,14 @@ class Origins(Mode):
         name = operator.name().split("::")[-1].split(".")[0]
         used = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         maps = [self.of(t) for t in used]
-        shapes = [t.shape for t in tree_leaves(made) if isinstance(t, Tensor)]
-        if operator._schema.is_mutable:
+        if is_mutable(operator):
             return [self._written(operator, name, used, maps)]
         if name in _MOVES:
             return self._moved(operator, name, args, kwargs)
-        if name.startswith(_NEW) or "_like" in name or not any(bool(origin.any()) for origin in maps):
+        shapes = [t.shape for t in tree_leaves(made) if isinstance(t, Tensor)]
+        if _makes_constants(name) or not any(bool(origin.any()) for origin in maps):
             return [torch.zeros(shape, dtype=torch.int32, device="cpu") for shape in shapes]
-        if torch.Tag.pointwise in operator.tags or name == "_to_copy":
-            return [_merged(maps)] * len(shapes)
-        if name in _PRODUCTS:
-            *added, left, right = maps
-            product = merge(merge_along(left, (-1,), keep=True), merge_along(right, (-2,), keep=True))
-            return [_merged([product, *added])]
-        (origin,) = maps
-        return [_along(operator, args, kwargs, origin, shape) for shape in shapes]
+        return _computed(operator, name, args, kwargs, maps, shapes)
 
     def _moved(self, operator: Any, name: str, args: Any, kwargs: Any) -> list[Tensor]:
         values, *rest = args
@@ -133,6 +126,25 @@ class Origins(Mode):
         return into.fill_(UNKNOWN)
 
 
+def _makes_constants(name: str) -> bool:
+    """Whether the operator's result depends on no values of its arguments."""
+    return name.startswith(_NEW) or "_like" in name
+
+
+def _computed(
+    operator: Any, name: str, args: Any, kwargs: Any, maps: list[Tensor], shapes: list[torch.Size]
+) -> list[Tensor]:
+    """The origins of tensors of these shapes that an operator computes from tensors with these maps."""
+    if torch.Tag.pointwise in operator.tags or name == "_to_copy":
+        return [_merged(maps)] * len(shapes)
+    if name in _PRODUCTS:
+        *added, left, right = maps
+        product = merge(merge_along(left, (-1,), keep=True), merge_along(right, (-2,), keep=True))
+        return [_merged([product, *added])]
+    (origin,) = maps
+    return [_along(operator, args, kwargs, origin, shape) for shape in shapes]
+
+
 def _merged(maps: list[Tensor]) -> Tensor:
     total = maps[0]
     for origin in maps[1:]:
@@ -141,8 +153,8 @@ def _merged(maps: list[Tensor]) -> Tensor:
 
 
 def _along(operator: Any, args: Any, kwargs: Any, origin: Tensor, shape: torch.Size) -> Tensor:
-    """Of a function along `dim`, or over all if it has none."""
-    given = dict(zip((argument.name for argument in operator._schema.arguments), args, strict=False)) | kwargs
+    """The origins of the result of a function along its argument `dim`, or over all axes if that is None."""
+    given = dict(zip(argument_names(operator), args, strict=False)) | kwargs
     if "dim" not in given and torch.Tag.reduction not in operator.tags:
         return torch.full(shape, UNKNOWN, dtype=torch.int32, device="cpu")
     dim = given.get("dim")

@@ -41,8 +41,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils._pytree import tree_leaves
 
 from bptt.cells.base import Cell, Partials, PointwiseCell, State, Weights
 from bptt.cells.contract import check_unchanged, checked_state, name_of, state_names, versions
@@ -50,6 +48,14 @@ from bptt.cells.elman import Elman
 from bptt.cells.gru import GRU
 from bptt.cells.lstm import LSTM
 from bptt.cells.origins import SEVERAL, UNKNOWN, Mode, Origins
+from bptt.torch_private import (
+    compiler_loaded,
+    dispatch_modes,
+    dispatch_modes_suspended,
+    is_traced,
+    transforms_active,
+    tree_leaves,
+)
 
 _PROVED = (Elman, GRU, LSTM)  # by the tests; a class derived from one of them is the user's own
 # Of the numbers that stay: of the net inputs, and of the state, which at the first step is often 0.
@@ -57,7 +63,7 @@ _SIZES = ((1.0, 1.0), (1.0, 0.0), (0.1, 0.1), (10.0, 10.0), (100.0, 100.0))
 
 
 class Watched(Mode):
-    """Inside, every operator is looked at.
+    """Inside, every operator is inspected before it runs.
 
     Attributes:
         drawn: names of those that drew random numbers.
@@ -72,7 +78,7 @@ class Watched(Mode):
         self._known = {id(t): t for t in given}  # which keeps them, so that no other gets the number
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Note what the operator does, and call it."""
+        """Note whether the operator draws random numbers or uses tensors from outside, and call it."""
         if torch.Tag.nondeterministic_seeded in operator.tags:
             self.drawn.append(operator.name().split("::")[-1])
         foreign = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and id(t) not in self._known]
@@ -86,7 +92,7 @@ class Watched(Mode):
         return made
 
     def _explain(self, foreign: list[Tensor], error: RuntimeError) -> None:
-        """Say it, if it is a tensor of the cell's own that does not fit."""
+        """Raise an error that names the cell's own tensor, if one does not fit; else return."""
         tensors = [t for t in foreign if t.dim()]
         if not tensors or not self.given:
             return
@@ -99,7 +105,7 @@ class Watched(Mode):
 
 
 class _Inputs(NamedTuple):
-    """What `pointwise` is given; the vectors [H], or a row for each row."""
+    """The arguments of `pointwise`; the vectors as [H], or as [rows, H]."""
 
     zx: Tensor
     zh: Tensor
@@ -122,7 +128,7 @@ class _Inputs(NamedTuple):
         return _Inputs(self.zx[rows], self.zh[rows], tuple(s[rows] for s in self.state), self.vectors)
 
     def by_rows(self) -> "_Inputs":
-        """With a row of the vectors for each row."""
+        """The arguments with the vectors as [rows, H]."""
         return self._replace(vectors=tuple(v.expand(len(self.zx), -1) for v in self.vectors))
 
 
@@ -145,7 +151,7 @@ def uphold(layer: nn.Module, cell: Cell, weights: Weights) -> None:
     if seen is not None and seen.holds(signs):
         return
     used = _Trial(cell, weights).run()
-    _tried[layer] = _Seen(tuple(map(_held, signs)), tuple(map(weakref.ref, used)))
+    _tried[layer] = _Tried(tuple(map(_held, signs)), tuple(map(weakref.ref, used)))
 
 
 def refuse_random(cell: Cell, x: Tensor, state: State, weights: Weights) -> None:
@@ -168,23 +174,23 @@ def refuse_random(cell: Cell, x: Tensor, state: State, weights: Weights) -> None
         )
 
 
-class _Seen(NamedTuple):
-    """Of what the trial was made."""
+class _Tried(NamedTuple):
+    """What a trial has covered: the signs of layer and cell, and the tensors from outside that wanted no gradient."""
 
     signs: tuple[Any, ...]
     constants: tuple["weakref.ref[Tensor]", ...]
 
     def holds(self, signs: list[Any]) -> bool:
-        """Whether all is as it was."""
+        """Whether nothing has changed since the trial."""
         same = len(signs) == len(self.signs) and all(_released(a) is b for a, b in zip(self.signs, signs, strict=True))
         return same and not any((t := ref()) is not None and t.requires_grad for ref in self.constants)
 
 
-_tried: "weakref.WeakKeyDictionary[nn.Module, _Seen]" = weakref.WeakKeyDictionary()
+_tried: "weakref.WeakKeyDictionary[nn.Module, _Tried]" = weakref.WeakKeyDictionary()
 
 
 def _signs(layer: nn.Module, cell: PointwiseCell, weight: Tensor) -> list[Any]:
-    """What may decide on the result, each an object that is the same as long as nothing was replaced."""
+    """Whatever may decide on the result: objects that stay identical as long as nothing is replaced."""
     own = list(getattr(cell, "__dict__", {}).values())
     modes = [module.training for module in own if isinstance(module, nn.Module)]
     place = sys.intern(f"{weight.device} {tuple(weight.shape)}")
@@ -192,7 +198,7 @@ def _signs(layer: nn.Module, cell: PointwiseCell, weight: Tensor) -> list[Any]:
 
 
 def _held(sign: Any) -> Any:
-    """Not to keep alive what refers to the layer."""
+    """A weak reference, where there can be one, so that what refers to the layer is not kept alive."""
     try:
         return weakref.ref(sign)
     except TypeError:
@@ -206,15 +212,15 @@ def _released(held: Any) -> Any:
 def _is_traced() -> bool:
     return (
         torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or torch.jit.is_tracing()  # type: ignore[attr-defined]
+        or transforms_active()
+        or is_traced()
         or (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())
     )
 
 
 @dataclass
 class _Trial:
-    """One cell, tried out in the sizes, dtype and device of one layer."""
+    """A trial of one cell in the sizes, dtype and device of one layer."""
 
     cell: PointwiseCell
     weights: Weights
@@ -227,11 +233,11 @@ class _Trial:
         self.rows = self._distinct(len(_SIZES) * max(1, len(self.parts)))
 
     def _distinct(self, rows: int) -> int:
-        """So many rows, or a few more, that no axis can be taken for another."""
+        """The smallest number, `rows` or a little more, that is the size of no other axis."""
         return next(n for n in range(rows, rows + 3) if n not in (self.units, self.cell.gates))
 
     def run(self) -> list[Tensor]:
-        """Try it. The tensors of elsewhere that it used without asking for a gradient."""
+        """Try `pointwise` out; return the tensors from outside that it used and that want no gradient."""
         with ExitStack() as stack:
             stack.enter_context(_as_the_kernels_run(self.like.device))
             inputs = self._inputs()
@@ -267,7 +273,7 @@ class _Trial:
         raise ValueError(f"{name_of(self.cell)}.pointwise {what}")
 
     def _first(self, inputs: _Inputs) -> tuple[State, list[Tensor]]:
-        """The state after, and the tensors used from elsewhere. An error of the user's own comes through."""
+        """Call `pointwise` once; return its result and the tensors from outside that it used. Its own errors pass."""
         given = inputs.copies()
         written = versions(given.tensors)
         with _generators_kept(self.like.device) as moved, Watched(self.cell, given.tensors) as watched:
@@ -287,7 +293,7 @@ class _Trial:
         return after, [t for t in watched.foreign if not t.requires_grad]
 
     def _wanted(self, inputs: _Inputs) -> State:
-        """One tensor like it for each component: h is not projected yet."""
+        """One tensor of the wanted shape for each component of the result, in which h is not projected yet."""
         return (inputs.zx[:, 0], *inputs.state[1:])
 
     def _unchanged(self, given: _Inputs, inputs: _Inputs, written: tuple[int, ...]) -> None:
@@ -306,7 +312,7 @@ class _Trial:
         )
 
     def _again(self, inputs: _Inputs, after: State) -> None:
-        """The same bits twice, also without a graph."""
+        """Refuse a `pointwise` whose second call, without a graph, gives other bits than the first."""
         with _generators_kept(self.like.device), torch.no_grad():
             again = self._call(inputs.copies())
         if not all(_same_bits(a, b) for a, b in zip(after, again, strict=True)):
@@ -317,7 +323,7 @@ class _Trial:
             )
 
     def _rowwise(self, inputs: _Inputs, after: State) -> None:
-        """The same for one row, and for vectors that come with a row for each row, as `partials` passes them."""
+        """Check the result for a single row, and for vectors as [rows, H], as `partials` passes them."""
         one = inputs.of(slice(1))
         checked_state(self.cell, "pointwise", self._call(one.copies()), self._wanted(one))
         if not self.cell.vectors:
@@ -331,7 +337,7 @@ class _Trial:
             )
 
     def _partials(self, inputs: _Inputs) -> None:
-        """Those stated by hand are autograd's, at numbers of size 1 (elsewhere most vanish)."""
+        """Refuse hand-written partials that differ from autograd's, at numbers of size 1 (elsewhere most vanish)."""
         few = inputs.of(slice(max(1, len(self.parts))))
         stated = self.cell.partials(few.zx, few.zh, few.state, *few.vectors)
         found = PointwiseCell.partials(self.cell, few.zx, few.zh, few.state, *few.vectors)
@@ -345,7 +351,7 @@ class _Trial:
                 )
 
     def _followed(self, inputs: _Inputs) -> None:
-        """No unit or row has a part in another's result, whatever branch the numbers take."""
+        """Refuse mixed units or rows by following origins, whatever branch the numbers take."""
         for what, axis in (("hidden units", -1), ("rows of the batch", 0)):
             given, maps = inputs.copies(), [self._origins(t, axis) for t in inputs.tensors]
             if axis == -1 and self.width != self.units:
@@ -362,7 +368,7 @@ class _Trial:
                     self._refuse_mixing(what, f"{name} of unit {unit} in row {row} is computed from those of others")
 
     def _origins(self, tensor: Tensor, axis: int) -> Tensor:
-        """k + 1 for each place k along the axis."""
+        """A map of the tensor's shape with k + 1 at each place k along the axis."""
         places = torch.arange(1, tensor.shape[axis] + 1, dtype=torch.int32, device="cpu")
         places = places if axis == -1 else places.view(-1, *[1] * (tensor.dim() - 1))
         return places.expand(tensor.shape).contiguous()
@@ -374,7 +380,7 @@ class _Trial:
         )
 
     def _units_apart(self, inputs: _Inputs) -> None:
-        """Changing some units leaves the others as they are; a projected h none may read, so that all of it changes."""
+        """Refuse mixed units by values: changing some must leave the others. (A projected h, which none reads, changes.)"""
         projected = self.width != self.units
         if not len(self.parts):
             return
@@ -384,7 +390,7 @@ class _Trial:
             self._change(inputs, before, units, torch.ones_like(units) if projected else units, value, "hidden units")
 
     def _rows_apart(self, inputs: _Inputs) -> None:
-        """Changing some rows leaves the others as they are: a few rows, one of each size among them."""
+        """Refuse mixed rows by values: changing some of a few rows must leave the others."""
         n = self._distinct(len(_SIZES) + 1)
         few = inputs.of(slice(None, None, max(1, self.rows // n))).of(slice(n)).by_rows()
         before, every = self._call(few.copies()), torch.ones_like(few.zx[:, 0], dtype=torch.bool)
@@ -394,7 +400,7 @@ class _Trial:
                 self._change(few, before, changed, changed, value, "rows of the batch")
 
     def _values(self, few: bool = False) -> Iterator[Callable[[Tensor], Tensor]]:
-        """What the changed numbers become."""
+        """Yield functions that replace numbers by NaN, infinities, huge and random ones."""
         huge = torch.finfo(self.like.dtype).max / 8
         for number in (torch.nan,) if few else (torch.nan, torch.inf, -torch.inf, huge, -huge):
             yield lambda t, number=number: torch.full_like(t, number)  # type: ignore[misc]
@@ -410,7 +416,7 @@ class _Trial:
         value: Callable[[Tensor], Tensor],
         what: str,
     ) -> None:
-        """Change the numbers at `where` [R, H] (of a projected h at `where_h`); those elsewhere in the result must stay."""
+        """Change the arguments at `where` [R, H] (of a projected h at `where_h`); refuse if the result changes elsewhere."""
         zx, zh = (torch.where(where[:, None], value(t), t) for t in (inputs.zx, inputs.zh))
         h = torch.where(where_h[:, : self.width], value(inputs.state[0]), inputs.state[0])
         rest, vectors = (
@@ -425,7 +431,7 @@ class _Trial:
             self._refuse_mixing(what, f"{moved} when only those of others were changed")
 
     def _moved(self, before: State, after: State, stay: Tensor) -> str | None:
-        """What did not stay the same (up to rounding) where it should have, in words."""
+        """In words, what moved by more than rounding where `stay` is True; None if nothing did."""
         tolerance = min(1e4 * torch.finfo(self.like.dtype).eps, 0.05)
         for name, a, b in zip(self.cell.states, before, after, strict=True):
             moved = ~torch.isclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True) & stay
@@ -436,14 +442,14 @@ class _Trial:
 
 
 def _halves(n: int) -> Tensor:
-    """bool [K, n], for each pair i, j a row that has i and not j: each binary digit of the index, and its opposite."""
+    """bool [K, n] with, for each pair i, j, a row that has i and not j: each binary digit of the index, and its opposite."""
     digits = torch.arange(max(0, n - 1).bit_length(), device="cpu")
     ones = (torch.arange(n, device="cpu")[None, :] >> digits[:, None] & 1).bool()
     return torch.cat([ones, ~ones])
 
 
 def _pairs(cell: PointwiseCell, stated: Partials, found: Partials) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """(what, stated, found by autograd) of each derivative, zeros for None."""
+    """Yield (name, as stated, as found by autograd) for each derivative, with zeros for None."""
     zero = found.zx[0].new_zeros(())
     for s, name in enumerate(cell.states):
         yield f"∂{name}/∂zx", stated.zx[s], found.zx[s]
@@ -460,14 +466,14 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
 
 @contextmanager
 def _as_the_kernels_run(device: torch.device) -> Iterator[None]:
-    """With a graph where one is asked for, without autocast, and unseen by whoever looks at operators outside."""
-    seen = torch._C._len_torch_dispatch_stack() > 0  # asked first: leaving the modes imports much
-    compiles = "torch._dynamo" in sys.modules  # a function that the user has compiled: its operators, one by one
+    """Inside, gradients are on, autocast is off, and the caller's dispatch modes are suspended."""
+    seen = dispatch_modes() > 0  # asked first: leaving the modes imports much
+    compiles = compiler_loaded()  # a function that the user has compiled: its operators, one by one
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
         torch.autocast(device.type, enabled=False),
-        _disable_current_modes() if seen else nullcontext(),
+        dispatch_modes_suspended() if seen else nullcontext(),
         torch.compiler.set_stance("force_eager") if compiles else nullcontext(),
     ):
         yield
@@ -475,7 +481,7 @@ def _as_the_kernels_run(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _generators_kept(device: torch.device) -> Iterator[Callable[[], list[str]]]:
-    """Put back torch's, Python's and NumPy's generators at the end. Gives a function: which of them were drawn from."""
+    """Restore torch's, Python's and NumPy's generators on leaving. Yields a function that names those drawn from."""
     generators: dict[str, Any] = {"torch's generator": (torch.get_rng_state, torch.set_rng_state)}
     generators |= {"Python's random": (random.getstate, random.setstate)}
     if device.type == "cuda":
@@ -497,12 +503,12 @@ def _generators_kept(device: torch.device) -> Iterator[Callable[[], list[str]]]:
 
 
 def _equal(a: Any, b: Any) -> bool:
-    """Of two generators' states."""
+    """Whether two states of a generator are equal."""
     return torch.equal(a, b) if isinstance(a, Tensor) else pickle.dumps(a) == pickle.dumps(b)
 
 
 def leaves_of(tensor: Tensor) -> Iterator[Tensor]:
-    """The tensors that get a gradient of `tensor`, itself if it is one."""
+    """Yield the leaves that get a gradient from `tensor`, or `tensor` itself if it is a leaf."""
     if tensor.grad_fn is None:
         if tensor.requires_grad:
             yield tensor
@@ -519,7 +525,7 @@ def leaves_of(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def _introduced(cell: Cell, tensor: Tensor) -> str:
-    """What tensor it is, with the name under which the cell's code knows it, or something computed from it."""
+    """A tensor in words, with the name under which the cell's code knows it, or knows something computed from it."""
     kind = "Parameter" if isinstance(tensor, nn.Parameter) else "tensor"
     described = f"a {kind} of shape {tuple(tensor.shape)} and {tensor.dtype}"
     for name, value in _reachable(cell):
@@ -531,7 +537,7 @@ def _introduced(cell: Cell, tensor: Tensor) -> str:
 
 
 def _reachable(cell: Cell) -> Iterator[tuple[str, Tensor]]:
-    """The tensors among the cell's attributes, and among what its class's functions, and those they call, close over."""
+    """Yield the named tensors among the cell's attributes, and among what its functions, and those they call, close over."""
     yield from _tensors_in("self", getattr(cell, "__dict__", {}))
     functions: list[Any] = []
     for base in type(cell).__mro__[:-1]:

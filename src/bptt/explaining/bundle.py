@@ -24,7 +24,10 @@ _OTHER = re.compile(r"^(?:import|export)\b.*", re.MULTILINE)
 
 
 def bundle(page: Path = PAGE, own: dict[str, Any] | None = None) -> str:
-    """The HTML of the page; its scenes are all modules in `scenes/`. own: data for the scene of the user's own network."""
+    """Return the HTML of the page, whose scenes are all modules in `scenes/`.
+
+    own: data for the scene of the user's own network.
+    """
     sources = {path.relative_to(page).as_posix(): path.read_text(encoding="utf-8") for path in page.rglob("*.js")}
     styles = sorted(page.rglob("*.css"), key=lambda path: (path.parent != page, path))  # the page's own first
     environment = jinja2.Environment(autoescape=False, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
@@ -39,7 +42,12 @@ def bundle(page: Path = PAGE, own: dict[str, Any] | None = None) -> str:
 
 
 def join(sources: dict[str, str]) -> str:
-    """One script that leaves each module's exports in `modules[name]`. Raises CycleError if imports form a circle."""
+    """Return one script that leaves each module's exports in `modules[name]`.
+
+    Raises:
+        CycleError: imports form a circle.
+        ValueError: a module imports one that is not there, or has a form that the bundle does not understand.
+    """
     needs = {name: [_resolved(name, path) for _, path in _IMPORT.findall(text)] for name, text in sources.items()}
     for name, wanted in needs.items():
         for other in wanted:

@@ -17,12 +17,12 @@ ZERO, INF, NAN = -32768, 32766, 32767  # among the hundredths of a decade
 
 
 def borders(steps: int, blocks: int) -> list[int]:
-    """Where the blocks begin, and `steps` at the end."""
+    """Return the step at which each block begins, and `steps` at the end."""
     return [i * steps // blocks for i in range(blocks + 1)]
 
 
 def largest(values: Tensor, blocks: int) -> Tensor:
-    """The largest in each block of every axis; NaN where one is NaN."""
+    """Return the largest value in each block of every axis; NaN where one is NaN."""
     for axis in range(values.dim()):
         pieces = [values.narrow(axis, a, b - a).amax(axis) for a, b in pairwise(borders(values.shape[axis], blocks))]
         values = torch.stack(pieces, dim=axis)
@@ -30,12 +30,12 @@ def largest(values: Tensor, blocks: int) -> Tensor:
 
 
 def curve(values: Tensor, blocks: int) -> list[Number]:
-    """A thinned curve as JSON numbers."""
+    """Return a curve, thinned to `blocks` values, as JSON numbers."""
     return [number(v) for v in largest(values.double(), blocks).tolist()]
 
 
 def number(value: float, digits: int = 4) -> Number:
-    """A number of so many digits; "NaN", "Inf" and "-Inf" as words, for JSON knows no others."""
+    """Return the value rounded to `digits` digits; "NaN", "Inf" and "-Inf" as words, since JSON has no such numbers."""
     if math.isnan(value):
         return "NaN"
     if math.isinf(value):
@@ -44,9 +44,9 @@ def number(value: float, digits: int = 4) -> Number:
 
 
 def cells(norms: Tensor, blocks: int, reverse: bool) -> str:
-    """A map [T, T] as base64 of int16, little-endian: of each row t the cells k ≤ t (reverse: k ≥ t), 100 · log10.
+    """Return a map [T, T] as base64 of int16, little-endian: for each row t the cells k ≤ t (reverse: k ≥ t), 100 · log10.
 
-    So each is within 1.2 %; 0 is -32768, infinity 32766, NaN 32767.
+    Each cell is within 1.2 %; 0 is -32768, infinity 32766, NaN 32767.
     """
     rows, columns = torch.tril_indices(blocks, blocks) if not reverse else torch.triu_indices(blocks, blocks)
     values = largest(norms.double(), blocks)[rows, columns]

@@ -1,4 +1,4 @@
-"""Singular values of ∂s(t)/∂s(k) for the page: all of them of a small state, of a large one the largest alone."""
+"""Singular values of ∂s(t)/∂s(k) for the page: all for a small state, only the largest for a large one."""
 
 import math
 from typing import Any
@@ -6,16 +6,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bptt.flow.jacobians.inputs import read
 from bptt.flow.jacobians.products import backwards, one_trajectory, products
-from bptt.flow.jacobians.trajectory import cell_of, read
+from bptt.layers import cell_of
+from bptt.parameters import state_widths
 
 WHOLE_UP_TO = 64  # units of the state; `products` costs about N³ a step, and 20 N³ a lag
-LAGS, FURTHEST = 32, 256  # so many lags, and none beyond
-SHOWN = 7  # of N singular values, evenly spread, the largest and the smallest among them
+LAGS, FURTHEST = 32, 256  # the number of lags, and the largest
+SHOWN = 7  # the number of singular values shown, evenly spread from the largest to the smallest
 
 
 def chosen_lags(steps: int) -> list[int]:
-    """At most 32 lags up to T − 1, ever wider apart."""
+    """Return at most 32 lags up to T − 1, ever wider apart."""
     furthest = min(steps - 1, FURTHEST)
     if furthest < LAGS:
         return list(range(furthest + 1))
@@ -24,12 +26,12 @@ def chosen_lags(steps: int) -> list[int]:
 
 
 def singular_values(layer: Any, x: Tensor, **place: Any) -> tuple[list[int], list[int], Tensor, int]:
-    """(lags, ranks, log10 of the singular values of those ranks [lags, ranks], N) up to the last step of the walk.
+    """Return (lags, ranks, log10 of the singular values of those ranks [lags, ranks], N) for the last step of the walk.
 
     `place`: as `bptt.products` takes it. Raises ValueError as that does.
     """
     lags = chosen_lags(x.shape[0])
-    size = (layer.proj_size or layer.hidden_size) + layer.hidden_size * (len(cell_of(layer).states) - 1)
+    size = sum(state_widths(layer, cell_of(layer)))
     if size > WHOLE_UP_TO:
         return lags, [1], largest_singular_value(layer, x, lags, **place).unsqueeze(1), size
     whole = products(layer, x, lags=lags, **place).log10
@@ -40,7 +42,7 @@ def singular_values(layer: Any, x: Tensor, **place: Any) -> tuple[list[int], lis
 def largest_singular_value(
     layer: Any, x: Tensor, lags: list[int], *, depth: int, direction: int, hx: Any, reset: Tensor | None
 ) -> Tensor:
-    """log10 σ₁ of ∂s(t)/∂s(t − lag) [lags], t the last step of the walk: a plain float64 product, scaled at each step."""
+    """Return log10 σ₁ of ∂s(t)/∂s(t − lag), [lags], t the last step of the walk: a float64 product, scaled at each step."""
     trajectory = one_trajectory(layer, read(layer, x, hx, reset), 0, depth, direction)
     product, log = torch.eye(trajectory.size, dtype=torch.float64), 0.0
     found = [0.0] if lags[0] == 0 else []

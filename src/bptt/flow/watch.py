@@ -1,36 +1,35 @@
-"""`bptt.watch`: hooks around the user's own forward and backward, and the profile computed when the block ends."""
+"""`bptt.watch`: what its hooks have kept of a block, computed when the weights change or the block ends, and shown."""
 
 import functools
-import inspect
 import math
 import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ParamSpec
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from bptt.flow.jacobians.trajectory import whole
-from bptt.flow.watching.call import Call, Unseen, needs_draws
-from bptt.flow.watching.diagnosis import Age, Cut, Finding, judge
-from bptt.flow.watching.path import join, paths
-from bptt.flow.watching.profile import LayerFlow, NonFinite
-from bptt.flow.watching.trace import Trace
-from bptt.flow.watching.truncation import Link, Truncation, compare, lost
-from bptt.kernels.tape import hide_tapes, show_tapes, take_tapes
-from bptt.layers import cell_of
+from bptt.flow.diagnosis.findings import Finding
+from bptt.flow.diagnosis.non_finite import NonFinite
+from bptt.flow.diagnosis.profile import LayerFlow
+from bptt.flow.diagnosis.statements import Age
+from bptt.flow.diagnosis.verdict import judge
+from bptt.flow.jacobians.arguments import whole
+from bptt.flow.report.observations import Observations
+from bptt.flow.tracing.trace import StackedTraces, Trace
+from bptt.flow.tracing.truncation import Truncation, affordable_lookbacks, truncation
+from bptt.flow.watching.call import Unsupported, WatchedCall
+from bptt.flow.watching.handover import paths
+from bptt.flow.watching.hooks import Hooks
+from bptt.flow.watching.join import join
+from bptt.flow.watching.missing import MissingGradient, missing_gradients
+from bptt.flow.watching.replay import replay
+from bptt.flow.watching.updates import Arguments, Closure, loss_scale, updates_a_weight_of
+from bptt.parameters import name_in_stack
 from bptt.warning import warn
-
-P = ParamSpec("P")
-
-_WHY_LOST = {
-    False: "its state was computed anew on the way, not only copied, masked or reordered, so each call is judged for itself",
-    True: "the state of a bidirectional layer ends at both ends of a call, so each call is judged for itself",
-}
 
 
 def watch(model: nn.Module, say: Callable[[str], None] | None = None, updates: int | None = None) -> "Flow":
@@ -87,27 +86,21 @@ class Flow:
         self.layers: dict[str, LayerFlow] = {}
         self.norms: list[float] = []
         self.notes: list[str] = []
-        self._calls: list[Call] = []
-        self._of_module: dict[int, list[Call]] = {}
-        self._stacks: dict[str, list[list[Link]]] = {}
-        self._cuts: list[Cut] = []
-        self._handles: list[Any] = []
-        self._rng: dict[int, Tensor] = {}
-        self._squares: dict[int, Tensor] = {}
-        self._called = self._settled = False
-        self._watched: frozenset[int] = frozenset()
+        self._hooks = Hooks(model, self._note, say)
+        self._stacks: dict[str, list[list[StackedTraces]]] = {}
+        self._missing: list[MissingGradient] = []
+        self._settled = False
         self._depth = 0
 
     def __enter__(self) -> "Flow":
         self._depth += 1
         if self._depth > 1:
             return self  # a block within a block of the same object: the outer one sees it all
-        self._called = self._settled = False
-        show_tapes()
+        self._settled = False
         try:
-            self._hook()
+            self._hooks.attach(self._before_update)
         except Exception as error:
-            self._unhook()
+            self._hooks.detach()
             self._say(f"could not begin: {type(error).__name__}: {error}")
         return self
 
@@ -117,12 +110,11 @@ class Flow:
         self._depth -= 1
         if self._depth:
             return
-        self._unhook()
-        hide_tapes()
+        self._hooks.detach()
         if kind is None:
             self._settle()
             self._say_what_was_missing()
-        self._calls, self._of_module, self._squares = [], {}, {}
+        self._hooks.take()
 
     def __getitem__(self, name: str) -> LayerFlow:
         if name not in self.layers:
@@ -138,116 +130,34 @@ class Flow:
     def _repr_html_(self) -> str:
         from bptt.flow.report.html import compact  # jinja2 is loaded when a page is wanted
 
-        return compact(self)
-
-    # What the hooks do.
-
-    def _hook(self) -> None:
-        found = [(name, m, cell) for name, m in self.model.named_modules() if (cell := cell_of(m)) is not None]
-        if hasattr(self.model, "_orig_mod"):
-            self._note("a compiled model runs code that no hook sees: watch the module that torch.compile was given")
-        if not found:
-            self._note("found no recurrent layer (torch.nn.RNN, GRU, LSTM, bptt's, bptt.Recurrent) in the model")
-        if any(isinstance(m, nn.RNNCellBase) for m in self.model.modules()):
-            self._note("does not see torch.nn's single cells (RNNCell, GRUCell, LSTMCell): use the layers")
-        self._watched = frozenset(id(module) for _, module, _ in found)
-        begin = self._guarded(self._begin)  # here, not at each call: torch.compile cannot trace how it is made
-        for _, module, cell in found:
-            self._handles.append(module.register_forward_pre_hook(begin))
-            self._handles.append(module.register_forward_hook(self._after(cell), with_kwargs=True))
-        if found:
-            for parameter in self.model.parameters():
-                if parameter.requires_grad and parameter.is_leaf:
-                    self._handles.append(parameter.register_post_accumulate_grad_hook(self._take_norm))
-            self._handles.append(register_optimizer_step_pre_hook(self._before_update))
-
-    def _unhook(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        return compact(self.observations())
 
     def _note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
             self._say(text)
 
-    def _guarded(self, function: Callable[P, None]) -> Callable[P, None]:
-        """`function`, but whatever goes wrong in it becomes a warning: the user's training goes on."""
-
-        @functools.wraps(function)
-        def run(*args: P.args, **kwargs: P.kwargs) -> None:
-            if torch.compiler.is_compiling():
-                return
-            try:
-                function(*args, **kwargs)
-            except Exception as error:
-                self._say(f"failed in {function.__name__} and sees nothing of it: {type(error).__name__}: {error}")
-
-        return run
-
-    def _begin(self, module: nn.Module, args: Any) -> None:
-        take_tapes()  # of layers that are not watched
-        if needs_draws(module):
-            self._rng[id(module)] = torch.get_rng_state()
-
-    def _after(self, cell: Any) -> Callable[..., None]:
-        keep = self._guarded(self._keep)
-
-        def hook(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
-            keep(module, cell, args, kwargs, result)
-
-        return hook
-
-    def _keep(self, module: nn.Module, cell: Any, args: Any, kwargs: Any, result: Any) -> None:
-        tapes = take_tapes()
-        if id(module) not in self._watched:
-            return  # a copy, made while the hooks were there
-        self._called = True
-        if not torch.is_grad_enabled():
-            return
-        try:
-            call = Call.of(module, cell, args, kwargs, result, self._of_module.setdefault(id(module), []))
-        except Unseen as reason:
-            self._does_not_see(module, reason)
-            return
-        call.tapes = tapes
-        state = self._rng.get(id(module))
-        call.rng = (state,) if state is not None and needs_draws(module) else ()
-        self._calls.append(call)
-        self._of_module[id(module)].append(call)
-        if call.lost:
-            self._note(
-                f"does not follow {self._names()[id(module)]} from call to call: {_WHY_LOST[bool(module.bidirectional)]}"
-            )
-
-    def _take_norm(self, parameter: Tensor) -> None:
-        if parameter.grad is not None:
-            self._squares[id(parameter)] = parameter.grad.detach().norm()
+    # What is computed, and when.
 
     def _before_update(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    ) -> Arguments | None:
         """The weights are about to change: what rests on them is computed now.
 
         With a closure the backward pass is still to come, perhaps several times with other weights each: then it is computed
         whenever the closure ends. `args` are those of `step`, the optimizer itself among them.
         """
-        own = {id(p) for p in self.model.parameters()}
-        if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+        if not updates_a_weight_of(optimizer, self.model):
             return None
-        place = next((n for n, value in enumerate(args) if n and callable(value)), None)
-        closure = kwargs.get("closure") if place is None else args[place]
-        if callable(closure) or any(call.arrived for call in self._calls):  # of several optimizers the first one counts
+        closure, arrived = Closure.of(args, kwargs), any(call.arrived for call in self._hooks.calls)
+        if closure is not None or arrived:  # of several optimizers the first one counts
             self._age = self._age._replace(seen=self._age.seen + 1)
-        if not callable(closure):
-            self._settle(_loss_scale())
+        if closure is None:
+            self._settle(loss_scale())
             return None
-        if any(call.arrived for call in self._calls):  # else its backward pass may come in the closure
+        if arrived:  # else its backward pass may come in the closure
             self._settle()
-        watched = self._settling(closure)
-        if place is None:
-            return args, kwargs | {"closure": watched}
-        return (*args[:place], watched, *args[place + 1 :]), kwargs
+        return closure.replaced(self._settling(closure.function), args, kwargs)
 
     def _settling(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         """`closure`, after which the weights change."""
@@ -261,57 +171,46 @@ class Flow:
 
         return watched
 
-    # What is computed.
-
     def _settle(self, scale: float = 1.0) -> None:
         """Compute the profile of the calls kept so far, and forget them. `scale`: what the loss was multiplied with."""
-        calls, self._calls, self._of_module = self._calls, [], {}
-        squares, self._squares = self._squares, {}
+        calls, norms = self._hooks.take()
         if not any(call.arrived for call in calls):
             return
         self._settled = True
         try:
-            with torch.no_grad(), torch.autocast(_device(calls[0]), enabled=False):
+            with torch.no_grad(), torch.autocast(calls[0].input_data.device.type, enabled=False):
                 for call in calls if scale != 1 else ():
                     call.unscale(scale)
                 self._settle_calls(calls)
-                if squares:  # none where all weights are frozen, or after torch.autograd.grad
-                    norms = torch.stack([n.double().cpu() for n in squares.values()])
-                    self.norms.append(float(norms.norm()) / scale)
+                if norms:  # none where all weights are frozen, or after torch.autograd.grad
+                    self.norms.append(float(torch.stack([n.double().cpu() for n in norms]).norm()) / scale)
         except Exception as error:
             self._say(f"could not compute the profile: {type(error).__name__}: {error}")
 
-    def _settle_calls(self, calls: list[Call]) -> None:
-        names = self._names()
-        of_module: dict[str, list[list[Link]]] = {}
-        unseen: set[str] = set()
-        copies: dict[int, Tensor] = {}
-        every = paths(calls)
-        self._cuts = list(_cuts(every, names))
+    def _settle_calls(self, calls: list[WatchedCall]) -> None:
+        names, copies, every = self._hooks.names(), dict[int, Tensor](), paths(calls)
+        of_module: dict[str, list[list[StackedTraces]]] = {}
+        not_seen: set[str] = set()
+        self._missing = list(missing_gradients(every, names))
         for path in every:
             name = names[id(path[0].module)]
             try:
-                of_module.setdefault(name, []).append(join(path, [call.stack(copies) for call in path]))
-            except Unseen as reason:
-                self._does_not_see(path[0].module, reason)
-                unseen.add(name)
+                of_module.setdefault(name, []).append(join(path, [replay(call, copies) for call in path]))
+            except Unsupported as reason:
+                self._hooks.note_not_seen(path[0].module, reason)
+                not_seen.add(name)
         for name, stacks in of_module.items():
-            if name in unseen:
-                continue
-            self._stacks[name] = stacks
-            for depth in range(len(stacks[0])):
-                for direction in range(len(stacks[0][depth].traces)):
-                    self._layer(name, depth, direction, [s[depth].traces[direction] for s in stacks])
+            if name not in not_seen:
+                self._stacks[name] = stacks
+                self._add_layers(name, stacks)
 
-    def _names(self) -> dict[int, str]:
-        """What each module is called in the model; the model itself by its class."""
-        return {id(m): name or type(m).__name__.lower() for name, m in self.model.named_modules()}
+    def _add_layers(self, module: str, stacks: list[list[StackedTraces]]) -> None:
+        for depth, stacked in enumerate(stacks[0]):
+            for direction in range(len(stacked.traces)):
+                self._add_layer(module, depth, direction, [s[depth].traces[direction] for s in stacks])
 
-    def _does_not_see(self, module: nn.Module, reason: Unseen) -> None:
-        self._note(f"does not see {self._names()[id(module)]}: {reason}")
-
-    def _layer(self, module: str, depth: int, direction: int, traces: list[Trace]) -> None:
-        name = f"{module}.l{depth}{'_reverse' if direction else ''}"
+    def _add_layer(self, module: str, depth: int, direction: int, traces: list[Trace]) -> None:
+        name = f"{module}.{name_in_stack(depth, direction)}"
         if name not in self.layers:
             self.layers[name] = LayerFlow(name, module, depth, direction, traces[0].cell)
         self.layers[name].add(traces)
@@ -319,7 +218,7 @@ class Flow:
     def _say_what_was_missing(self) -> None:
         if self._settled or any("no recurrent layer" in n or n.startswith("does not see") for n in self.notes):
             return
-        if not self._called:
+        if not self._hooks.called:
             self._say("saw no call of a recurrent layer in the block: run the model inside it, not compiled")
         else:
             self._say(
@@ -330,8 +229,8 @@ class Flow:
     # What the user asks.
 
     def verdict(self) -> list[Finding]:
-        """One or more findings for each layer and direction, each with its evidence and a remedy (see diagnosis.py)."""
-        return judge(list(self), self._cuts, self.clip_value(), self._age)
+        """One or more findings for each layer and direction, each with its evidence and a remedy (see diagnosis/)."""
+        return judge(list(self), self._missing, self.clip_value(), self._age)
 
     @property
     def first_non_finite(self) -> NonFinite | None:
@@ -368,13 +267,19 @@ class Flow:
             raise ValueError(f"truncation: k is {k!r}, wanted a whole number of steps, at least 0")
         if not self.layers:
             raise RuntimeError("nothing was watched: run forward and backward inside the block first")
-        exact: dict[str, Tensor] = {}
-        missing: dict[str, Tensor] = {}
         with torch.no_grad():
-            for module, stacks in self._stacks.items():
-                for stack in stacks:
-                    _add_lost(module, stack, lookback, exact, missing)
-        return compare(exact, missing, lookback)
+            return truncation(self._stacks, lookback)
+
+    def observations(self, truncations: bool = False) -> Observations:
+        """Everything that a report shows, as values.
+
+        truncations: whether to compute what a few truncations would lose, as long as that is cheap: a second or two.
+        """
+        lookbacks: list[int] = []
+        if truncations and self.first_non_finite is None:
+            lookbacks = affordable_lookbacks([layer.traces for layer in self])
+        found = tuple(self.truncation(k) for k in lookbacks)
+        return Observations(tuple(self), self.verdict(), self.norms, self.clip_value(), self.notes, found)
 
     def to_json(self) -> dict[str, Any]:
         """Everything that was seen, as numbers, lists and names."""
@@ -403,7 +308,7 @@ class Flow:
         """
         from bptt.flow.report.html import write_report
 
-        write_report(self, Path(path))
+        write_report(self.observations(truncations=True), Path(path))
 
     def to_tensorboard(self, writer: Any, step: int | None = None, tag: str = "flow") -> None:
         """Add horizon, growth, saturation, … to a torch.utils.tensorboard.SummaryWriter, or to what is like one.
@@ -413,61 +318,4 @@ class Flow:
         """
         from bptt.flow.report.tensorboard import write_board
 
-        write_board(self, writer, step, tag)
-
-
-def _loss_scale() -> float:
-    """What torch.amp.GradScaler has multiplied the loss with, where one is calling `optimizer.step`; else 1."""
-    file, frame = inspect.getfile(torch.amp.GradScaler), inspect.currentframe()
-    while frame is not None:
-        scaler = frame.f_locals.get("self") if frame.f_code.co_filename == file else None
-        if isinstance(scaler, torch.amp.GradScaler):
-            return scaler.get_scale()
-        frame = frame.f_back
-    return 1.0
-
-
-def _device(call: Call) -> str:
-    return call.kept[0][1].device.type
-
-
-def _add_lost(module: str, stack: list[Link], k: int, exact: dict[str, Tensor], missing: dict[str, Tensor]) -> None:
-    """Add one call's exact gradients and what is lost of them, by the parameters' names."""
-    traces = [trace for link in stack for trace in link.traces]
-    for trace, gone in zip(traces, lost(stack, k), strict=True):
-        depth = next(i for i, link in enumerate(stack) if trace in link.traces)
-        end = f"_l{depth}{'_reverse' if trace.way.reverse else ''}"
-        for short in trace.weights:
-            name = f"{module}.{short}{end}"
-            whole, part = trace.contribution(short), trace.lost(short, gone)
-            exact[name] = exact[name] + whole if name in exact else whole
-            missing[name] = missing[name] + part if name in missing else part
-
-
-def _cuts(every: list[list[Call]], names: dict[int, str]) -> Iterator[Cut]:
-    """Places where a tensor went on, but its gradient did not come back.
-
-    Between paths of one module: the later began with the earlier's final state, detached. If both gradients came in one
-    backward pass, the loss spans the cut; if in different ones, it is truncation on purpose. Between modules: the later's
-    input is the earlier's output (the same memory), detached.
-    """
-    passes = {id(call): set().union(*(c.passes for c in path)) for path in every for call in path}
-    for path in every:
-        name = names[id(path[0].module)]
-        for call in path:
-            if call.carried and call.differentiable:
-                spans = any(passes[id(earlier)] & passes[id(call)] for earlier in call.follows)
-                yield Cut(name, "state" if spans else "truncation", "")
-        if path[0].differentiable and not any(call.arrived for call in path):
-            others = [c for other in every if other is not path for c in other]
-            below = next((c for c in others if any(_reads_detached(c, call) for call in path)), None)
-            where = "" if below is None else names[id(below.module)]
-            yield Cut(name, "outputs" if below is not None else "none", where)
-        weights = path[0].module.parameters()
-        if not any(call.differentiable for call in path) and not any(p.requires_grad for p in weights):
-            yield Cut(name, "frozen", "")
-
-
-def _reads_detached(later: Call, earlier: Call) -> bool:
-    x, y = later.kept[0][1], earlier.kept[1][1]
-    return not later.input_attached and x.data_ptr() == y.data_ptr() and x.shape == y.shape
+        write_board(self.observations(), writer, step, tag)

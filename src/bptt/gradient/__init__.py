@@ -51,7 +51,7 @@ def backward(
     Args:
         model: `(x, state) -> (outputs, state)` with time first, as nn.LSTM; it accepts state None.
         x: inputs [T, B, ...], or a tree (tuple, dict) of tensors that all have T steps along the first axis. A leaf may also
-            be an array (memory-mapped, say), or a stream of chunks: a list or an iterable that starts anew, or a function
+            be an array (memory-mapped, say), or a stream of chunks: a list, an iterable that can be restarted, or a function
             that makes an iterator. Strategies that go by pieces then read a piece at a time. Or a PackedSequence: the model
             is called with packed pieces, and its state needs a row for each sequence, [layers, B, ...] or [B, H].
         y: targets in the same way; packed like x.
@@ -60,7 +60,7 @@ def backward(
         strategy: `Exact()`, `Checkpointed(memory)`, `Truncated(k1, k2)`, `RTRL()` or `SnAp1()`.
         state: where to begin: None for zeros, a state, or the `Result` of the previous call: then the state goes on
             from there, and a truncated window may reach back into that call's steps.
-        reset: bool [T, B] (packed if x is), handed to the model as `reset=`: rows that start anew at that step.
+        reset: bool [T, B] (packed if x is), handed to the model as `reset=`: rows whose state is zeroed before that step.
 
     Returns:
         Result with the loss (summed over all steps), and the state after the last step.
@@ -99,7 +99,9 @@ def backward(
 
 
 def parse_strategy(text: str) -> Strategy:
-    """The strategy that a text names: "exact", "checkpointed:MEMORY[,STORAGE]", "truncated:K1[,K2]", "rtrl" or "snap1".
+    """Return the strategy that a text names.
+
+    The texts are "exact", "checkpointed:MEMORY[,STORAGE]", "truncated:K1[,K2]", "rtrl" and "snap1".
 
     Raises ValueError for any other.
 

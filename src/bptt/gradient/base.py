@@ -2,23 +2,23 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from bptt.gradient.inputs.packed import OverPacked, PackedSteps, as_steps, loss_over_packed, permuted
-from bptt.gradient.inputs.stream import Stream, is_array, opened, to_tensor
+from bptt.gradient.inputs.stream import Stream, is_array, open_streams, to_tensor
+from bptt.torch_private import tree_flatten, tree_leaves, tree_map
 
 Loss = Callable[[Any, Any], Tensor]
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """One stretch of a sequence, and all that is needed to run the model over it.
+    """A stretch of a sequence, and everything that is needed to run the model over it.
 
     Attributes:
         model: `(x, state) -> (outputs, state)`; with resets `(x, state, reset=reset)`.
@@ -43,27 +43,27 @@ class Chunk:
         return steps_of(self.x)
 
     def forward(self, x: Any, state: Any, reset: Any) -> tuple[Any, Any]:
-        """The model over some steps."""
+        """Run the model over the steps of x; return its outputs and the state after them."""
         outputs, after = self.model(x, state) if reset is None else self.model(x, state, reset=reset)
         return outputs, after
 
 
 @dataclass(frozen=True)
 class Past:
-    """Inputs of the last steps, and the state before them: from here a later call can run them once more."""
+    """The inputs of the last steps of a call and the state before them, from which a later call can run them again."""
 
     x: Any
     state: Any
     reset: Tensor | None = None
 
 
-class Lost(NamedTuple):
-    """An estimate of what a truncation loses of the gradient, from one block of losses.
+class TruncationLoss(NamedTuple):
+    """What a truncation loses of the gradient of one block's losses, estimated by a gradient through a longer window.
 
     Attributes:
-        share: ‖longer − truncated‖ / ‖longer‖; 0 where the longer one is 0.
-        cosine: between the two; 1 where the longer one is 0.
-        lookback: steps of the longer one.
+        share: ‖longer − truncated‖ / ‖longer‖; 0 where the longer gradient is 0.
+        cosine: of the angle between the two gradients; 1 where the longer one is 0.
+        lookback: the longer window, in steps.
     """
 
     share: float
@@ -86,7 +86,7 @@ class Result:
     loss: Tensor
     state: Any
     past: Past | tuple[Tensor, ...] | None = None
-    lost: Lost | None = None
+    lost: TruncationLoss | None = None
 
 
 class Strategy(ABC):
@@ -106,9 +106,9 @@ def chunk_of(
     reset: Any = None,
     past: "Past | tuple[Tensor, ...] | None" = None,
 ) -> Chunk:
-    """The chunk from what the user gives: streams are opened, packed sequences become PackedSteps."""
+    """Return the chunk of a call's arguments, with opened streams, and with PackedSteps for packed sequences."""
     if not isinstance(x, PackedSequence):
-        return Chunk(model, opened(x), opened(y), loss, state, reset, past)
+        return Chunk(model, open_streams(x), open_streams(y), loss, state, reset, past)
     x_steps, y_steps, flags = (
         None if other is None else as_steps(x, other, name) for other, name in ((x, "x"), (y, "y"), (reset, "reset"))
     )
@@ -117,7 +117,7 @@ def chunk_of(
 
 
 def steps_of(tree: Any) -> int:
-    """T, the first size of every leaf. Raises ValueError if the leaves disagree or there is none."""
+    """Return T, the first size of every leaf. Raises ValueError if the leaves disagree or there is none."""
     sizes = {size for size in map(_steps_of_leaf, tree_leaves(tree)) if size is not None}
     if len(sizes) != 1:
         found = f"sizes {sorted(sizes)}" if sizes else "no tensor with a time axis"
@@ -135,13 +135,13 @@ def _steps_of_leaf(leaf: Any) -> int | None:
 
 
 def in_memory(tree: Any) -> Any:
-    """The tree with tensors in place of arrays and streams."""
+    """Return the tree with tensors in place of arrays and streams, which are read as a whole."""
     outside = any(isinstance(leaf, Stream) or is_array(leaf) for leaf in tree_leaves(tree))
-    return cut(tree, 0, steps_of(tree)) if outside else tree
+    return time_slice(tree, 0, steps_of(tree)) if outside else tree
 
 
-def cut(tree: Any, start: int, stop: int) -> Any:
-    """Steps [start, stop) of every leaf, as tensors: what lies in a file or a stream is read."""
+def time_slice(tree: Any, start: int, stop: int) -> Any:
+    """Return steps [start, stop) of every leaf as tensors; of a file or a stream, those steps are read."""
 
     def of_leaf(leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
@@ -149,14 +149,20 @@ def cut(tree: Any, start: int, stop: int) -> Any:
         if isinstance(leaf, Stream):
             return leaf.read(start, stop)
         if isinstance(leaf, PackedSteps):
-            return leaf.cut(start, stop)
+            return leaf.time_slice(start, stop)
         return to_tensor(leaf[start:stop]) if is_array(leaf) else leaf
 
     return tree_map(of_leaf, tree)
 
 
+def first_steps(chunk: Chunk, steps: int) -> Chunk:
+    """Return a chunk of the first `steps` steps of `chunk`."""
+    x, y, reset = (None if tree is None else time_slice(tree, 0, steps) for tree in (chunk.x, chunk.y, chunk.reset))
+    return replace(chunk, x=x, y=y, reset=reset)
+
+
 def join(first: Any, second: Any) -> Any:
-    """Two trees of the same structure, one after the other in time."""
+    """Concatenate two trees of one structure along time."""
     left, structure = tree_flatten(first)
     right = tree_leaves(in_memory(second))
     return structure.unflatten([_join_leaves(a, b) for a, b in zip(left, right, strict=True)])
@@ -169,12 +175,12 @@ def _join_leaves(first: Any, second: Any) -> Any:
 
 
 def detach(tree: Any) -> Any:
-    """The same values without graph."""
+    """Return the tree with every tensor detached from its graph."""
     return tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, tree)
 
 
 def total(value: Tensor) -> Tensor:
-    """Check that the user's loss is a number with a graph behind it."""
+    """Return the user's loss as a scalar. Raises ValueError if it is no scalar tensor, or has no graph."""
     value = scalar(value)
     if not value.requires_grad:
         raise ValueError(NO_GRAPH)
@@ -185,7 +191,7 @@ NO_GRAPH = "the loss depends on no parameter that requires a gradient: check req
 
 
 def scalar(value: Any) -> Tensor:
-    """Check that the user's loss is a number."""
+    """Return the user's loss as a scalar, shape (). Raises ValueError if it is no tensor of one number."""
     if not isinstance(value, Tensor) or value.numel() != 1:
         came = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
         raise ValueError(f"loss returned {came}, wanted a scalar tensor, the sum over the steps: end it with .sum()")

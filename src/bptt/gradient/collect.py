@@ -1,7 +1,7 @@
-"""The gradient of a call that runs in pieces: collected aside, and given to autograd once, as one backward pass gives it.
+"""The gradient of a call that runs in pieces: added up beside `.grad`, and then handed to autograd in one backward pass.
 
-So whatever is attached to a parameter sees the whole gradient, once a call: hooks, hooks after accumulation (an optimizer in
-the backward pass, say), DistributedDataParallel. And an error on the way leaves `.grad` as it was.
+Whatever is attached to a parameter (hooks, hooks after accumulation such as an optimizer in the backward pass,
+DistributedDataParallel) then sees the whole gradient, once a call, and an error on the way leaves `.grad` as it was.
 """
 
 import math
@@ -13,47 +13,45 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
-from torch.utils._pytree import tree_map
 
 from bptt.gradient.inputs.packed import PackedSteps
-from bptt.gradient.parallel import forward_of, parallel_modules
+from bptt.gradient.parallel import parallel_modules, run_forward_around
+from bptt.torch_private import accumulate_grad, has_hooks, hooks_of, tree_map
 
 ADDED = 1 << 14  # numbers that are added to a sum at a time: torch converts what it adds as a whole
-_TOGETHER = 8  # float32 gradients that are added up before their sum goes on to the next sum
+_GROUP = 8  # float32 gradients that are added up before their sum goes on to the next sum
 _HALF = (torch.float16, torch.bfloat16, torch.complex32)
-_FUNCTIONS: Any = torch._C._functions
-_ACCUMULATE = _FUNCTIONS.AccumulateGrad
 
 
 class Sum:
-    """Σ of gradients of one tensor, with an error that does not grow with their number.
+    """The sum of many gradients of one tensor, with a rounding error that does not grow with their number.
 
-    Groups of `together` gradients are added up in their own format, so are groups of such sums, and what these come to in
-    float64 (complex128), which takes twice the memory and time: a few gradients cost no more than a running sum of them.
+    Up to `group` gradients are added in their own format, up to `group` of these sums likewise, and the rest in float64
+    (complex128). float64 takes twice the memory and time, so a few gradients cost no more than a plain running sum.
 
     Args:
-        together: the size of a group. 1: each gradient goes to float64 at once, and none is held in its own format.
+        group: the size of a group. 1: each gradient goes to float64 at once, and none is held in its own format.
     """
 
-    def __init__(self, together: int = _TOGETHER) -> None:
-        self._together: float = together
+    def __init__(self, group: int = _GROUP) -> None:
+        self._group: float = group
         self._levels: tuple[_Running, ...] = ()
         self._wide: Tensor | None = None
         self._dtype: torch.dtype | None = None
 
     def add(self, gradient: Tensor) -> None:
-        """One more. It may share memory with others, so it is not written into."""
+        """Add a gradient. It is not written into, since it may share memory with other tensors."""
         if self._dtype is None:
             self._begin(gradient)
         is_own = False
         for level in self._levels:
-            if level.add(gradient, is_own) < self._together or level.is_sparse:
+            if level.add(gradient, is_own) < self._group or level.is_sparse:
                 return
             gradient, is_own = level.take(), True
         self._widen(gradient)
 
     def take(self) -> Tensor:
-        """The sum, in the gradients' format; this object is empty then."""
+        """Return the sum in the gradients' format, and be empty."""
         found: Tensor | None = None
         for level in reversed(self._levels):  # the largest sums first
             if level.count:
@@ -71,11 +69,11 @@ class Sum:
     def _begin(self, gradient: Tensor) -> None:
         self._dtype = gradient.dtype
         if gradient.dtype in _HALF:
-            self._together = 1
-        if self._together > 1:
+            self._group = 1
+        if self._group > 1:
             has_wider = _wide(gradient) != gradient.dtype
             self._levels = (_Running(), _Running()) if has_wider else (_Running(),)
-            self._together = self._together if has_wider else math.inf
+            self._group = self._group if has_wider else math.inf
 
     def _widen(self, gradient: Tensor) -> None:
         gradient = gradient.to_dense() if gradient.is_sparse else gradient
@@ -86,11 +84,7 @@ class Sum:
 
 
 class _Running:
-    """A sum of some gradients, in their own format.
-
-    Attributes:
-        count: how many there are in it.
-    """
+    """A sum of `count` gradients in their own format."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -99,11 +93,11 @@ class _Running:
 
     @property
     def is_sparse(self) -> bool:
-        """Whether it is a sparse tensor; a sum with one that is not is none."""
+        """Whether the sum is a sparse tensor, as long as all its terms are."""
         return bool(self._total.is_sparse)
 
     def add(self, gradient: Tensor, is_own: bool) -> int:
-        """One more, which may be written into if `is_own`. The new count."""
+        """Add a gradient, which may be written into if `is_own`; return the new count."""
         if self.count == 0:
             self._total, self._is_own = gradient, is_own
         elif self._is_own and not gradient.is_sparse:
@@ -115,14 +109,14 @@ class _Running:
         return self.count
 
     def take(self) -> Tensor:
-        """The sum; this object is empty then."""
+        """Return the sum, and be empty."""
         total: Tensor = self._total
         self._total, self.count = None, 0
         return total
 
 
 def _added(a: Tensor, b: Tensor) -> Tensor:
-    """a + b: torch adds a sparse tensor to a dense one, not the other way round."""
+    """Return a + b; torch adds a sparse tensor to a dense one, but not a dense one to a sparse one."""
     return b + a if a.is_sparse else a + b
 
 
@@ -132,8 +126,8 @@ def _wide(tensor: Tensor) -> torch.dtype:
     return torch.complex128 if tensor.is_complex() else torch.float64
 
 
-def widened(tensor: Tensor) -> Tensor:
-    """In the format that sums are made in: float64 where the device has it."""
+def to_sum_format(tensor: Tensor) -> Tensor:
+    """Return the tensor in the format in which sums are made: float64 (complex128) where the device has it."""
     return tensor.to(_wide(tensor))
 
 
@@ -141,19 +135,19 @@ class Collected:
     """The gradients of one call's pieces, added up for each tensor.
 
     Args:
-        together: see `Sum`.
+        group: see `Sum`.
     """
 
-    def __init__(self, together: int = _TOGETHER) -> None:
-        self._together = together
+    def __init__(self, group: int = _GROUP) -> None:
+        self._group = group
         self._sums: dict[int, tuple[Tensor, Sum]] = {}
         self._stand_ins: dict[int, tuple[Tensor, Tensor]] = {}
 
     def stand_in(self, tree: Any) -> Any:
-        """The tree with new leaves, of the same values, in place of tensors that want a gradient.
+        """Return the tree with a new leaf of equal values in place of each tensor that wants a gradient.
 
-        What is collected for such a leaf belongs to the tensor that it stands for: the graph behind that one is gone
-        through once, with the whole gradient.
+        What is collected for such a leaf belongs to the tensor that it replaces, so that the graph behind that tensor is
+        walked once, with the whole gradient.
         """
         return tree_map(self._stand_in, tree)
 
@@ -167,29 +161,29 @@ class Collected:
         return fresh
 
     def add(self, tensor: Tensor, gradient: Tensor | None) -> None:
-        """A piece's gradient of a tensor, or of the one that it stands for."""
+        """Add a piece's gradient to the sum of `tensor`, or of the tensor that it replaces (`stand_in`)."""
         if gradient is None:
             return
         if id(tensor) in self._stand_ins:
             tensor = self._stand_ins[id(tensor)][1]
         found = self._sums.get(id(tensor))
         if found is None:
-            found = self._sums[id(tensor)] = tensor, Sum(self._together)
+            found = self._sums[id(tensor)] = tensor, Sum(self._group)
         found[1].add(gradient)
 
     def back(self, loss: Tensor) -> None:
-        """Collect the gradients of one piece's loss, of every leaf that it depends on."""
+        """Add the gradients of one piece's loss with respect to every leaf that it depends on."""
         leaves = list(leaves_of([loss]))
         for leaf, gradient in zip(leaves, gradients([loss], leaves), strict=True):
             self.add(leaf, gradient)
 
     def give(self, *users: Any) -> None:
-        """One backward pass that brings each tensor its gradient.
+        """Run one backward pass that brings each tensor its whole gradient.
 
         Args:
             users: the model, the loss: where they contain DistributedDataParallel, it averages.
 
-        After an error (a hook's, say) `.grad` of the tensors is as before.
+        If an error is raised (by a hook, say), `.grad` of the tensors is as before.
         """
         tensors = [tensor for tensor, _ in self._sums.values()]
         found = [total.take() for _, total in self._sums.values()]
@@ -199,12 +193,12 @@ class Collected:
         with torch.enable_grad(), restored_on_error(tensors):
             end = _Given.apply(found, *tensors)
             for module in parallel_modules(*users):
-                end = forward_of(module, end)
+                end = run_forward_around(module, end)
             end.backward()
 
 
 class _Given(torch.autograd.Function):
-    """A zero whose derivatives are given numbers."""
+    """A zero whose derivatives are the numbers that it is given."""
 
     @staticmethod
     def forward(ctx: Any, found: list[Tensor], *tensors: Tensor) -> Tensor:
@@ -227,20 +221,23 @@ def gradients(
     *,
     retain_graph: bool | None = None,
 ) -> list[Tensor | None]:
-    """A piece's gradients, None where there is none. The inputs' hooks do not run: they are for the whole gradient."""
+    """Return a piece's gradients of `roots` with respect to `inputs`, None where there is none.
+
+    The inputs' hooks do not run: they are meant for the whole gradient.
+    """
     if not inputs:
         return []
-    hooked = [tensor for tensor in inputs if tensor._backward_hooks]
+    hooked = [tensor for tensor in inputs if hooks_of(tensor)]
     with _hooks_aside(hooked) if hooked else nullcontext():
         return list(torch.autograd.grad(roots, inputs, seeds, retain_graph, allow_unused=True))
 
 
 @contextmanager
 def _hooks_aside(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """Within, `register_hook`'s functions of these tensors do nothing. Their handles can remove them all the same."""
+    """Inside, functions that `register_hook` attached to these tensors do nothing; their handles can still remove them."""
     aside = []
     for tensor in tensors:
-        hooks: Any = tensor._backward_hooks
+        hooks = hooks_of(tensor)
         aside.append((hooks, dict(hooks)))
         hooks.update(dict.fromkeys(hooks, _nothing))
     try:
@@ -256,12 +253,12 @@ def _nothing(_: Tensor) -> None:
 
 @contextmanager
 def restored_on_error(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """If an error is raised within, `.grad` is as before.
+    """Restore `.grad` of the tensors if an error is raised inside.
 
-    A copy of it is kept only where there are hooks, which may raise one.
+    Its values are copied only where there are hooks, which may raise an error after `.grad` has changed.
     """
     leaves = [tensor for tensor in tensors if tensor.is_leaf]
-    hooked = any(map(_has_hooks, leaves))
+    hooked = any(map(has_hooks, leaves))
     before = [(leaf, leaf.grad, leaf.grad.clone() if hooked and leaf.grad is not None else None) for leaf in leaves]
     try:
         yield
@@ -274,25 +271,21 @@ def restored_on_error(tensors: Iterable[Tensor]) -> Iterator[None]:
         raise
 
 
-def copied_bytes(tensors: Sequence[Tensor]) -> int:
-    """Bytes of the copies that `restored_on_error` keeps."""
-    if not any(map(_has_hooks, tensors)):
+def restore_copy_bytes(tensors: Sequence[Tensor]) -> int:
+    """Return the bytes of the copies that `restored_on_error` makes of these tensors' `.grad`."""
+    if not any(map(has_hooks, tensors)):
         return 0
     return sum(tensor.nbytes for tensor in tensors if tensor.is_leaf and tensor.grad is not None)
 
 
-def _has_hooks(tensor: Tensor) -> bool:
-    return bool(tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None))
-
-
 def leaves_of(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The leaves that these depend on, and that want a gradient."""
+    """Yield the leaves that want a gradient and on which the tensors depend."""
     nodes: list[Any] = list(dict.fromkeys(get_gradient_edge(t).node for t in tensors if t.requires_grad))
-    seen = set(nodes)
+    seen, accumulates = set(nodes), accumulate_grad()
     while nodes:
         node = nodes.pop()
         edges = node.next_functions
-        if not edges and isinstance(node, _ACCUMULATE):
+        if not edges and isinstance(node, accumulates):
             yield node.variable
         for following, _ in edges:
             if following is not None and following not in seen:

@@ -1,4 +1,4 @@
-"""The whole gradient: through every step."""
+"""The exact gradient: backpropagation through every step of the call."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ class Exact(Strategy):
     """
 
     def backward(self, chunk: Chunk) -> Result:
-        """One forward, one backward."""
+        """Run one forward and one backward pass over all steps."""
         outputs, state = chunk.forward(in_memory(chunk.x), chunk.state, chunk.reset)
         loss = total(chunk.loss(outputs, in_memory(chunk.y)))
         with restored_on_error(chunk.model.parameters() if isinstance(chunk.model, nn.Module) else ()):

@@ -1,4 +1,4 @@
-"""Models that are spread over processes: what DistributedDataParallel needs when a model is run in pieces."""
+"""Models that are spread over processes: what DistributedDataParallel needs when a strategy runs a model in pieces."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+
+from bptt.torch_private import tree_map
 
 _SHARDED = (
     "the model is sharded ({kind}): its gradients exist only within the one backward pass that reduces them, and {strategy} "
@@ -26,13 +27,13 @@ _EMPTY = CellType()  # of a name that has no value yet
 
 @contextmanager
 def run_in_pieces(strategy: Any, *users: Any) -> Iterator[None]:
-    """Within, DistributedDataParallel is the module that it wraps, and neither exchanges nor expects anything.
+    """Inside, DistributedDataParallel acts as the module that it wraps, and neither sends nor awaits gradients.
 
     Args:
-        strategy: whose name an error tells.
+        strategy: the object whose class an error names.
         users: the model, the loss.
 
-    Raises ValueError for a model that is sharded.
+    Raises ValueError for a sharded model (FSDP), or DistributedDataParallel with mixed precision.
     """
     modules = [module for user in users for module in _modules_of(user)]
     _refuse_sharded(modules, strategy)
@@ -42,7 +43,7 @@ def run_in_pieces(strategy: Any, *users: Any) -> Iterator[None]:
     before = [vars(module).get("forward") for module in wrapped]
     try:
         for module in wrapped:
-            module.forward = _of_wrapped(module)
+            module.forward = _forward_of_wrapped(module)
         yield
     finally:
         for module, own in zip(wrapped, before, strict=True):
@@ -53,22 +54,22 @@ def run_in_pieces(strategy: Any, *users: Any) -> Iterator[None]:
 
 
 def parallel_modules(*users: Any) -> list[Any]:
-    """The DistributedDataParallel modules among those of the model and of the loss."""
+    """Return the DistributedDataParallel modules among those of the model and of the loss."""
     return _parallel([module for user in users for module in _modules_of(user)])
 
 
-def forward_of(module: Any, output: Tensor) -> Tensor:
-    """What DistributedDataParallel does in its forward pass, around a module that puts out `output`."""
+def run_forward_around(module: Any, output: Tensor) -> Tensor:
+    """Run DistributedDataParallel's own forward pass around a module that returns `output`; return what it makes of it."""
     wrapped = module.module
-    module.module = _PutsOut(wrapped)
+    module.module = _Returning(wrapped)
     try:
         return nn.parallel.DistributedDataParallel.forward(module, output)
     finally:
         module.module = wrapped
 
 
-class _PutsOut(nn.Module):
-    """Gives back what it is given; its buffers and parameters are those of the module whose place it takes."""
+class _Returning(nn.Module):
+    """A module that returns its argument; its buffers and parameters are those of the module whose place it takes."""
 
     def __init__(self, wrapped: nn.Module) -> None:
         super().__init__()
@@ -76,12 +77,12 @@ class _PutsOut(nn.Module):
         self.named_parameters = wrapped.named_parameters  # type: ignore[method-assign]
 
     def forward(self, output: Tensor) -> Tensor:
-        """The same."""
+        """Return `output`."""
         return output
 
 
-def _of_wrapped(parallel: Any) -> Callable[..., Any]:
-    """The forward pass of the module within, with its inputs where that module is."""
+def _forward_of_wrapped(parallel: Any) -> Callable[..., Any]:
+    """The forward pass of the wrapped module, with its inputs moved to that module's device."""
 
     def to_device(leaf: Any) -> Any:
         return leaf.to(torch.device(parallel.device_type, parallel.device_ids[0])) if isinstance(leaf, Tensor) else leaf
@@ -114,7 +115,7 @@ def _refuse_sharded(modules: list[nn.Module], strategy: Any) -> None:
 
 
 def _modules_of(user: Any) -> list[nn.Module]:
-    """The modules of a module; those that a function refers to, or a method's object."""
+    """All modules in a module, among what a function refers to, or in a method's object."""
     found: list[nn.Module] = []
     waiting, seen = [user], set()
     while waiting:
@@ -128,12 +129,12 @@ def _modules_of(user: Any) -> list[nn.Module]:
         elif ismethod(value):
             waiting += [value.__self__, value.__func__]
         elif isfunction(value):
-            waiting += _referred(value)
+            waiting += _references(value)
     return found
 
 
-def _referred(function: Any) -> Iterator[Any]:
-    """What a function closes over, and the modules among the global names that it uses."""
+def _references(function: Any) -> Iterator[Any]:
+    """Yield what a function closes over, and the modules among the global names that it uses."""
     for cell in function.__closure__ or ():
         if cell != _EMPTY:
             yield cell.cell_contents

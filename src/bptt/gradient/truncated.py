@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
 
-from bptt.gradient.base import Chunk, Lost, Past, Result, Strategy, cut, detach, in_memory, join, total
+from bptt.gradient.base import Chunk, Past, Result, Strategy, TruncationLoss, detach, in_memory, join, time_slice, total
 from bptt.gradient.collect import Collected, gradients
 from bptt.gradient.inputs.packed import PackedSteps
 from bptt.gradient.parallel import run_in_pieces
+from bptt.torch_private import tree_flatten
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Truncated(Strategy):
     every loss counts once, and the state before step τ-k2+1 is held constant. If k2 < k1, the losses of a block that lie
     before its window of k2 steps yield no gradient; their values are still part of the loss.
 
-    How: each window is run anew from the state kept at its start. So it may reach back across calls (pass the previous
+    How: each window is run again from the state kept at its start. So it may reach back across calls (pass the previous
     `Result` as the state) although an optimizer step came between; a recipe that keeps the old graphs would meet
     weights that have changed. Costs k2/k1 times the forward and backward of k2 = k1, and the memory of one window.
     Across calls the window reaches back k2-k1 steps, so let the calls be at least k1 steps long.
@@ -81,16 +81,19 @@ class Truncated(Strategy):
             state, after, loss = line.window(start, at, end, begin, state)
             losses.append(loss)
         past = line.past(at, state) if at < line.steps else None
-        lost = line.lost(starts[0], starts[-1], begin) if self.measure else None
+        lost = line.compare_windows(starts[0], starts[-1], begin) if self.measure else None
         gradient.give(chunk.model, chunk.loss)
         return Result(torch.stack(losses).sum(), after, past, lost)
 
 
 @dataclass(frozen=True)
 class _Line:
-    """The past and the chunk as one line of steps; the chunk begins at `offset`, and y belongs to the chunk alone.
+    """The previous call's last steps and this call's chunk as one sequence, over which the windows run.
 
-    `gradient` is where the windows' gradients are collected.
+    Attributes:
+        chunk: all these steps; its y belongs to this call's steps alone.
+        offset: the step at which this call begins.
+        gradient: where the windows' gradients are collected.
     """
 
     chunk: Chunk
@@ -128,7 +131,7 @@ class _Line:
         if isinstance(self.chunk.x, PackedSteps) or isinstance(reset, PackedSteps):
             return None  # sequences that have ended do not go on
         return Past(
-            detach(cut(self.chunk.x, start, self.steps)),
+            detach(time_slice(self.chunk.x, start, self.steps)),
             detach(state),
             None if reset is None else reset[start:].clone(),
         )
@@ -140,11 +143,13 @@ class _Line:
             first = min(max(start, begin), stop)  # behind the past, which has no losses
             if first == stop:
                 return state, None
-            loss = self.chunk.loss(cut(outputs, first - start, stop - start), self._targets(first, stop))
+            loss = self.chunk.loss(time_slice(outputs, first - start, stop - start), self._targets(first, stop))
         return state, loss.detach().reshape(())
 
     def window(self, start: int, split: int, end: int, begin: int, state: Any) -> tuple[Any, Any, Tensor]:
-        """Run [start, end), send the losses of [max(start, begin), end) back; the states at `split` and `end`, the loss.
+        """Run [start, end) and send the losses of [max(start, begin), end) back.
+
+        Returns the states at `split` and at `end`, and the loss.
 
         Two calls of the model, so that the state at `split`, where the next window starts, is seen on the way.
         """
@@ -154,7 +159,7 @@ class _Line:
             if a < b:
                 outputs, state = self._forward(a, b, state)
                 if first < b:
-                    pieces.append(outputs if first <= a else cut(outputs, first - a, b - a))
+                    pieces.append(outputs if first <= a else time_slice(outputs, first - a, b - a))
             if b == split:
                 state_at_split = state
         outputs = pieces[0] if len(pieces) == 1 else join(*pieces)
@@ -162,8 +167,8 @@ class _Line:
         self.gradient.back(loss)
         return detach(state_at_split), detach(state), loss.detach()
 
-    def lost(self, longer: tuple[int, Any], shorter: tuple[int, Any], begin: int) -> Lost:
-        """The losses from `begin` on, sent back to the start of each window: (step, state there)."""
+    def compare_windows(self, longer: tuple[int, Any], shorter: tuple[int, Any], begin: int) -> TruncationLoss:
+        """Compare the gradients of the losses from step `begin` on through two windows, each (first step, state there)."""
         if not isinstance(self.chunk.model, nn.Module):
             raise TypeError(f"measure=True needs a torch.nn.Module, the model is a {type(self.chunk.model).__name__}")
         parameters = [p for p in self.chunk.model.parameters() if p.requires_grad]
@@ -172,27 +177,29 @@ class _Line:
             first = max(start, begin)
             outputs, _ = self._forward(start, self.steps, state)
             loss = total(
-                self.chunk.loss(cut(outputs, first - start, self.steps - start), self._targets(first, self.steps))
+                self.chunk.loss(
+                    time_slice(outputs, first - start, self.steps - start), self._targets(first, self.steps)
+                )
             )
             grads = zip(gradients([loss], parameters), parameters, strict=True)
             found.append(torch.cat([(torch.zeros_like(p) if g is None else g).flatten().double() for g, p in grads]))
         whole, part = found
         if not bool(whole.any()):
-            return Lost(0.0, 1.0, self.steps - longer[0])
+            return TruncationLoss(0.0, 1.0, self.steps - longer[0])
         cosine = torch.nn.functional.cosine_similarity(whole, part, dim=0)
-        return Lost(float((whole - part).norm() / whole.norm()), float(cosine), self.steps - longer[0])
+        return TruncationLoss(float((whole - part).norm() / whole.norm()), float(cosine), self.steps - longer[0])
 
     def _forward(self, start: int, stop: int, state: Any) -> tuple[Any, Any]:
         reset = self.chunk.reset
-        flags = None if reset is None else cut(reset, start, stop)
-        return self.chunk.forward(cut(self.chunk.x, start, stop), state, flags)
+        flags = None if reset is None else time_slice(reset, start, stop)
+        return self.chunk.forward(time_slice(self.chunk.x, start, stop), state, flags)
 
     def _targets(self, start: int, stop: int) -> Any:
-        return cut(self.chunk.y, start - self.offset, stop - self.offset)
+        return time_slice(self.chunk.y, start - self.offset, stop - self.offset)
 
 
 def _join_resets(past: Tensor | None, reset: Tensor | None, n_past: int, n: int) -> Tensor | None:
-    """Resets over the past and the chunk; where one of them has none, nothing starts anew."""
+    """The resets over the past and the chunk; where one of them has none, nothing is reset."""
     if past is None and reset is None:
         return None
     if past is None:
@@ -204,20 +211,25 @@ def _join_resets(past: Tensor | None, reset: Tensor | None, n_past: int, n: int)
 
 
 def _refuse_other_steps(past: Past, chunk: Chunk) -> None:
-    """Raises the model's own error where the state does not fit x (a smaller last batch, say), else ValueError."""
-    ours, theirs = _forms(chunk), _forms(replace(chunk, x=past.x, reset=past.reset))
+    """Refuse a past whose steps have another form than the chunk's.
+
+    Raises the model's own error where the state does not fit x (a smaller last batch, say), else ValueError.
+    """
+    ours, theirs = _step_shapes(chunk), _step_shapes(replace(chunk, x=past.x, reset=past.reset))
     if ours == theirs or (ours[:2] == theirs[:2] and None in (ours[2], theirs[2])):
         return
     with torch.no_grad():
-        chunk.forward(cut(chunk.x, 0, 1), chunk.state, None if chunk.reset is None else cut(chunk.reset, 0, 1))
+        chunk.forward(
+            time_slice(chunk.x, 0, 1), chunk.state, None if chunk.reset is None else time_slice(chunk.reset, 0, 1)
+        )
     raise ValueError(
         f"the last k2 steps reach back into the previous call, whose x (and reset) had steps of {theirs[1:]}, this call's "
         f"has {ours[1:]}: pass the `.state` of its Result, so that the window begins with this call"
     )
 
 
-def _forms(chunk: Chunk) -> tuple[Any, ...]:
-    """The structure of x, the sizes of a step of its tensors, and of reset."""
+def _step_shapes(chunk: Chunk) -> tuple[Any, ...]:
+    """The structure of x, the shapes of one step of its tensors, and that of reset."""
     leaves, structure = tree_flatten(chunk.x)
     sizes = [tuple(leaf.shape[1:]) for leaf in leaves if isinstance(leaf, Tensor)]
     return structure, sizes, None if chunk.reset is None else tuple(chunk.reset.shape[1:])  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""The loop over time, in several kernels that compute the same."""
+"""The loop over time, in several kernels with equal results."""
 
 from bptt.kernels.base import Kernel, Sequences, Stack
 from bptt.kernels.choose import BACKENDS, choose, fallback

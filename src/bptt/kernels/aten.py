@@ -3,32 +3,29 @@
 from typing import Any
 
 import torch
-from torch import _VF, Tensor
+from torch import Tensor
 
 from bptt.cells import GRU, LSTM, Cell, Elman, State
 from bptt.kernels.autocast import in_the_weights_format, is_onednn, onednn_has_lstm
 from bptt.kernels.base import Kernel, Sequences, Stack
+from bptt.torch_private import is_traced, only_first_derivatives, recurrent_operator, transforms_active
 
-_OPERATORS: dict[Cell, Any] = {
-    Elman("tanh"): _VF.rnn_tanh,
-    Elman("relu"): _VF.rnn_relu,
-    GRU(): _VF.gru,
-    LSTM(): _VF.lstm,
-}
+_NAMES: dict[Cell, str] = {Elman("tanh"): "rnn_tanh", Elman("relu"): "rnn_relu", GRU(): "gru", LSTM(): "lstm"}
+_OPERATORS = {cell: operator for cell, name in _NAMES.items() if (operator := recurrent_operator(name)) is not None}
 
 
 class Aten(Kernel):
-    """Exactly what torch.nn.RNN, GRU and LSTM run; resets by cutting the sequence where a row starts anew."""
+    """The operators that torch.nn.RNN, GRU and LSTM run; with resets, one call for each stretch between two of them."""
 
     name = "aten"
 
     def refusal(self, stack: Stack, sequences: Sequences, state: State = ()) -> str | None:
-        """Other cells, resets in two directions or in packed sequences, and derivatives that its operators do not have."""
+        """Refuse other cells, resets in two directions or packed sequences, and derivatives that torch's operators lack."""
         if type(stack.cell) not in (Elman, GRU, LSTM) or stack.cell not in _OPERATORS:
             return f"torch has no operator for {stack.cell}, only for Elman('tanh'), Elman('relu'), GRU() and LSTM()"
-        if not _only_first_derivatives():
+        if not only_first_derivatives():
             return "torch's operators have no vmap, no forward-mode derivatives, and oneDNN's no second derivatives"
-        if sequences.batch_sizes is not None and torch._C._are_functorch_transforms_active():
+        if sequences.batch_sizes is not None and transforms_active():
             return "torch's operators for packed sequences read the batch sizes where torch.func has hidden them"
         if sequences.reset is None:
             return None
@@ -36,12 +33,12 @@ class Aten(Kernel):
             return "torch's bidirectional operators know no reset"
         if sequences.batch_sizes is not None:
             return "torch's operators for packed sequences know no reset"
-        if torch._C._get_tracing_state() is not None or torch.compiler.is_exporting():
+        if is_traced() or torch.compiler.is_exporting():
             return "where the sequence is cut for torch's operators would be recorded with it"
         return None
 
     def run(self, stack: Stack, sequences: Sequences, state: State) -> tuple[Tensor, State]:
-        """One call, or one for each stretch of steps between two resets; in float32 where autocast's format has no LSTM."""
+        """Call the operator, once for each stretch between two resets; in float32 where autocast's format has no LSTM."""
         if _lacks_lstm(stack, sequences):
             return in_the_weights_format(self.run, stack, sequences, state)
         if sequences.reset is None:
@@ -50,29 +47,17 @@ class Aten(Kernel):
         starts = [0, *(t for t in reset.any(dim=1).nonzero().flatten().tolist() if t > 0)]
         outputs = []
         for start, stop in zip(starts, [*starts[1:], len(x)], strict=True):
-            cut = reset[start].view(1, -1, 1)
-            state = tuple(torch.where(cut, torch.zeros_like(s), s) for s in state)
+            resets = reset[start].view(1, -1, 1)
+            state = tuple(torch.where(resets, torch.zeros_like(s), s) for s in state)
             y, state = _call(stack, Sequences(x[start:stop]), state)
             outputs.append(y)
         return torch.cat(outputs), state
 
 
-def _only_first_derivatives() -> bool:
-    """Whether neither vmap nor forward mode is in force, nor a derivative of a derivative."""
-    if torch.autograd.forward_ad._current_level >= 0:
-        return False
-    if not torch._C._are_functorch_transforms_active():
-        return True
-    if torch.compiler.is_compiling():  # which cannot ask for more
-        return False
-    transforms = torch._C._functorch.get_interpreter_stack() or []
-    return [transform.key() for transform in transforms] == [torch._C._functorch.TransformType.Grad]
-
-
 def _lacks_lstm(stack: Stack, sequences: Sequences) -> bool:
-    """Whether autocast would ask oneDNN for an LSTM that it does not have: for this processor, or under torch.compile.
+    """Whether autocast would ask oneDNN for an LSTM that it lacks, on this processor or under torch.compile.
 
-    That makes a loop of it, with results of another format.
+    torch would then run a loop, whose results have another format.
     """
     if not sequences.x.is_cpu or not torch.is_autocast_enabled("cpu") or not is_onednn(stack, sequences):
         return False
@@ -97,7 +82,7 @@ def _call(stack: Stack, sequences: Sequences, state: State) -> tuple[Tensor, Sta
 
 
 class _Differentiable(torch.autograd.Function):
-    """x itself, but as something that depends on a weight.
+    """The identity of x, which autograd takes to depend on a weight.
 
     torch.compile takes oneDNN's LSTM for an input without gradient, and then fails, since that operator hands None to the
     backward pass (torch 2.13). With an input that has one, it takes the plain loop.

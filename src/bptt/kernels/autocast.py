@@ -1,4 +1,4 @@
-"""Number formats under autocast: a layer computes in that of its weights, and gives its results in torch.nn's.
+"""Number formats under autocast: a layer computes in the format of its weights, and returns results in torch.nn's formats.
 
 torch's operators round the products to autocast's format A, and let the rest follow from the state's format S (the input's,
 if no state was given). With A ∨ S the narrowest format that holds both:
@@ -24,12 +24,13 @@ from torch import Tensor
 
 from bptt.cells import GRU, LSTM, State
 from bptt.kernels.base import Sequences, Stack
+from bptt.torch_private import recurrent_operator
 
 Run = Callable[[Stack, Sequences, State], tuple[Tensor, State]]
 
 
 def in_the_weights_format(run: Run, stack: Stack, sequences: Sequences, state: State) -> tuple[Tensor, State]:
-    """`run` in the number format of the weights, with results in the formats of the table above."""
+    """Run in the number format of the weights, and return results in the formats of the table above."""
     x, device = sequences.x, sequences.x.device.type
     inside = next(iter(stack.weights[0][0].values())).dtype
     outside = _formats(stack, sequences, state)
@@ -41,7 +42,7 @@ def in_the_weights_format(run: Run, stack: Stack, sequences: Sequences, state: S
 
 
 def _formats(stack: Stack, sequences: Sequences, state: State) -> tuple[torch.dtype, ...]:
-    """Of each component of the final state; the outputs are the first."""
+    """The format of each component of the final state; the outputs have that of the first."""
     cell, cast = stack.cell, torch.get_autocast_dtype(sequences.x.device.type)
     wide = torch.promote_types(cast, state[-1].dtype)
     if not sequences.x.is_cpu or is_onednn(stack, sequences):
@@ -59,9 +60,9 @@ def is_onednn(stack: Stack, sequences: Sequences) -> bool:
 
 @functools.cache
 def onednn_has_lstm(dtype: torch.dtype) -> bool:
-    """Whether oneDNN has an LSTM of this number format for this processor: tried once, forward and backward.
+    """Whether oneDNN has an LSTM of this number format for this processor, tried once, forward and backward.
 
-    In a thread of its own, where none of the modes is in force that this one may be in.
+    It is tried in a thread of its own, which is in none of the modes (autocast, torch.func) of the calling one.
     """
     found = []
     thread = threading.Thread(target=lambda: found.append(_runs(dtype)))
@@ -73,9 +74,10 @@ def onednn_has_lstm(dtype: torch.dtype) -> bool:
 def _runs(dtype: torch.dtype) -> bool:
     x, h, c, w_ih, w_hh = torch.zeros(5, 4, 1, device="cpu", dtype=torch.float32).requires_grad_()
     state, weights = [h.view(1, 4, 1), c.view(1, 4, 1)], [w_ih, w_hh, w_ih.flatten(), w_hh.flatten()]
+    operator = recurrent_operator("lstm")
     try:
         with torch.autocast("cpu", dtype):
-            torch._VF.lstm(x.view(1, 4, 1), state, weights, True, 1, 0.0, True, False, False)[0].sum().backward()
-    except RuntimeError:
+            operator(x.view(1, 4, 1), state, weights, True, 1, 0.0, True, False, False)[0].sum().backward()
+    except (RuntimeError, TypeError):  # TypeError: torch has no such operator
         return False
     return True

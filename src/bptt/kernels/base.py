@@ -9,7 +9,7 @@ from bptt.cells import Cell, State, Weights
 
 
 class Stack(NamedTuple):
-    """Recurrent layers, one on top of the other, each in one or two directions.
+    """Recurrent layers on top of each other, each in one or two directions.
 
     Attributes:
         cell: the time step of every layer.
@@ -27,7 +27,7 @@ class Sequences(NamedTuple):
 
     Attributes:
         x: [T, B, D]; or, with batch_sizes, the rows [N, D] of a PackedSequence.
-        batch_sizes: how many rows each step has, longest sequence first, int64 [T] on the CPU; None where all have B.
+        batch_sizes: the number of rows of each step, longest sequence first, int64 [T] on the CPU; None where all have B.
         reset: bool [T, B] (or [N]): rows whose state is set to zero before that step; None where none is.
     """
 
@@ -37,17 +37,20 @@ class Sequences(NamedTuple):
 
 
 class Kernel(ABC):
-    """One way to run the loop over time. Each computes the same outputs and the same derivatives, or refuses."""
+    """One way to run the loop over time. All kernels compute equal outputs and derivatives, or refuse."""
 
     name: ClassVar[str]
 
     @abstractmethod
     def refusal(self, stack: Stack, sequences: Sequences, state: State = ()) -> str | None:
-        """Why this kernel cannot do it, or None if it can; without a `state` for one that is like the input."""
+        """Return in one sentence why this kernel cannot run, or None if it can.
+
+        state: () stands for a state of the dtype and device of the input.
+        """
 
     @abstractmethod
     def run(self, stack: Stack, sequences: Sequences, state: State) -> tuple[Tensor, State]:
-        """Outputs of the last layer, in the form of `sequences.x`, and the final state.
+        """Return the outputs of the last layer, in the form of `sequences.x`, and the final state.
 
         Each component of the state is [layers·directions, B, H or P], as torch.nn has it: layer by layer, forward
         before reverse.

@@ -1,4 +1,4 @@
-"""Which kernel runs, or why not."""
+"""Which kernel runs, and why a faster one does not."""
 
 import functools
 
@@ -14,9 +14,9 @@ BACKENDS = ("auto", *(kernel.name for kernel in _FASTEST_FIRST))
 
 
 def choose(backend: str, stack: Stack, sequences: Sequences, state: State = ()) -> Kernel:
-    """The fastest kernel that can run `stack` over `sequences` from `state`; or the one that `backend` insists on.
+    """Return the fastest kernel that can run `stack` over `sequences` from `state`, or the one that `backend` names.
 
-    Raises RuntimeError, with the reason, if the one insisted on refuses.
+    Raises RuntimeError, with the reason, if the one named refuses.
     """
     for kernel in _FASTEST_FIRST:
         if backend not in ("auto", kernel.name):
@@ -27,12 +27,12 @@ def choose(backend: str, stack: Stack, sequences: Sequences, state: State = ()) 
         if backend != "auto":
             raise RuntimeError(f"backend='{backend}' cannot run this layer: {reason}: pass backend='auto'")
         if isinstance(kernel, Cpu) and reason == NOT_BUILT:
-            _say_that_it_was_not_built()
+            _warn_that_it_was_not_built()
     raise AssertionError("the reference kernel refuses nothing")
 
 
 def fallback(stack: Stack, sequences: Sequences) -> str | None:
-    """None if the fastest kernel would run it; else which one would, and why not a faster one."""
+    """Return None if the fastest kernel would run; else which one would, and why each faster one would not."""
     reasons: list[str] = []
     for kernel in _FASTEST_FIRST:
         reason = kernel.refusal(stack, sequences)
@@ -43,7 +43,7 @@ def fallback(stack: Stack, sequences: Sequences) -> str | None:
 
 
 @functools.cache
-def _say_that_it_was_not_built() -> None:
+def _warn_that_it_was_not_built() -> None:
     warn(
         "bptt runs on torch's own operators (backend aten), since its native core was not built: "
         "install a C++ compiler and reinstall bptt for the fused kernels"

@@ -14,9 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn import Parameter
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from bptt.cells import GRU, LSTM, Cell, Elman, PointwiseCell, State, Weights
 from bptt.kernels.autocast import in_the_weights_format
@@ -25,6 +23,14 @@ from bptt.kernels.gate import look_readable, readable, resolved
 from bptt.kernels.layer_kernel import Gradients, LayerKernel
 from bptt.kernels.tape import Saved, is_lean, lean_tape
 from bptt.kernels.walk import Walk
+from bptt.torch_private import (
+    any_autocast_active,
+    forward_mode_active,
+    is_dispatch_mode_active,
+    is_traced,
+    parallel_for_address,
+    transforms_active,
+)
 
 NOT_BUILT = "the native core was not built: install a C++ compiler, then bptt once more"
 _SUFFIX = ".dylib" if sys.platform == "darwin" else ".so"  # of a library; macOS is untested
@@ -141,7 +147,7 @@ _IN_BFLOAT16 = Cpu(bfloat16=True)
 
 def _in_autocast() -> bool:
     """Whether autocast of the CPU is in force; the first question is the cheaper one."""
-    return torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled("cpu")
+    return any_autocast_active() and torch.is_autocast_enabled("cpu")
 
 
 def _in_bfloat16() -> bool:
@@ -233,8 +239,8 @@ def _inputs(walk: Walk, x: Tensor, state: State, weights: Weights, look: Any = r
     found |= _by_state("{}0", look(state, x.dtype))
     if walk.offsets is not None:
         (found["offsets"],) = readable([walk.offsets], torch.int64)
-    if walk.cut is not None:
-        (found["reset"],) = readable([walk.cut], torch.bool)
+    if walk.reset is not None:
+        (found["reset"],) = readable([walk.reset], torch.bool)
     return found
 
 
@@ -289,11 +295,11 @@ def _unfit_batch_sizes(sequences: Sequences) -> str | None:
 
 def _unfit_derivative(x: Tensor) -> str | None:
     """Why this call may ask for a derivative, or a recording, that only torch's own operators give."""
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if transforms_active() or forward_mode_active():
         return "torch.func and forward-mode derivatives go through torch's own operators"
     if torch.compiler.is_compiling():
         return "torch.compile goes through torch's own operators"
-    recorded = torch._C._get_tracing_state() is not None or is_in_torch_dispatch_mode()
+    recorded = is_traced() or is_dispatch_mode_active()
     if recorded or type(x) not in (Tensor, Parameter):
         return "tracing, fake tensors and subclasses of Tensor go through torch's own operators"
     return None
@@ -421,9 +427,10 @@ def library() -> Native | None:
         return None
     try:
         core = ctypes.CDLL(str(_CORE))
-        torch_cpu = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / f"libtorch_cpu{_SUFFIX}"))
-        parallel_for = ctypes.cast(torch_cpu.torch_parallel_for, ctypes.c_void_p)
-    except (OSError, AttributeError):
+    except OSError:
+        return None
+    parallel_for = parallel_for_address()
+    if parallel_for is None:
         return None
     if not hasattr(core, "bptt_workspace_bytes") or core.bptt_problem_size() != ctypes.sizeof(Problem):
         return None  # built from another version's source

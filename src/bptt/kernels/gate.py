@@ -1,8 +1,7 @@
-"""The gate in front of the native core, which takes a pointer at its word.
+"""Checks of the tensors whose pointers the native core is given, since it cannot check a pointer itself.
 
-A tensor need not be a block of numbers: it may be of somebody's own class, a fake without memory, on another device, with a
-minus that is still to be carried out, all zeros without a place where they stand, or with its memory freed. What passes here
-is plain: the numbers themselves, in the format that was asked for, row after row, in the memory of the CPU.
+A tensor need not be a block of numbers: it may be of a user's own class, fake, on another device, lazily negated, a zero
+tensor without memory, or freed. What passes here is plain: contiguous numbers of the wanted format in the CPU's memory.
 """
 
 from collections.abc import Iterable
@@ -12,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from bptt.torch_private import is_zero_tensor, unwrap_if_dead
+
 T = TypeVar("T", Tensor, Tensor | None)
 
 _PLAIN = (Tensor, Parameter)
@@ -19,15 +20,15 @@ _STRIDED = torch.strided
 
 
 class Unreadable(RuntimeError):
-    """A tensor whose numbers the core cannot read, though torch's operators may; the message says which and why."""
+    """A tensor whose numbers torch's operators may read, but the native core cannot; the message says which and why."""
 
 
 class Freed(RuntimeError):
-    """A tensor whose memory is gone: there is nothing to compute with, whoever does it."""
+    """A tensor whose memory was freed, so that nobody can compute with it."""
 
 
 def look_readable(tensors: Iterable[Tensor], dtype: torch.dtype) -> bool:
-    """Whether all are of a class, device, layout and number format that the core reads: a glance, at every call."""
+    """Whether all tensors are of a class, device, layout and format that the core reads: a cheap look, at every call."""
     for tensor in tensors:
         if (
             type(tensor) not in _PLAIN
@@ -40,7 +41,7 @@ def look_readable(tensors: Iterable[Tensor], dtype: torch.dtype) -> bool:
 
 
 def readable(tensors: Iterable[T], dtype: torch.dtype) -> list[T]:
-    """Of each tensor itself, or a copy, as plain contiguous memory; None stays None.
+    """Return each tensor, or a copy of it, as plain contiguous memory; None stays None.
 
     Raises:
         Unreadable: one is of another class, layout, device or number format.
@@ -66,7 +67,7 @@ def readable(tensors: Iterable[T], dtype: torch.dtype) -> list[T]:
 
 
 def resolved(tensors: tuple[T, ...], dtype: torch.dtype) -> list[T]:
-    """Like `readable`, in half of its time, for tensors that `look_readable` has passed already."""
+    """Like `readable`, in half of its time, for tensors that `look_readable` has already passed."""
     try:
         return [
             tensor
@@ -81,14 +82,14 @@ def resolved(tensors: tuple[T, ...], dtype: torch.dtype) -> list[T]:
 
 
 def _made_readable(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    tensor = torch._C._functorch.unwrap_if_dead(tensor)  # what a finished torch.func has left around it
+    tensor = unwrap_if_dead(tensor)  # what a finished torch.func has left around it
     said = f"a {type(tensor).__name__} of {tensor.dtype} and shape {tuple(tensor.shape)} on {tensor.device}"
     if not look_readable([tensor], dtype):
         raise Unreadable(
             f"{said}, {tensor.layout}, came where the native core wants a plain one of {dtype} on the CPU: "
             "pass such a tensor, or backend='auto'"
         )
-    if tensor._is_zerotensor():
+    if is_zero_tensor(tensor):
         return tensor.new_zeros(tensor.shape)
     if tensor.numel() and not _has_memory(tensor):
         raise Freed(

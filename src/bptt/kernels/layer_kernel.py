@@ -1,4 +1,4 @@
-"""Kernels that run one layer in one direction at a time; here: the stack around them, and their place in autograd."""
+"""The base of kernels that run one layer in one direction at a time: the stack around them, and their place in autograd."""
 
 from abc import abstractmethod
 from typing import Any, NamedTuple
@@ -14,10 +14,17 @@ from bptt.kernels.base import Kernel, Sequences, Stack
 from bptt.kernels.gate import Unreadable
 from bptt.kernels.tape import Saved, note
 from bptt.kernels.walk import Walk, loop
+from bptt.torch_private import (
+    COUNTS_CHANGES,
+    is_batched_gradient,
+    saved_tensors_hooks_active,
+    transforms_active,
+    version_of,
+)
 
 
 class Gradients(NamedTuple):
-    """What the backward of one layer finds: for x and the initial state (None if nobody asked), for each weight."""
+    """The gradients of one layer: of x and the initial state, None where not wanted, and of each weight."""
 
     x: Tensor | None
     state: tuple[Tensor | None, ...]
@@ -41,10 +48,15 @@ class LayerKernel(Kernel):
         keep: bool,
         known: bool = False,
     ) -> tuple[Tensor, State, Saved]:
-        """Rows x and the initial state → outputs, of H or P units, the final state, what backward needs.
+        """Return the outputs, of H or P units, the final state, and what backward needs.
 
-        The outputs are no view, or nobody could change them in place; of what is kept only the first may be they themselves.
-        Unless `keep`, nobody will ask for a gradient. `known`: `refusal` has looked at the tensors.
+        Args:
+            x, state: the rows and the initial state.
+            keep: whether a gradient may be asked for.
+            known: whether `refusal` has already looked at the tensors.
+
+        The outputs must be no view, so that callers can change them in place. Of what is kept, only the first tensor may be
+        the outputs themselves.
         """
 
     @abstractmethod
@@ -62,14 +74,16 @@ class LayerKernel(Kernel):
         state_wanted: bool = True,
         known: bool = False,
     ) -> Gradients:
-        """The gradients of x, the initial state and the weights from those of the outputs and the final state.
+        """Return the gradients of x, the initial state and the weights, from those of the outputs and the final state.
 
-        None stands for a gradient that is zero. It may be called more than once with the same `saved`, so it leaves it as
-        it is. `known`: x, state, weights and `saved` are the very tensors that forward had.
+        Args:
+            saved: what forward kept. Backward may be called several times with it, and must not change it.
+            d_outputs, d_final: None stands for a gradient that is zero.
+            known: whether x, state, weights and `saved` are the very tensors that forward had.
         """
 
     def run(self, stack: Stack, sequences: Sequences, state: State) -> tuple[Tensor, State]:
-        """Layer by layer, direction by direction; under autocast in the number format of the weights (autocast.py)."""
+        """Run layer by layer, direction by direction; under autocast in the number format of the weights (autocast.py)."""
         if torch.is_autocast_enabled(sequences.x.device.type):
             return in_the_weights_format(self._run, stack, sequences, state)
         return self._run(stack, sequences, state)
@@ -93,17 +107,17 @@ class LayerKernel(Kernel):
         return x, tuple(torch.cat(component) for component in zip(*finals, strict=True))
 
     def layer(self, cell: Any, walk: Walk, x: Tensor, state: State, weights: Weights) -> tuple[Tensor, State]:
-        """One layer in one direction, with the kernel's own gradient for autograd."""
+        """Run one layer in one direction, with the kernel's own gradient for autograd."""
         if torch.is_grad_enabled():
             tensors = (x, *state, *weights.values())
             if any([t.requires_grad for t in tensors]):
-                outputs, *final = _Layer.apply(self, cell, walk, tuple(weights), *tensors)
+                outputs, *final = _LayerNode.apply(self, cell, walk, tuple(weights), *tensors)
                 return outputs, tuple(final)
         return self.forward(cell, walk, x, state, weights, keep=False, known=True)[:2]
 
 
 def plain_layer(cell: Cell, walk: Walk, x: Tensor, state: State, weights: Weights) -> tuple[Tensor, State]:
-    """The plain equations over time, in and out of the forms of `LayerKernel`."""
+    """Run the plain equations over time, under autograd, with arguments and results as in `LayerKernel`."""
     rows, start = as_rows(x), tuple(map(as_rows, state))
     if isinstance(cell, PointwiseCell):
         zx = cell.net_input(rows, weights["weight_ih"], weights.get("bias_ih"))  # N,G,H: one product over all rows
@@ -116,17 +130,17 @@ def plain_layer(cell: Cell, walk: Walk, x: Tensor, state: State, weights: Weight
 
 
 def as_rows(tensor: Tensor) -> Tensor:
-    """[..., ·] → [N, ·]."""
+    """Flatten all axes but the last: [..., ·] → [N, ·]."""
     return tensor.flatten(0, -2)
 
 
 def as_given(rows: Tensor, form: Tensor) -> Tensor:
-    """The way back: [N, ·] → [..., ·], where `form` is [..., ·] of any width."""
+    """Undo `as_rows`: [N, ·] → [..., ·], where `form` is [..., ·] of any width."""
     return rows.reshape(*form.shape[:-1], rows.shape[-1])
 
 
-class _Layer(torch.autograd.Function):
-    """A kernel's forward and backward as one node of autograd's graph."""
+class _LayerNode(torch.autograd.Function):
+    """One node of autograd's graph: the forward and backward of a kernel."""
 
     @staticmethod
     def forward(
@@ -137,15 +151,15 @@ class _Layer(torch.autograd.Function):
         note(kernel, x, state, outputs, saved)
         ctx.kernel, ctx.cell, ctx.walk, ctx.names = kernel, cell, walk, names
         ctx.set_materialize_grads(False)
-        # Whoever changes the outputs in place need not know that they are also what backward needs: they are kept under
-        # another count of changes, and backward runs the layer again if their own has moved.
+        # Backward needs the outputs, which the caller may change in place: they are saved under another count of changes,
+        # and backward runs the layer again if their own count has moved.
         ctx.count = None
-        if saved[0] is outputs:
+        if saved[0] is outputs and COUNTS_CHANGES:
             saved, ctx.count = (outputs.data, *saved[1:]), _count_of_changes(outputs)
-            ctx.version = ctx.count._version
+            ctx.version = version_of(ctx.count)
         every = (*tensors, *saved)
         ctx.identities = tuple(map(id, every))
-        ctx.shapes = [None if t is None else t.shape for t in every] if _hooks_on_saved_tensors() else None
+        ctx.shapes = [None if t is None else t.shape for t in every] if saved_tensors_hooks_active() else None
         ctx.save_for_backward(*every)
         return outputs, *final
 
@@ -156,7 +170,7 @@ class _Layer(torch.autograd.Function):
         every = ctx.saved_tensors  # asked for once: under torch.utils.checkpoint it answers no second time
         n = 1 + len(ctx.cell.states) + len(ctx.names)
         tensors, saved = every[:n], every[n:]
-        others = tuple(map(id, every)) != ctx.identities  # given back by a hook
+        others = tuple(map(id, every)) != ctx.identities  # a hook returned other tensors
         if others and ctx.shapes is not None:
             _check_shapes(every, ctx.shapes)
         if torch.is_grad_enabled() or (others and ctx.shapes is None) or _is_batched(grads):
@@ -168,18 +182,13 @@ class _Layer(torch.autograd.Function):
 
 
 def _count_of_changes(tensor: Tensor) -> Tensor:
-    """A tensor without memory that shares the count of how often this one was changed in place, its `_version`."""
+    """A tensor without memory that shares with `tensor` the count of in-place changes, `_version`."""
     alias = tensor.detach()
     alias.data = _NOTHING
     return alias
 
 
 _NOTHING = torch.empty(0, device="cpu")
-
-
-def _hooks_on_saved_tensors() -> bool:
-    """Whether saved tensors may come back as others (saved_tensors_hooks, save_on_cpu, torch.utils.checkpoint)."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 def _check_shapes(tensors: tuple[Tensor | None, ...], shapes: list[torch.Size | None]) -> None:
@@ -192,11 +201,8 @@ def _check_shapes(tensors: tuple[Tensor | None, ...], shapes: list[torch.Size | 
 
 
 def _is_batched(grads: tuple[Tensor | None, ...]) -> bool:
-    """Whether these are many gradients in one: under vmap, or torch.autograd.grad with is_grads_batched."""
-    if torch._C._are_functorch_transforms_active():
-        return True
-    is_batched = torch._C._functorch.is_legacy_batchedtensor
-    return any([g is not None and is_batched(g) for g in grads])
+    """Whether the gradients are batched: under vmap, or in torch.autograd.grad with is_grads_batched."""
+    return transforms_active() or any([g is not None and is_batched_gradient(g) for g in grads])
 
 
 def _parts(cell: PointwiseCell, names: tuple[str, ...], tensors: tuple[Tensor, ...]) -> tuple[Tensor, State, Weights]:
@@ -207,9 +213,9 @@ def _parts(cell: PointwiseCell, names: tuple[str, ...], tensors: tuple[Tensor, .
 def _through_the_kernel(
     ctx: Any, tensors: tuple[Tensor, ...], saved: Saved, grads: tuple[Tensor | None, ...], known: bool
 ) -> tuple[Tensor | None, ...]:
-    """The kernel's own gradient."""
+    """The gradient of every input, by the kernel's backward."""
     x, state, weights = _parts(ctx.cell, ctx.names, tensors)
-    if ctx.count is not None and ctx.count._version != ctx.version:
+    if ctx.count is not None and version_of(ctx.count) != ctx.version:
         saved = ctx.kernel.forward(ctx.cell, ctx.walk, x, state, weights, keep=True)[2]
     x_wanted, *state_wanted = ctx.needs_input_grad[4 : 5 + len(state)]
     found = ctx.kernel.backward(
@@ -224,7 +230,7 @@ def _through_the_kernel(
 def _through_autograd(
     ctx: Any, tensors: tuple[Tensor, ...], grads: tuple[Tensor | None, ...]
 ) -> tuple[Tensor | None, ...]:
-    """The gradient through autograd over the plain loop: for all kinds of tensors, and for second derivatives.
+    """The gradient of every input, by autograd over the plain loop: for all kinds of tensors, and second derivatives.
 
     The loop runs on aliases of the inputs: one input may have been computed from another (tied weights), and only the
     direct dependence belongs to this node.

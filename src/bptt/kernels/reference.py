@@ -24,20 +24,21 @@ from bptt.kernels.base import Sequences, Stack
 from bptt.kernels.layer_kernel import Gradients, LayerKernel, as_given, as_rows, plain_layer
 from bptt.kernels.tape import Saved
 from bptt.kernels.walk import Walk, loop, merge
+from bptt.torch_private import forward_mode_active, is_traced, transforms_active
 
 
 class Reference(LayerKernel):
-    """Runs every cell, everywhere, slowly. The others are measured against it."""
+    """The reference kernel: it runs every cell everywhere, slowly, and all others are compared with it."""
 
     name = "reference"
 
     def refusal(self, stack: Stack, sequences: Sequences, state: State = ()) -> str | None:
-        """None: nothing is refused."""
+        """Return None: nothing is refused."""
         return None
 
     def layer(self, cell: Cell, walk: Walk, x: Tensor, state: State, weights: Weights) -> tuple[Tensor, State]:
-        """A pointwise cell with the gradient below; any other, and any other kind of derivative, by autograd."""
-        if not isinstance(cell, PointwiseCell) or _sees_through():
+        """Run a pointwise cell with the gradient below; any other cell, and other kinds of derivatives, by autograd."""
+        if not isinstance(cell, PointwiseCell) or _needs_autograd():
             return plain_layer(cell, walk, x, state, weights)
         return super().layer(cell, walk, x, state, weights)
 
@@ -51,7 +52,7 @@ class Reference(LayerKernel):
         keep: bool,
         known: bool = False,
     ) -> tuple[Tensor, State, Saved]:
-        """The plain loop; what is kept is zx and the state before each row."""
+        """Run the plain loop; kept are zx and the state before each row."""
         zx = cell.net_input(as_rows(x), weights["weight_ih"], weights.get("bias_ih"))  # N,G,H
         visited: list[State] = [()] * walk.length
 
@@ -78,7 +79,7 @@ class Reference(LayerKernel):
         state_wanted: bool = True,
         known: bool = False,
     ) -> Gradients:
-        """The recursion of this module's header, then one product for each weight."""
+        """Run the recursion of this module's header, then one product for each weight."""
         zx, *before = (s for s in saved if s is not None)
         d_h = torch.zeros_like(before[0]) if d_outputs is None else as_rows(d_outputs)
         d_last = tuple(as_rows(torch.zeros_like(s) if d is None else d) for d, s in zip(d_final, state, strict=True))
@@ -91,14 +92,9 @@ class Reference(LayerKernel):
         return Gradients(d_x, tuple(map(as_given, d_state, state)), d_weights)
 
 
-def _sees_through() -> bool:
-    """Whether what is in force (torch.func, forward mode, torch.compile, torch.jit.trace) cannot see through a kernel."""
-    return (
-        torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
-        or torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-    )
+def _needs_autograd() -> bool:
+    """Whether the call is in torch.func, forward mode, torch.compile or torch.jit.trace, which need torch's operators."""
+    return transforms_active() or forward_mode_active() or torch.compiler.is_compiling() or is_traced()
 
 
 def walk_back(
@@ -110,7 +106,7 @@ def walk_back(
     d_outputs: Tensor,
     d_final: State,
 ) -> tuple[Tensor, State, dict[str, Tensor]]:
-    """Gradients with respect to zx [N, G, H], the initial state [B, ·] each, and the weights inside the loop.
+    """Return the gradients of zx [N, G, H], of the initial state, [B, ·] each, and of the weights inside the loop.
 
     Args:
         before: the state before each row, [N, ·] each.
@@ -134,7 +130,7 @@ def walk_back(
         d_zh[rows] = _through(partials.zh, rows, delta)
         d_before = _direct(partials, rows, delta, before)
         d_before = (d_before[0] + d_zh[rows].flatten(1) @ w_hh, *d_before[1:])
-        d_state = merge(walk.zero_cut(d_before, rows), d_state, n)
+        d_state = merge(walk.reset_state(d_before, rows), d_state, n)
     raw_deltas = (d_raw, *deltas[1:])
     d_weights = {"weight_hh": d_zh.flatten(1).T @ before[0]}
     if "bias_hh" in weights:

@@ -1,4 +1,4 @@
-"""What a layer keeps of its forward pass for the backward pass: the tape."""
+"""The tape: what a layer keeps of its forward pass for the backward pass, and who may look at it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,11 +12,11 @@ from bptt.cells import State
 Saved = tuple[Tensor | None, ...]
 
 _lean = ContextVar("lean", default=False)
-_seen: ContextVar["list[Tape] | None"] = ContextVar("seen", default=None)
+_recorded: ContextVar["list[Tape] | None"] = ContextVar("recorded", default=None)
 
 
 class Tape(NamedTuple):
-    """What one layer in one direction has kept of a forward pass.
+    """What one layer in one direction keeps of a forward pass.
 
     Attributes:
         kernel: the kernel that ran.
@@ -35,11 +35,11 @@ class Tape(NamedTuple):
 
 @contextmanager
 def lean_tape() -> Iterator[None]:
-    """Inside, a layer on the CPU keeps only its states; the backward pass computes the gates anew, block by block.
+    """Inside, a layer on the CPU keeps only its states, and the backward pass recomputes the gates, block by block.
 
-    The gradients are the same up to rounding. Of H units of 4 bytes at one step of one sample remain 4H bytes instead of
-    20H (GRU), 8H instead of 24H (LSTM); for the RNN nothing changes. It costs one more product over all steps, as many
-    multiplications as a forward pass. Other backends take no notice.
+    The gradients are equal up to rounding. In float32, a step of one sample then takes 4H bytes instead of 20H (GRU), 8H
+    instead of 24H (LSTM); for the RNN nothing changes. It costs one more product over all steps, as many multiplications as
+    a forward pass. Other backends ignore it.
     """
     token = _lean.set(True)
     try:
@@ -49,33 +49,33 @@ def lean_tape() -> Iterator[None]:
 
 
 def is_lean() -> bool:
-    """Whether this is inside `lean_tape`."""
+    """Whether the call is inside `lean_tape`."""
     return _lean.get()
 
 
 def show_tapes() -> None:
-    """From now on tapes are noted for `take_tapes`."""
-    _seen.set([])
+    """Start to record tapes for `take_tapes`."""
+    _recorded.set([])
 
 
 def hide_tapes() -> None:
-    """From now on they are not."""
-    _seen.set(None)
+    """Stop recording tapes, and drop those recorded."""
+    _recorded.set(None)
 
 
 def note(kernel: Any, x: Tensor, state: State, outputs: Tensor, saved: Saved) -> None:
-    """Note a tape, without graph, for whoever has called `show_tapes`."""
-    seen = _seen.get()
-    if seen is not None:
+    """Record a tape, without graph, if `show_tapes` was called."""
+    recorded = _recorded.get()
+    if recorded is not None:
         h = outputs.detach().flatten(0, -2)
         kept = tuple(h if s is outputs else None if s is None else s.detach() for s in saved)
         start = tuple(s.detach().flatten(0, -2) for s in state)
-        seen.append(Tape(kernel, x.detach().flatten(0, -2), start, h, kept))
+        recorded.append(Tape(kernel, x.detach().flatten(0, -2), start, h, kept))
 
 
 def take_tapes() -> list[Tape]:
-    """The tapes since the last time, in the order in which the layers ran."""
-    seen = _seen.get() or []
-    taken = list(seen)
-    seen.clear()
+    """Return the tapes recorded since the last call, in the order in which the layers ran."""
+    recorded = _recorded.get() or []
+    taken = list(recorded)
+    recorded.clear()
     return taken

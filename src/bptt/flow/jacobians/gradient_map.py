@@ -11,27 +11,17 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from bptt.flow.jacobians.arguments import chosen, listed, whole
+from bptt.flow.jacobians.forward import run
+from bptt.flow.jacobians.inputs import Inputs, RecurrentLayer, padded, read, refuse_nonfinite
 from bptt.flow.jacobians.log_svd import few_threads
-from bptt.flow.jacobians.pullback import Selection, pullback, walk
-from bptt.flow.jacobians.trajectory import (
-    Hidden,
-    Inputs,
-    RecurrentLayer,
-    Rows,
-    Trajectory,
-    cell_of,
-    chosen,
-    listed,
-    padded,
-    read,
-    refuse_nonfinite,
-    trace,
-    whole,
-)
+from bptt.flow.jacobians.terms import WORK_ALONE, LayerTerms
+from bptt.flow.jacobians.trajectory import Trajectory
+from bptt.forms import Hidden, Input, data_of
+from bptt.layers import cell_of
+from bptt.parameters import directions_of
 
 MAP_BYTES = 256 << 20  # what a map may hold before it asks for fewer samples
-WORK_ALONE = 8_000_000  # multiplications a step, below which a team of threads costs more than it saves
-GROUP_BYTES = 8 << 20  # of one quantity's rows, [T, samples, G·H]: more samples than fit go in turns
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +34,7 @@ class GradientMap:
     all (t, k) add up to the full gradient of each of its parameters.
 
     Names are torch.nn's: "weight_hh_l0", "bias_ih_l1_reverse". Indices begin at 0, in time; `sample` is the place in the
-    batch. Where there is no path (padding, across a reset, k after t) a term is exactly 0. What a gradient has lost on
+    batch. Where there is no path (padding, across a reset, k after t) a term is exactly 0. What falls on
     its way below 1e-30 (float32; float64: 1e-290) of the largest ∂L(t)/∂h(t) counts as 0.
 
     Components. An LSTM's state is (h, c), so a gradient reaches step k in two parts: through h(k), that is along W_hh, and
@@ -61,19 +51,19 @@ class GradientMap:
     components: tuple[str, ...]
     steps: int
     samples: tuple[int, ...]
-    _layers: dict[str, "_LayerTerms"]
+    _layers: dict[str, "LayerTerms"]
 
     def norms(self, name: str, through: str | None = None) -> Tensor:
-        """‖term(t, k)‖₂ of a parameter, as [S, T, T] indexed [sample, t, k]."""
+        """Return ‖term(t, k)‖₂ of a parameter, as [S, T, T] indexed [sample, t, k]."""
         layer, short = self._find(name)
         return layer.dense(short, self._component(through))
 
     def rows(self, name: str, through: str | None = None) -> Tensor:
-        """Σ_k ‖term(t, k)‖ for each loss step t, [S, T]."""
+        """Return Σ_k ‖term(t, k)‖ for each loss step t, [S, T]."""
         return self.norms(name, through).sum(2)
 
     def columns(self, name: str, through: str | None = None) -> Tensor:
-        """Σ_t ‖term(t, k)‖ for each earlier step k, [S, T]."""
+        """Return Σ_t ‖term(t, k)‖ for each earlier step k, [S, T]."""
         return self.norms(name, through).sum(1)
 
     def lags(self, name: str, through: str | None = None) -> Tensor:
@@ -82,7 +72,7 @@ class GradientMap:
         return layer.by_lag(short, self._component(through))
 
     def shares(self, name: str) -> dict[str, Tensor]:
-        """By lag, the share of each component: Σ ‖its part‖ / Σ over components of the same, [S, T] each; 0 where all are 0.
+        """Return by lag each component's share: Σ ‖its part‖ / Σ over the components, [S, T] each; 0 where all are 0.
 
         For an LSTM {"h": ..., "c": ...}: which of the two carries the gradient over that distance.
         """
@@ -91,7 +81,7 @@ class GradientMap:
         return {c: torch.where(whole > 0, part / whole, torch.zeros_like(part)) for c, part in parts.items()}
 
     def term(self, t: int, k: int, name: str, sample: int, through: str | None = None) -> Tensor:
-        """One term itself, of the parameter's shape."""
+        """Return one term itself, of the parameter's shape."""
         return self.total(name, t=t, k=k, sample=sample, through=through)
 
     def total(
@@ -104,7 +94,7 @@ class GradientMap:
         sample: int | None = None,
         through: str | None = None,
     ) -> Tensor:
-        """The sum of all terms with this t, k, lag and sample (None: any), of the parameter's shape.
+        """Return the sum of all terms with this t, k, lag and sample (None: any), of the parameter's shape.
 
         `total(name)` is the gradient of the parameter over the samples shown; `total(name, t=t)` is ∂L(t)/∂θ.
         Raises ValueError for an index outside.
@@ -122,7 +112,7 @@ class GradientMap:
     def __repr__(self) -> str:
         return f"GradientMap({self.steps} steps, samples {list(self.samples)}, {', '.join(self.names)})"
 
-    def _find(self, name: str) -> tuple["_LayerTerms", str]:
+    def _find(self, name: str) -> tuple["LayerTerms", str]:
         for suffix, layer in self._layers.items():
             short = str(name).removesuffix(suffix)
             if short != name and short in layer.trajectory.weights:
@@ -137,98 +127,14 @@ class GradientMap:
         return self.components.index(through)
 
 
-class _LayerTerms:
-    """The terms of one layer in one direction. Inside, t and k are in the order of walking."""
-
-    def __init__(self, trajectory: Trajectory, d_outputs: Tensor, keep: bool, x_wanted: bool) -> None:
-        """d_outputs: ∂L(t)/∂h(t) [T, S, H or P] in time; keep: the map is wanted; x_wanted: what goes further down."""
-        rows = trajectory.in_time(d_outputs).to(trajectory.x.dtype)
-        if trajectory.active is not None:
-            rows = torch.where(trajectory.active[..., None], rows, torch.zeros_like(rows))
-        largest = rows.abs().amax()
-        self.scale = torch.where(largest > 0, largest, torch.ones_like(largest))
-        self.trajectory, self.d_outputs = trajectory, rows / self.scale
-        nonzero = (self.d_outputs != 0).flatten(1).any(1).nonzero().flatten().cpu()
-        self.loss_steps = nonzero.flip(0)
-        self.compact: dict[tuple[str, int | None], Tensor] = {}
-        row = trajectory.before[0][0, 0].numel() * rows.element_size()
-        gates = next(iter(trajectory.weights.values())).shape[0] // max(1, trajectory.before[-1].shape[-1])
-        size = max(1, GROUP_BYTES // max(1, row * max(1, gates) * max(1, len(self.loss_steps))))
-        self.groups = [slice(i, i + size) for i in range(0, rows.shape[1], size)]
-        pulls, d_x, norms = [], [], []
-        for group in self.groups:
-            pull = pullback(trajectory.of(group))
-            work = rows[0, group].numel() * len(self.loss_steps) * gates * trajectory.before[0].shape[-1]
-            with few_threads(work < WORK_ALONE):
-                shown = walk(pull, self.d_outputs[:, group], self.loss_steps, norms=keep, apart=keep)
-                if x_wanted:
-                    d_x.append(pull.d_x(shown.sums))
-            norms.append(shown.norms or {})
-            pulls.append(pull if keep else None)
-        self.pulls = pulls
-        self.d_x = trajectory.in_time(torch.cat(d_x, dim=1)) * self.scale if x_wanted else None
-        for key in norms[0]:
-            self.compact[key] = torch.cat([n[key] for n in norms], dim=2) if len(norms) > 1 else norms[0][key]
-
-    def dense(self, short: str, component: int | None) -> Tensor:
-        compact = self._norms(short, component)  # T,rows,S
-        steps, _, samples = compact.shape
-        whole = compact.new_zeros(samples, steps, steps)
-        whole[:, self.loss_steps.to(whole.device)] = compact.permute(2, 1, 0)
-        return whole.flip(1, 2) if self.trajectory.reverse else whole
-
-    def by_lag(self, short: str, component: int | None) -> Tensor:
-        compact = self._norms(short, component)
-        steps, rows, samples = compact.shape
-        lag = self.loss_steps[None, :] - torch.arange(steps, device="cpu")[:, None]
-        lag = lag.clamp(min=0).to(compact.device)  # where k is after t, all norms are 0
-        sums = compact.new_zeros(steps, samples)
-        return sums.index_add_(0, lag.flatten(), compact.reshape(steps * rows, samples)).T
-
-    def total(
-        self, short: str, t: int | None, k: int | None, lag: int | None, place: int | None, through: int | None
-    ) -> Tensor:
-        last = self.trajectory.steps - 1
-        if self.trajectory.reverse:
-            t, k = None if t is None else last - t, None if k is None else last - k
-        rows = self.loss_steps if t is None else self.loss_steps[self.loss_steps == t]
-        apart = lag is not None
-        whole = torch.zeros_like(self.trajectory.weights[short])
-        for group, pull in zip(self.groups, self.pulls, strict=True):
-            assert pull is not None
-            sample = None
-            if place is not None:
-                if not group.start <= place < group.stop:
-                    continue
-                sample = place - group.start
-            d_outputs = self.d_outputs[:, group]
-            # Nothing but the lag tells rows apart once those of one t are chosen; so the others may travel as one.
-            shown = walk(pull, d_outputs, rows, Selection(t, k, lag, through), apart=apart or t is not None)
-            whole += pull.gradient(short, shown.sums, sample)
-        return whole * self.scale
-
-    def _norms(self, short: str, component: int | None) -> Tensor:
-        pull = self.pulls[0]
-        assert pull is not None
-        key, _ = pull.quantity(short)
-        shape = (self.trajectory.steps, len(self.loss_steps), self.trajectory.x.shape[1])
-        found = self.compact.get((key, component))
-        if found is None:  # all gradients are zero, or the quantity has no part in this component
-            return self.trajectory.x.new_zeros(shape)
-        factors = [p.quantity(short)[1] for p in self.pulls if p is not None]
-        if factors[0] is None:
-            return found * self.scale
-        return found * (torch.cat(factors, dim=1) * self.scale).unsqueeze(1)  # type: ignore[arg-type]
-
-
 def gradient_map(
     layer: RecurrentLayer,
-    x: Rows,
+    x: Input,
     *,
-    grad_outputs: Rows | None = None,
+    grad_outputs: Input | None = None,
     loss: Callable[[Any], Tensor] | None = None,
     hx: Hidden | None = None,
-    reset: Rows | None = None,
+    reset: Input | None = None,
     samples: Sequence[int] | None = None,
     layers: Sequence[int] | None = None,
 ) -> GradientMap:
@@ -260,33 +166,45 @@ def gradient_map(
     torch.Size([2, 20])
     """
     inputs = read(layer, x, hx, reset)
+    _check_loss(grad_outputs, loss)
+    places = chosen(samples, inputs.x.shape[1])
+    wanted = _depths(layers, layer.num_layers)
+    # Before the loss, which would pass a NaN of the input on to ∂L/∂outputs.
+    with few_threads(len(places) * sum(w.numel() for w in layer.parameters()) < WORK_ALONE):
+        trajectories, _ = run(layer, inputs.of(places))
+    d_outputs = _given(layer, grad_outputs, inputs) if grad_outputs is not None else _of_loss(layer, x, hx, reset, loss)
+    d_outputs = d_outputs[:, places.to(d_outputs.device)]
+    refuse_nonfinite("∂L/∂outputs", d_outputs, places.tolist())
+    _refuse_large(trajectories[0][0], d_outputs, len(wanted) * len(trajectories[0]))
+    shown = _terms_by_suffix(trajectories, d_outputs, wanted)
+    names = tuple(name for name, _ in layer.named_parameters() if any(name.endswith(suffix) for suffix in shown))
+    return GradientMap(names, cell_of(layer).states, inputs.x.shape[0], tuple(places.tolist()), shown)
+
+
+def _terms_by_suffix(
+    trajectories: Sequence[Sequence[Trajectory]], d_outputs: Tensor, wanted: set[int]
+) -> dict[str, LayerTerms]:
+    """The terms of the wanted layers, by what torch.nn appends to their parameters' names; the top layer goes first."""
+    shown: dict[str, LayerTerms] = {}
+    for depth in range(len(trajectories) - 1, min(wanted) - 1, -1):
+        directions = trajectories[depth]
+        pieces = d_outputs.chunk(len(directions), dim=-1)
+        d_outputs = torch.zeros_like(directions[0].x)
+        for trajectory, piece in zip(directions, pieces, strict=True):
+            terms = LayerTerms(trajectory, piece, depth in wanted, x_wanted=depth > min(wanted))
+            d_outputs = d_outputs if terms.d_x is None else d_outputs + terms.d_x
+            if depth in wanted:
+                shown[trajectory.suffix] = terms
+    return shown
+
+
+def _check_loss(grad_outputs: Input | None, loss: Callable[[Any], Tensor] | None) -> None:
     if (grad_outputs is None) == (loss is None):
         raise ValueError(
             "wanted one of grad_outputs= (∂L/∂outputs) and loss= (a function of the outputs): pass just one"
         )
     if loss is not None and not callable(loss):
         raise TypeError(f"loss is a {type(loss).__name__}, wanted a function from the layer's outputs to Σ_t L(t)")
-    places = chosen(samples, inputs.x.shape[1])
-    wanted = _depths(layers, layer.num_layers)
-    # Before the loss, which would pass a NaN of the input on to ∂L/∂outputs.
-    with few_threads(len(places) * sum(w.numel() for w in layer.parameters()) < WORK_ALONE):
-        trajectories, _ = trace(layer, inputs.of(places))
-    d_outputs = _given(layer, grad_outputs, inputs) if grad_outputs is not None else _of_loss(layer, x, hx, reset, loss)
-    d_outputs = d_outputs[:, places.to(d_outputs.device)]
-    refuse_nonfinite("∂L/∂outputs", d_outputs, places.tolist())
-    _refuse_large(trajectories[0][0], d_outputs, len(wanted) * len(trajectories[0]))
-    shown: dict[str, _LayerTerms] = {}
-    for depth in range(layer.num_layers - 1, min(wanted) - 1, -1):
-        directions = trajectories[depth]
-        pieces = d_outputs.chunk(len(directions), dim=-1)
-        d_outputs = torch.zeros_like(directions[0].x)
-        for trajectory, piece in zip(directions, pieces, strict=True):
-            terms = _LayerTerms(trajectory, piece, depth in wanted, x_wanted=depth > min(wanted))
-            d_outputs = d_outputs if terms.d_x is None else d_outputs + terms.d_x
-            if depth in wanted:
-                shown[trajectory.suffix] = terms
-    names = tuple(name for name, _ in layer.named_parameters() if any(name.endswith(suffix) for suffix in shown))
-    return GradientMap(names, cell_of(layer).states, inputs.x.shape[0], tuple(places.tolist()), shown)
 
 
 def _depths(layers: Sequence[int] | None, count: int) -> set[int]:
@@ -297,12 +215,12 @@ def _depths(layers: Sequence[int] | None, count: int) -> set[int]:
     return {depth for depth in wanted if depth is not None}
 
 
-def _given(layer: RecurrentLayer, grad_outputs: Rows, inputs: Inputs) -> Tensor:
+def _given(layer: RecurrentLayer, grad_outputs: Input, inputs: Inputs) -> Tensor:
     """∂L/∂outputs, [T, B, ·]."""
     if not isinstance(grad_outputs, Tensor | PackedSequence):
         raise TypeError(f"grad_outputs is a {type(grad_outputs).__name__}, wanted a Tensor or a PackedSequence")
     rows = padded(layer, grad_outputs, "grad_outputs")
-    width = (layer.proj_size or layer.hidden_size) * (2 if layer.bidirectional else 1)
+    width = (layer.proj_size or layer.hidden_size) * directions_of(layer)
     wanted = (*inputs.x.shape[:2], width)
     if tuple(rows.shape) != wanted:
         raise ValueError(
@@ -312,14 +230,14 @@ def _given(layer: RecurrentLayer, grad_outputs: Rows, inputs: Inputs) -> Tensor:
 
 
 def _of_loss(
-    layer: RecurrentLayer, x: Rows, hx: Hidden | None, reset: Rows | None, loss: Callable[[Any], Tensor] | None
+    layer: RecurrentLayer, x: Input, hx: Hidden | None, reset: Input | None, loss: Callable[[Any], Tensor] | None
 ) -> Tensor:
     """The layer's plain forward, then autograd through the user's loss alone."""
     assert loss is not None
     with torch.no_grad():
         outputs, _ = layer(x, hx) if reset is None else layer(x, hx, reset=reset)
     packed = isinstance(outputs, PackedSequence)
-    leaf = (outputs.data if packed else outputs).detach().requires_grad_()
+    leaf = data_of(outputs).detach().requires_grad_()
     with torch.enable_grad():
         value = loss(outputs._replace(data=leaf) if packed else leaf)
     if not isinstance(value, Tensor) or value.numel() != 1:

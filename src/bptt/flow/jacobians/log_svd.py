@@ -35,7 +35,7 @@ EPS = torch.finfo(torch.float64).eps
 
 @contextmanager
 def few_threads(small: bool) -> Iterator[None]:
-    """One thread for steps of `small` matrices: a team starts anew at each, 1 ms where others use the machine too."""
+    """Use one thread inside if the matrices are `small`: threads would wait up to 1 ms for each other at every product."""
     threads = torch.get_num_threads()
     if small:
         torch.set_num_threads(1)

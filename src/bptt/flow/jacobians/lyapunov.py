@@ -9,9 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bptt.flow.jacobians.arguments import whole
+from bptt.flow.jacobians.inputs import RecurrentLayer, read
 from bptt.flow.jacobians.log_svd import ALONE_BELOW, few_threads
 from bptt.flow.jacobians.products import forwards, one_trajectory
-from bptt.flow.jacobians.trajectory import Hidden, RecurrentLayer, Rows, Trajectory, read, whole
+from bptt.flow.jacobians.trajectory import Trajectory
+from bptt.forms import Hidden, Input
 
 BLOCKS = 10
 
@@ -36,7 +39,7 @@ class Lyapunov:
 
 def lyapunov(
     layer: RecurrentLayer,
-    x: Rows,
+    x: Input,
     n: int | None = None,
     *,
     discard: int | None = None,
@@ -52,7 +55,7 @@ def lyapunov(
     ln R_t repeat themselves (a fixed point with complex eigenvalues, a cycle), it converges faster than any power of T;
     where they are random, its variance is twice that of the plain mean.
 
-    Error. The steps are cut into 10 blocks; the standard error of their mean follows from their spread, times √2 for
+    Error. The steps are divided into 10 blocks; the standard error of their mean follows from their spread, times √2 for
     the weights. It sees chance, not bias: a transient that has not died out, or too short a sequence.
 
     Args:

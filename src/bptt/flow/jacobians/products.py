@@ -10,8 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bptt.flow.jacobians.arguments import listed, whole
+from bptt.flow.jacobians.forward import run
+from bptt.flow.jacobians.inputs import Inputs, RecurrentLayer, read
 from bptt.flow.jacobians.log_svd import ALONE_BELOW, GradedProduct, few_threads, log_singular_values
-from bptt.flow.jacobians.trajectory import Hidden, Inputs, RecurrentLayer, Rows, Trajectory, listed, read, trace, whole
+from bptt.flow.jacobians.trajectory import Trajectory
+from bptt.forms import Hidden, Input
+from bptt.parameters import directions_of
 
 DEFAULT_LAGS = 128
 LN10 = math.log(10)
@@ -46,7 +51,7 @@ class Products:
 
 def products(
     layer: RecurrentLayer,
-    x: Rows,
+    x: Input,
     *,
     t: int | None = None,
     lags: Sequence[int] | None = None,
@@ -54,7 +59,7 @@ def products(
     depth: int = 0,
     direction: int = 0,
     hx: Hidden | None = None,
-    reset: Rows | None = None,
+    reset: Input | None = None,
 ) -> Products:
     """Singular values of the Jacobian products ∂s(t)/∂s(k) = Π_{i=k+1..t} ∂s(i)/∂s(i-1) along the layer's trajectory.
 
@@ -152,7 +157,7 @@ def one_trajectory(layer: RecurrentLayer, inputs: Inputs, sample: int, depth: in
     limits = {
         "sample": (sample, inputs.x.shape[1]),
         "depth": (depth, layer.num_layers),
-        "direction": (direction, 2 if layer.bidirectional else 1),
+        "direction": (direction, directions_of(layer)),
     }
     places = []
     for name, (value, count) in limits.items():
@@ -166,7 +171,7 @@ def one_trajectory(layer: RecurrentLayer, inputs: Inputs, sample: int, depth: in
         length = int(alone.lengths)
         reset = None if alone.reset is None else alone.reset[:length]
         alone = Inputs(alone.x[:length], alone.state, None, reset, alone.samples)
-    trajectories, _ = trace(layer, alone)
+    trajectories, _ = run(layer, alone)
     return trajectories[depth][direction]
 
 

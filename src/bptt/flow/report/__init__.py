@@ -1,1 +1,1 @@
-"""What was seen, shown: a page, charts, words, a plot, TensorBoard."""
+"""How `Observations` are shown: as a page, charts, words, a plot, in TensorBoard."""

@@ -2,10 +2,10 @@
 
 import numpy as np
 
+from bptt.flow.diagnosis.profile import LayerFlow
 from bptt.flow.report.plot import call_marks
 from bptt.flow.report.svg import Curve, Mark, bar_chart, line_chart
-from bptt.flow.watching.horizon import REACHES
-from bptt.flow.watching.profile import LayerFlow
+from bptt.flow.tracing.horizon import REACHES
 
 
 def essential_charts(layer: LayerFlow) -> list[str]:

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bptt.flow.watching.horizon import REACHES
-from bptt.flow.watching.profile import Array, LayerFlow
+from bptt.flow.diagnosis.profile import Array, LayerFlow
+from bptt.flow.tracing.horizon import REACHES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

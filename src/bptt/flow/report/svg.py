@@ -1,7 +1,7 @@
 """Line and bar charts as SVG text, for pages that are read on a phone, printed, and opened without a network.
 
 Not matplotlib's: a curve of any length takes a few kilobytes here, the letters stay letters, and a chart takes a
-millisecond, so that a report may be written anew while training goes on. Title, name of what is measured, legend and
+millisecond, so that a report may be rewritten while training goes on. Title, name of what is measured, legend and
 notes are HTML around the picture, where they wrap: nothing overlaps at any width, whatever the fonts.
 """
 
@@ -13,14 +13,14 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
+from bptt.flow.diagnosis.profile import Array
 from bptt.flow.report.plot import COLOURS
-from bptt.flow.watching.profile import Array
 
 _WIDTH, _HEIGHT = 380, 240  # user units; on a phone one is 0.9 CSS pixels
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54, 20, 10, 40
 _DASHES = ("", "7 4", "2 4", "9 3 2 3")  # with the colours: told apart in print without colour
-_COLUMNS = 180  # a longer curve is drawn as the lowest and highest value of so many stretches
-_MARKED = 40  # up to so many points each has a dot
+_COLUMNS = 180  # a longer curve is drawn as the lowest and highest value of this many stretches
+_MARKED = 40  # up to this many points each has a dot
 _DECADES = 12  # below the highest value, that a logarithmic axis shows
 _LARGEST = (
     1e290  # above it a value counts as infinite, below 1 / it as 0: an axis reaches a little further than its values
@@ -67,11 +67,11 @@ class _Axis:
     def ticks(self) -> list[tuple[float, str]]:
         """Round values and how they are written."""
         if not self.log:
-            return [(v, _number(v)) for v in _round_values(self.low, self.high)]
+            return [(v, axis_number(v)) for v in _round_values(self.low, self.high)]
         first, last = math.ceil(math.log10(self.low)), math.floor(math.log10(self.high))
         if last <= first:  # less than a decade or two
             values = [m * 10.0**e for e in range(first - 1, last + 1) for m in (1, 2, 5)]
-            return [(v, _number(v)) for v in values if self.low <= v <= self.high]
+            return [(v, axis_number(v)) for v in values if self.low <= v <= self.high]
         stride = math.ceil((last - first) / 5)
         return [(10.0**e, "10" + str(e).translate(_SUPERSCRIPT)) for e in range(first, last + 1, stride)]
 
@@ -130,31 +130,45 @@ def thinned(x: Array, y: Array) -> tuple[Array, Array]:
 
 def _shown(curves: Sequence[Curve], log: bool) -> tuple[list[Curve], str]:
     """The curves that have something to draw, what cannot be drawn as NaN; and what must be said about the rest."""
-    arrays = [np.where(np.abs(c.y) < 1 / _LARGEST, 0.0, c.y.astype(np.float64)) for c in curves]
-    arrays = [np.where((np.abs(a) <= _LARGEST) & ((a > 0) | (not log)), a, np.nan) for a in arrays]
-    top = max((float(np.nanmax(a)) for a in arrays if np.isfinite(a).any()), default=math.nan)
-    if log:
-        arrays = [np.where(a >= top * 10.0**-_DECADES, a, np.nan) for a in arrays]
-    missing = [(c.name, int(np.isnan(a).sum()), len(a)) for c, a in zip(curves, arrays, strict=True)]
-    told = ", ".join(f"{name} {n:,} of {of:,}" for name, n, of in missing if n)
-    why = f"0, not finite, or more than {_DECADES} decades below the highest" if log else "not finite"
+    arrays = _drawable_values(curves, log)
     kept = _kept(arrays)
     shown = [
         Curve(c.name, *thinned(c.places()[kept[: len(a)]], a[kept[: len(a)]])[::-1])
         for c, a in zip(curves, arrays, strict=True)
         if np.isfinite(a).any()
     ]
-    return shown, f"Not drawn ({why}): {told}." if told else ""
+    return shown, _not_drawn(curves, arrays, log)
+
+
+def _drawable_values(curves: Sequence[Curve], log: bool) -> list[Array]:
+    """The values of each curve; NaN where they are not finite, or a logarithmic axis cannot show them."""
+    arrays = [np.where(np.abs(c.y) < 1 / _LARGEST, 0.0, c.y.astype(np.float64)) for c in curves]
+    arrays = [np.where((np.abs(a) <= _LARGEST) & ((a > 0) | (not log)), a, np.nan) for a in arrays]
+    if not log:
+        return arrays
+    top = max((float(np.nanmax(a)) for a in arrays if np.isfinite(a).any()), default=math.nan)
+    return [np.where(a >= top * 10.0**-_DECADES, a, np.nan) for a in arrays]
+
+
+def _not_drawn(curves: Sequence[Curve], arrays: Sequence[Array], log: bool) -> str:
+    """A sentence about the values that are not drawn; "" where all are."""
+    missing = [(c.name, int(np.isnan(a).sum()), len(a)) for c, a in zip(curves, arrays, strict=True)]
+    told = ", ".join(f"{name} {n:,} of {of:,}" for name, n, of in missing if n)
+    why = f"0, not finite, or more than {_DECADES} decades below the highest" if log else "not finite"
+    return f"Not drawn ({why}): {told}." if told else ""
 
 
 def _drawable(marks: Sequence[Mark], curves: Sequence[Curve], log: bool) -> tuple[list[Mark], str]:
     """The marks that the axes can show, and what must be said about the rest."""
     top = max(float(np.nanmax(c.y)) for c in curves)
     low, high = (top * 10.0**-_DECADES, top * 10.0**_DECADES) if log else (-_LARGEST, _LARGEST)
-    drawn = [m for m in marks if math.isfinite(m.at) and (m.upright or low <= m.at <= high)]
-    missing = [m.text or f"{m.at:g}" for m in marks if m not in drawn and not m.upright]
+
+    def fits(mark: Mark) -> bool:
+        return math.isfinite(mark.at) and (mark.upright or low <= mark.at <= high)
+
+    missing = [m.text or f"{m.at:g}" for m in marks if not fits(m) and not m.upright]
     why = f"0 or less, not finite, or more than {_DECADES} decades from the curves" if log else "not finite"
-    return drawn, f"No line at ({why}): {'; '.join(missing)}." if missing else ""
+    return list(filter(fits, marks)), f"No line at ({why}): {'; '.join(missing)}." if missing else ""
 
 
 def _kept(arrays: Sequence[Array]) -> NDArray[np.bool_]:
@@ -235,20 +249,29 @@ def _path(curve: Curve, n: int, across: _Axis, up: _Axis) -> str:
         None if math.isnan(v) else f"{across(float(p)):.1f} {up(float(v)):.1f}"
         for p, v in zip(curve.places(), curve.y, strict=True)
     ]
+    colour, dash = COLOURS[n % len(COLOURS)], _DASHES[n % len(_DASHES)]
+    dots = "".join(f"M{p}h0" for p in _dotted(points))
+    style = f'stroke-dasharray="{dash}"' if dash else ""
+    path = f'<path class="c" stroke="{colour}" {style} d="{_line(points)}"/>'
+    return path + (f'<path class="d" stroke="{colour}" d="{dots}"/>' if dots else "")
+
+
+def _line(points: Sequence[str | None]) -> str:
+    """The commands of a path through the points, which begins again after each gap."""
     line, before = [], None
     for point in points:
         if point is not None:
             line.append(("L" if before is not None else "M") + point)
         before = point
-    alone = [
-        p for i, p in enumerate(points)
-        if p is not None and (len(points) <= _MARKED or not any(points[max(0, i - 1) : i + 2 : 2] if i else points[1:2]))
-    ]  # fmt: skip
-    colour, dash = COLOURS[n % len(COLOURS)], _DASHES[n % len(_DASHES)]
-    dots = "".join(f"M{p}h0" for p in alone)
-    style = f'stroke-dasharray="{dash}"' if dash else ""
-    path = f'<path class="c" stroke="{colour}" {style} d="{"".join(line)}"/>'
-    return path + (f'<path class="d" stroke="{colour}" d="{dots}"/>' if dots else "")
+    return "".join(line)
+
+
+def _dotted(points: Sequence[str | None]) -> list[str]:
+    """The points that get a dot: all of a few; of many, those that have a gap on both sides."""
+    if len(points) <= _MARKED:
+        return [p for p in points if p is not None]
+    around = zip([None, *points[:-1]], points, [*points[1:], None], strict=True)
+    return [p for before, p, after in around if p is not None and before is None and after is None]
 
 
 def _legend(curves: Sequence[Curve]) -> str:
@@ -285,8 +308,8 @@ def _round_values(low: float, high: float, about: int = 5) -> list[float]:
     return [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-def _number(value: float) -> str:
-    """As it stands at an axis: 1,000, 0.25, 2·10⁻⁷."""
+def axis_number(value: float) -> str:
+    """Write a number as it stands at an axis: 1,000, 0.25, 2·10⁻⁷."""
     if value == round(value) and abs(value) < 1e6:
         return f"{value:,.0f}".replace("-", "−")
     if 1e-3 <= abs(value) < 1e6:

@@ -1,19 +1,18 @@
 """What was seen, for TensorBoard. Nothing of it is imported: any writer with `add_scalar` will do."""
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from bptt.flow.diagnosis.profile import LayerFlow
+from bptt.flow.report.observations import Observations
+from bptt.flow.report.plot import draw
 from bptt.flow.report.words import worst
-from bptt.flow.watching.profile import LayerFlow
-
-if TYPE_CHECKING:
-    from bptt.flow.watch import Flow
 
 
-def write_board(flow: "Flow", writer: Any, step: int | None, tag: str) -> None:
-    """Scalars, and where the writer has the method for it: histograms, the figure, the verdict as text.
+def write_board(seen: Observations, writer: Any, step: int | None, tag: str) -> None:
+    """Write scalars, and where the writer has the method for it: histograms, the figure, the verdict as text.
 
     Raises TypeError if the writer has no `add_scalar`.
     """
@@ -22,21 +21,24 @@ def write_board(flow: "Flow", writer: Any, step: int | None, tag: str) -> None:
             f"to_tensorboard was given a {type(writer).__name__}, wanted a writer with add_scalar: "
             "pass torch.utils.tensorboard.SummaryWriter(folder)"
         )
-    findings = flow.verdict()
-    writer.add_scalar(f"{tag}/severity (0 healthy, 1 look here, 2 broken)", worst(findings).rank, step)
-    if flow.norms and math.isfinite(flow.norms[-1]):
-        writer.add_scalar(f"{tag}/gradient norm", flow.norms[-1], step)
-    for layer in flow:
-        for name, value in _scalars(layer).items():
-            if math.isfinite(value):
-                writer.add_scalar(f"{tag}/{layer.name}/{name}", value, step)
-        logs = _logs(layer)
-        if len(logs) and hasattr(writer, "add_histogram"):
-            writer.add_histogram(f"{tag}/{layer.name}/log10 of the gradient's norm over steps", logs, step)
+    writer.add_scalar(f"{tag}/severity (0 healthy, 1 look here, 2 broken)", worst(seen.findings).rank, step)
+    if seen.norms and math.isfinite(seen.norms[-1]):
+        writer.add_scalar(f"{tag}/gradient norm", seen.norms[-1], step)
+    for layer in seen.layers:
+        _write_layer(layer, writer, step, f"{tag}/{layer.name}")
     if hasattr(writer, "add_text"):
-        writer.add_text(f"{tag}/verdict", "\n\n".join(str(f) for f in findings) or "nothing was watched", step)
+        writer.add_text(f"{tag}/verdict", "\n\n".join(str(f) for f in seen.findings) or "nothing was watched", step)
     if hasattr(writer, "add_figure"):
-        writer.add_figure(f"{tag}/figure", flow.plot(), step)
+        writer.add_figure(f"{tag}/figure", draw(seen.layers), step)
+
+
+def _write_layer(layer: LayerFlow, writer: Any, step: int | None, tag: str) -> None:
+    for name, value in _scalars(layer).items():
+        if math.isfinite(value):
+            writer.add_scalar(f"{tag}/{name}", value, step)
+    logs = _logs(layer)
+    if len(logs) and hasattr(writer, "add_histogram"):
+        writer.add_histogram(f"{tag}/log10 of the gradient's norm over steps", logs, step)
 
 
 def _scalars(layer: LayerFlow) -> dict[str, float]:

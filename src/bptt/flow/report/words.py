@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bptt.flow.watching.diagnosis import FEW_LAGS, Finding, spread
-from bptt.flow.watching.profile import LayerFlow
+from bptt.flow.diagnosis.criteria import FEW_LAGS, spread
+from bptt.flow.diagnosis.findings import Finding
+from bptt.flow.diagnosis.profile import LayerFlow
 
 
 @dataclass(frozen=True)

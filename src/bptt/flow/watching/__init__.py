@@ -1,1 +1,1 @@
-"""What is seen around a training step: the calls, the way back through them, the numbers, the diagnosis."""
+"""What happens around a training step: hooks, what they keep of each call, and the traces that follow from it."""

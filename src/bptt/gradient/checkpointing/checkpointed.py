@@ -8,28 +8,37 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils._pytree import tree_leaves
 
-from bptt.gradient.base import NO_GRAPH, Chunk, Loss, Result, Strategy, chunk_of, cut
-from bptt.gradient.checkpointing.measure import RANDOM, measure
+from bptt.gradient.base import NO_GRAPH, Chunk, Loss, Result, Strategy, chunk_of, time_slice
+from bptt.gradient.checkpointing.conditions import RANDOM
+from bptt.gradient.checkpointing.measure import measure
 from bptt.gradient.checkpointing.plan import Plan, Planner, parse_bytes
-from bptt.gradient.checkpointing.replay import Generators, Replay, Went, buffers_of, owned, put_back, same
+from bptt.gradient.checkpointing.replay import (
+    ChunkGradients,
+    Generators,
+    Replay,
+    copy_buffers,
+    detached_copy,
+    equal_states,
+    restore_buffers,
+)
 from bptt.gradient.checkpointing.schedule import Advance, Restore, Reverse, Snapshot, schedule
 from bptt.gradient.checkpointing.snapshots import STORAGES, Snapshots, open_snapshots
 from bptt.gradient.checkpointing.system_memory import TRIM_EVERY, freed_at_once, trim
-from bptt.gradient.collect import Collected, widened
+from bptt.gradient.collect import Collected, to_sum_format
 from bptt.gradient.inputs.packed import PackedSteps
 from bptt.gradient.inputs.stream import Stream
 from bptt.gradient.parallel import run_in_pieces
+from bptt.torch_private import tree_leaves
 
 
 @dataclass(frozen=True)
 class CheckpointedResult(Result):
-    """The result, and what the run did.
+    """What `bptt.backward` with `Checkpointed` returns.
 
     Attributes:
-        plan: what was planned.
-        extra_steps: forward steps that were run without a tape; the plan's, exactly.
+        plan: how the budget was spent.
+        extra_steps: forward steps that were run without a tape, exactly as many as `plan.extra_steps`.
     """
 
     plan: Plan | None = None
@@ -40,7 +49,7 @@ class CheckpointedResult(Result):
 class Checkpointed(Strategy):
     """∂L/∂θ = Σ_t Σ_{k≤t} of eq. (10) (docs/equations.md), as `Exact`, for sequences of any length T within `memory` bytes.
 
-    The sequence is cut into n = ⌈T/c⌉ chunks of c steps. A first pass keeps some of the states between them. Then the
+    The sequence is divided into n = ⌈T/c⌉ chunks of c steps. A first pass keeps some of the states between them. Then the
     chunks are taped and reversed one at a time, from the last to the first, each from the state before it, which is found
     again from the nearest one kept. With s snapshots that takes c·(r n − C(s+r, s+1)) extra forward steps, r the smallest
     number with C(s+r, s) ≥ n, and no order takes fewer. c and s are chosen for the least time within the budget, from what
@@ -63,7 +72,7 @@ class Checkpointed(Strategy):
     Raises:
         ValueError: the size is unreadable; the budget is too small (the message says the least one); the layer is
             bidirectional, looks ahead, or takes means over all steps (BatchNorm in training); the loss is not a sum over the
-            steps; an input cannot be started anew.
+            steps; an input cannot be restarted.
         TypeError: the state is not made of tensors.
         RuntimeError: a chunk that was run again gave another result: there is randomness outside torch's generators.
         OSError: the disk is full.
@@ -90,9 +99,9 @@ class Checkpointed(Strategy):
         *,
         reset: Tensor | PackedSequence | None = None,
     ) -> Plan:
-        """What `backward` would do with these arguments; it runs the first steps of the sequence, and changes nothing.
+        """Return what `backward` would do with these arguments, after running the first steps; nothing is changed.
 
-        Without y and loss a loss is assumed that adds up all outputs.
+        Without y and loss, the loss is taken to be the sum of all outputs.
 
         >>> print(Checkpointed("1MB").plan(torch.nn.GRU(2, 8), torch.zeros(100_000, 1, 2)).repetitions)
         1
@@ -103,7 +112,7 @@ class Checkpointed(Strategy):
             return _prepared(chunk_of(model, x, y, loss, state, reset), self)[0]
 
     def backward(self, chunk: Chunk) -> CheckpointedResult:
-        """Measure, plan, run."""
+        """Measure the model, plan within the budget, run the plan, and add the gradient to `.grad`."""
         _refuse_derivatives_of_inputs(chunk)
         with run_in_pieces(self, chunk.model, chunk.loss):
             with freed_at_once():
@@ -120,11 +129,11 @@ def _sum(outputs: Any, _: Any) -> Tensor:
 
 
 def _prepared(chunk: Chunk, strategy: Checkpointed) -> tuple[Plan, Replay, bool]:
-    """The plan, and the means to run it."""
+    """The plan, what runs its chunks, and whether the model draws random numbers."""
     budget = parse_bytes(strategy.memory)
     measured = measure(chunk, budget)
     streams = [leaf for leaf in tree_leaves((chunk.x, chunk.y)) if isinstance(leaf, Stream)]
-    first = [cut(stream, 0, 1) for stream in streams]
+    first = [time_slice(stream, 0, 1) for stream in streams]
     a_step = float(sum(leaf.nbytes for leaf in tree_leaves(first)))
     longest = max((stream.longest for stream in streams), default=0)
     plan = Planner(measured, chunk.steps, strategy.storage, a_step, longest).plan(budget)
@@ -149,10 +158,10 @@ class _Run:
     def __init__(self, replay: Replay, plan: Plan, uses_random: bool) -> None:
         self.replay, self.plan = replay, plan
         self.generators = Generators(replay.device) if uses_random else None
-        self.gradient = Collected(together=1)
+        self.gradient = Collected(group=1)
         self.loss: Tensor | None = None
         self.final: Any = None  # the state after the last step, with generators and buffers as they are then
-        self.before = self._generators(), buffers_of(replay.whole.model)
+        self.before = self._generators(), copy_buffers(replay.whole.model)
         self.has_graph = False
         self.extra_steps = 0
         self.given = [leaf for leaf in tree_leaves(replay.whole.state) if isinstance(leaf, Tensor)]
@@ -160,7 +169,7 @@ class _Run:
         self._before_later: Any = None  # the state before the chunk that was reversed last
 
     def all(self, snapshots: Snapshots) -> None:
-        """Every action of the schedule. Raises ValueError if no loss depended on anything.
+        """Run every action of the schedule. Raises ValueError if no loss depended on a tensor that wants a gradient.
 
         After an error the random generators and the buffers are as before.
         """
@@ -175,19 +184,19 @@ class _Run:
             yield
         except BaseException:
             generators, buffers = self.before
-            self._set(generators)
-            put_back(self.replay.whole.model, buffers)
+            self._set_generators(generators)
+            restore_buffers(self.replay.whole.model, buffers)
             raise
 
     def _all(self, snapshots: Snapshots) -> None:
-        state = owned(self.replay.whole.state)
+        state = detached_copy(self.replay.whole.state)
         for action in schedule(self.plan.chunks, self.plan.snapshots):
             match action:
                 case Snapshot(slot, _):
                     snapshots.put(slot, (state, self._generators()))
                 case Restore(slot, _):
                     state, generators = snapshots.get(slot)
-                    self._set(generators)
+                    self._set_generators(generators)
                 case Advance(start, stop):
                     for i in range(start, stop):
                         state = self.replay.advance(i, state)
@@ -198,40 +207,40 @@ class _Run:
     def _reverse(self, i: int, state: Any) -> None:
         last = i == self.plan.chunks - 1
         state_wanted = i > 0 or any(leaf.requires_grad for leaf in self.given)
-        went = self.replay.reverse(i, state, self.d_state, state_wanted)
+        found = self.replay.reverse(i, state, self.d_state, state_wanted)
         if last:
-            self.final = went.after, self._generators(), buffers_of(self.replay.whole.model)
-        elif not same(went.after, self._before_later):
+            self.final = found.after, self._generators(), copy_buffers(self.replay.whole.model)
+        elif not equal_states(found.after, self._before_later):
             raise RuntimeError(RANDOM)
-        self._before_later, self.d_state = state, went.d_state
-        self._add(went)
+        self._before_later, self.d_state = state, found.d_state
+        self._add(found)
         if not self.plan.frees and i % TRIM_EVERY == 0:
             trim()
 
-    def _add(self, went: Went) -> None:
-        """Float64 sums: over thousands of chunks, float32 would lose what each adds."""
-        self.has_graph |= went.has_graph
-        loss = widened(went.loss)
+    def _add(self, found: ChunkGradients) -> None:
+        """Add a chunk's loss and gradients to the sums, in float64: over thousands of chunks, float32 would lose them."""
+        self.has_graph |= found.has_graph
+        loss = to_sum_format(found.loss)
         self.loss = loss if self.loss is None else self.loss + loss
-        self._loss_dtype = went.loss.dtype
+        self._loss_dtype = found.loss.dtype
         for j, leaf in enumerate(self.replay.leaves):
-            gradient, went.d_leaves[j] = went.d_leaves[j], None
+            gradient, found.d_leaves[j] = found.d_leaves[j], None
             if gradient is not None:
                 self.gradient.add(leaf, gradient.to_dense() if gradient.is_sparse else gradient)
 
     def _generators(self) -> Any:
         return None if self.generators is None else self.generators.state()
 
-    def _set(self, generators: Any) -> None:
+    def _set_generators(self, generators: Any) -> None:
         if self.generators is not None:
             self.generators.set(generators)
 
     def result(self) -> CheckpointedResult:
-        """Give the gradients to autograd, which adds them to `.grad`. After an error all is as before the run."""
+        """Hand the gradients to autograd, which adds them to `.grad`. After an error everything is as before the run."""
         state, generators, buffers = self.final
         with self._restored_on_error():
-            self._set(generators)
-            put_back(self.replay.whole.model, buffers)
+            self._set_generators(generators)
+            restore_buffers(self.replay.whole.model, buffers)
             for given, gradient in zip(self.given, self.d_state, strict=False):
                 if given.requires_grad:
                     self.gradient.add(given, gradient)

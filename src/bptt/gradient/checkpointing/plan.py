@@ -16,15 +16,15 @@ _UNITS = {
 _SIZE = re.compile(r"\s*([0-9]+\.?[0-9]*(?:e[+-]?[0-9]+)?|\.[0-9]+)\s*([a-z]*)\s*", re.IGNORECASE)
 _MOST_REPETITIONS = 32  # a budget that needs more is refused: some hundreds of bytes more save hours
 _CALL = 64  # steps that take as long as a call alone; a round figure, so that plans do not change with the clock
-_LEAN = 1.2  # times as long where the gates are computed anew: measured, 1.1 to 1.25
-_BACK = 2  # a step back takes as long as two forward
+_LEAN = 1.2  # times as long where the gates are recomputed: measured, 1.1 to 1.25
+_BACKWARD = 2  # a step back takes as long as two forward
 _ABOUT = 1.01  # of two plans whose times differ by less, the smaller one
-_FRESH = 1.25  # times as long where freed memory goes back to the system, and comes again as fresh pages
+_FRESH_PAGES = 1.25  # times as long where freed memory goes back to the system, and comes again as fresh pages
 _MARGIN = 0.97  # of the budget: the rest is the allocator's
 
 
 def parse_bytes(size: int | float | str) -> int:
-    """Bytes of a size: 1 kB is 1000, 1 KiB is 1024. Raises ValueError.
+    """Return the bytes of a size: 1 kB is 1000, 1 KiB is 1024. Raises ValueError for anything else.
 
     >>> [parse_bytes(size) for size in ("256MB", "256 mb", "1GiB", "24e6", 4096)]
     [256000000, 256000000, 1073741824, 24000000, 4096]
@@ -42,7 +42,7 @@ def parse_bytes(size: int | float | str) -> int:
 
 
 def as_text(size: float) -> str:
-    """A number of bytes, rounded.
+    """Return a number of bytes as text with a unit, rounded.
 
     >>> as_text(23_456_789)
     '23.5 MB'
@@ -68,7 +68,7 @@ class Plan:
         extra_steps: forward steps beyond the T of a full tape.
         peak: predicted bytes at the highest, of tensors and the native core's working memory, above the parameters, their
             gradients of before, and the inputs.
-        resident: the same with what the C library wastes: bytes of the process.
+        resident: `peak` with what the C library wastes: bytes of the process.
         budget: bytes allowed; `resident` is within it.
         least: the smallest budget that would do.
         time_factor: predicted time over that of a full tape; a backward step counted as two forward.
@@ -76,7 +76,7 @@ class Plan:
         storage: where the snapshots are: "memory", "host" or "disk".
         held: steps of a stream that are held in memory.
         frees: whether freed memory goes back to the system at once, which costs some time (system_memory.py).
-        lean: whether the tape has the states of bptt's layers only, and their gates are computed anew on the way back.
+        lean: whether the tape has the states of bptt's layers only, and their gates are recomputed on the way back.
     """
 
     steps: int
@@ -98,7 +98,7 @@ class Plan:
 
     @property
     def chunks(self) -> int:
-        """n."""
+        """n, the number of chunks."""
         return -(-self.steps // self.chunk)
 
     def __str__(self) -> str:
@@ -116,7 +116,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Planner:
-    """Chooses a plan from what was measured.
+    """Chooses a plan for a measured model.
 
     Attributes:
         stream_bytes: of one step of the inputs that come as streams, and so are held in part; 0 if none does.
@@ -132,14 +132,14 @@ class Planner:
     lean: bool = False
 
     def plan(self, budget: int) -> Plan:
-        """The smallest of those that are about as fast as the fastest within the budget.
+        """Return, of the plans about as fast as the fastest within `budget` bytes, the one that needs least memory.
 
         A short chunk's tape stays in the processor's caches, and leaves the system's allocator less to waste.
 
         Raises InputError, a ValueError, with the least budget, if there is none.
         """
         wastes = (WASTE, 1.0) if self.measured.on_cpu and can_waste() else (1.0,)
-        tried = (w._with(c, budget, waste) for w in self._ways() for c in self._lengths() for waste in wastes)
+        tried = (p._with(c, budget, waste) for p in self._alternatives() for c in self._lengths() for waste in wastes)
         plans = [plan for plan in tried if plan is not None]
         fastest = min((plan.time_factor for plan in plans), default=0.0)
         best = min((p for p in plans if p.time_factor <= _ABOUT * fastest), key=lambda p: p.peak, default=None)
@@ -153,19 +153,19 @@ class Planner:
         return replace(best, least=least)
 
     def least(self) -> int:
-        """The smallest budget, in bytes: short chunks, and as few snapshots as `_MOST_REPETITIONS` allows."""
+        """Return the smallest budget in bytes: short chunks, and as few snapshots as `_MOST_REPETITIONS` allows."""
         size = self._snapshot_bytes
         return math.ceil(
             min(
-                way._without_snapshots(c, 1.0) + (self._fewest(c) - 1) * size
+                planner._without_snapshots(c, 1.0) + (self._fewest(c) - 1) * size
                 for c in self._lengths()
-                for way in self._ways()
+                for planner in self._alternatives()
             )
             / _MARGIN
         )
 
-    def _ways(self) -> tuple["Planner", ...]:
-        """This one, and that with a lean tape where it takes less memory."""
+    def _alternatives(self) -> tuple["Planner", ...]:
+        """This planner, and one for a lean tape where that takes less memory."""
         lean = self.measured.lean
         return (self,) if lean is None else (self, replace(self, measured=lean, lean=True))
 
@@ -188,7 +188,7 @@ class Planner:
         return snapshots
 
     def _lengths(self) -> list[int]:
-        """Lengths to choose from, each a few percent longer than the one before, and the whole."""
+        """The chunk lengths to choose from: each a few percent longer than the one before, and T."""
         lengths, length = [], 1
         while length < self.steps:
             lengths.append(length)
@@ -196,7 +196,7 @@ class Planner:
         return [*lengths, self.steps]
 
     def _with(self, chunk: int, budget: int, waste: float) -> Plan | None:
-        """The plan with that chunk length, or None if the budget does not hold it."""
+        """The plan for a chunk length, or None if it does not fit the budget."""
         needed = self._without_snapshots(chunk, waste)
         room = budget * _MARGIN - needed
         if room < 0:
@@ -213,7 +213,7 @@ class Planner:
         peak = self._without_snapshots(chunk, 1.0)
         kept = (snapshots - 1) * size + max(0, held - chunk) * self.stream_bytes
         extra, frees = chunk * extra_links(links, snapshots), waste == 1.0 and self.measured.on_cpu
-        slower = (_FRESH if frees else 1.0) * (_LEAN if self.lean else 1.0)
+        slower = (_FRESH_PAGES if frees else 1.0) * (_LEAN if self.lean else 1.0)
         time_factor = self._time_factor(links, extra, chunk) * slower
         return Plan(
             self.steps, chunk, snapshots, r, extra, int(peak + kept), int(needed + kept), budget, 0, time_factor,
@@ -221,11 +221,11 @@ class Planner:
         )  # fmt: skip
 
     def _time_factor(self, links: int, extra: int, chunk: int) -> float:
-        """Forward, back, and the calls, over those of a full tape."""
-        full = (1 + _BACK) * self.steps + _CALL
+        """The time of the forward steps, the backward steps and the calls, over that of a full tape."""
+        full = (1 + _BACKWARD) * self.steps + _CALL
         return (full + extra + _CALL * (links - 1 + extra / chunk)) / full
 
 
 def _enough(links: int, snapshots: int, r: int) -> int:
-    """More snapshots than links − 1 would never be taken: the last link needs none."""
+    """The snapshots that are used at most: links − 1 where all fit, since the last link needs none."""
     return max(1, min(snapshots, links - 1)) if r <= 1 else snapshots

@@ -1,4 +1,4 @@
-"""In which order a chain is run forward and back when only s of its states can be kept: binomial checkpointing.
+"""Binomial checkpointing: the order in which a chain is run forward and back when only s of its states can be kept.
 
 A chain of n links, from state 0 to state n, is to be reversed, and no more than s states are kept at a time, the initial one
 among them. With r repetitions of no link more than r times (docs/equations.md, eqs. (24) and (25)),
@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 
 class Snapshot(NamedTuple):
-    """Keep the current state, the one before link `at`, in a slot. A slot that is taken is overwritten."""
+    """Keep the current state, which is the one before link `at`, in a slot, and overwrite what is there."""
 
     slot: int
     at: int
@@ -48,7 +48,7 @@ Action = Snapshot | Restore | Advance | Reverse
 
 
 def repetitions(links: int, snapshots: int) -> int:
-    """The smallest r with C(s+r, s) ≥ n: how often a link is run without a tape at most.
+    """Return r, how often a link is run without a tape at most: the smallest r with C(s+r, s) ≥ n.
 
     Raises ValueError unless there are at least one link and one snapshot.
     """
@@ -65,13 +65,13 @@ def repetitions(links: int, snapshots: int) -> int:
 
 
 def extra_links(links: int, snapshots: int) -> int:
-    """t(n, s) = r n − C(s+r, s+1), the links that are run without a tape."""
+    """Return t(n, s) = r n − C(s+r, s+1), how many links are run without a tape."""
     r = repetitions(links, snapshots)
     return r * links - comb(snapshots + r, snapshots + 1)
 
 
 def schedule(links: int, snapshots: int) -> Iterator[Action]:
-    """The optimal order: each link is reversed once, from the last to the first.
+    """Yield the actions in the optimal order: each link is reversed once, from the last to the first.
 
     >>> for action in schedule(3, 2):
     ...     print(action)

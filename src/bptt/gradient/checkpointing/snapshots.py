@@ -11,18 +11,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
 
 from bptt.gradient.checkpointing.plan import as_text
+from bptt.torch_private import tree_flatten
 
 STORAGES = ("memory", "host", "disk")
 _PREFIX = "bptt-snapshots-"
-_MAKING = "bptt-making-"  # the folder's name until its lock is held
+_UNLOCKED_PREFIX = "bptt-making-"  # the folder's name until its lock is held
 _LOCK = "lock"
 
 
 class Snapshots(ABC):
-    """Slots for states; a slot that is written again is overwritten."""
+    """Numbered slots, each of which holds a state; writing to a slot again overwrites it."""
 
     @abstractmethod
     def put(self, slot: int, state: Any) -> None:
@@ -30,10 +30,10 @@ class Snapshots(ABC):
 
     @abstractmethod
     def get(self, slot: int) -> Any:
-        """A copy of it."""
+        """Return a copy of the state in a slot."""
 
     def close(self) -> None:  # noqa: B027  # most have nothing to do
-        """Let go of everything."""
+        """Release memory and files."""
 
 
 class InMemory(Snapshots):
@@ -50,7 +50,7 @@ class InMemory(Snapshots):
         self._home: list[Any] = []
 
     def put(self, slot: int, state: Any) -> None:
-        """Copy it in."""
+        """Copy a state into a slot."""
         if slot == 0:
             self._first = state
             return
@@ -58,7 +58,7 @@ class InMemory(Snapshots):
         if self._structure is None:
             self._structure = structure
             self._home = [leaf.device if isinstance(leaf, Tensor) else None for leaf in leaves]
-            self._parts = [self._room(leaf) for leaf in leaves]
+            self._parts = [self._allocate(leaf) for leaf in leaves]
         fits = structure == self._structure and all(map(_fits, self._parts, leaves))
         if not fits:
             raise ValueError(
@@ -70,14 +70,14 @@ class InMemory(Snapshots):
                 part[slot - 1].copy_(leaf)
 
     def get(self, slot: int) -> Any:
-        """Copy it out."""
+        """Return a copy of the state in a slot."""
         if slot == 0:
             return self._first
         parts = zip(self._parts, self._home, strict=True)
         leaves = [None if part is None else part[slot - 1].to(home, copy=True) for part, home in parts]
         return self._structure.unflatten(leaves)
 
-    def _room(self, leaf: Any) -> Tensor | None:
+    def _allocate(self, leaf: Any) -> Tensor | None:
         if not isinstance(leaf, Tensor):
             return None
         return torch.empty((self._slots - 1, *leaf.shape), dtype=leaf.dtype, device=self._device or leaf.device)
@@ -99,18 +99,20 @@ class OnDisk(Snapshots):
 
     def __init__(self) -> None:
         remove_leftovers()
-        self.folder = Path(tempfile.mkdtemp(prefix=_MAKING))
+        self.folder = Path(tempfile.mkdtemp(prefix=_UNLOCKED_PREFIX))
         self._lock: int | None = None
         try:
             self._lock = _new_lock(self.folder)
             # Others look at this name only, so that none finds it without its lock.
-            self.folder = self.folder.rename(self.folder.with_name(self.folder.name.replace(_MAKING, _PREFIX, 1)))
+            self.folder = self.folder.rename(
+                self.folder.with_name(self.folder.name.replace(_UNLOCKED_PREFIX, _PREFIX, 1))
+            )
         except BaseException:
             self.close()
             raise
 
     def put(self, slot: int, state: Any) -> None:
-        """Write it."""
+        """Write a state to a file. Raises OSError if the disk is full."""
         data = io.BytesIO()
         leaves, self._structure = tree_flatten(state)
         torch.save(leaves, data)
@@ -128,12 +130,12 @@ class OnDisk(Snapshots):
             self._first_structure = self._structure
 
     def get(self, slot: int) -> Any:
-        """Read it."""
+        """Read a state from its file."""
         leaves = torch.load(self.folder / str(slot), weights_only=True)
         return (self._first_structure if slot == 0 else self._structure).unflatten(leaves)
 
     def close(self) -> None:
-        """Remove the folder, and then let go of its lock."""
+        """Remove the folder, then release its lock."""
         shutil.rmtree(self.folder, ignore_errors=True)
         if self._lock is not None:
             os.close(self._lock)
@@ -141,14 +143,14 @@ class OnDisk(Snapshots):
 
 
 def open_snapshots(storage: str, slots: int) -> Snapshots:
-    """A place for so many states."""
+    """Return snapshots with `slots` slots: in the device's "memory", in the "host"'s, or on "disk"."""
     if storage == "disk":
         return OnDisk()
     return InMemory(slots, torch.device("cpu") if storage == "host" else None)
 
 
 def remove_leftovers() -> None:
-    """Remove this user's folders that nobody uses."""
+    """Remove this user's folders of snapshots that no process uses."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):
             lock = _lock_of_leftover(folder)
@@ -158,7 +160,10 @@ def remove_leftovers() -> None:
 
 
 def _new_lock(folder: Path) -> int | None:
-    """Lock a new file in the folder. None where there are no locks; then there is no file either, and nobody removes it."""
+    """Lock a new file in the folder and return its descriptor.
+
+    None where there are no locks; then there is no file either, and nobody removes the folder.
+    """
     lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     if _locked(lock):
         return lock
@@ -168,7 +173,10 @@ def _new_lock(folder: Path) -> int | None:
 
 
 def _lock_of_leftover(folder: Path) -> int | None:
-    """Its lock, if nobody holds it. Links are not followed, and another user's folder is left alone."""
+    """Take the lock of a folder, if nobody holds it, and return its descriptor, else None.
+
+    Links are not followed, and another user's folder is left alone.
+    """
     within = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if os.fstat(within).st_uid != os.getuid():
@@ -183,7 +191,7 @@ def _lock_of_leftover(folder: Path) -> int | None:
 
 
 def _locked(file: int) -> bool:
-    """Take the lock on an open file, if it is free. False also where the file system has none."""
+    """Take the lock on an open file, and return whether that worked; False also where the file system has no locks."""
     try:
         import fcntl
 

@@ -1,4 +1,4 @@
-"""The C library's part in a process's memory: what it keeps of what was freed, and how to make it give that back."""
+"""The C library's part in a process's memory: how much freed memory it keeps, and how to make it return that."""
 
 import ctypes
 import functools
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of glibc's mallopt
-_PAGES = 128 << 10  # a block of so many bytes gets pages of its own, which go back to the system when it is freed
+_PAGES = 128 << 10  # bytes from which a block gets pages of its own, which go back to the system when it is freed
 _MOST = 32 << 20  # the largest such limit that glibc sets itself
 
 
@@ -19,7 +19,7 @@ TRIM_EVERY = 8  # such tapes; without that the waste grows, to four times their 
 
 @contextmanager
 def freed_at_once(wanted: bool = True) -> Iterator[None]:
-    """Within, large blocks go back to the system as soon as they are freed.
+    """Inside, large blocks go back to the system as soon as they are freed.
 
     glibc raises that limit, up to 32 MB, whenever a larger block is freed, and takes all below it from one heap, where
     aligned blocks of a tape that comes and goes leave holes that the next one does not fit: measured, 235 MB for tensors of
@@ -45,13 +45,13 @@ def trim() -> None:
 
 
 def can_waste() -> bool:
-    """Whether this is a C library of which that is known."""
+    """Whether the C library is glibc, which keeps freed memory."""
     return _mallopt() is not None
 
 
 @functools.cache
 def _mallopt() -> Any:
-    """glibc's function, or None."""
+    """glibc's `mallopt`; None for another C library, or where the user has set its limits."""
     if not sys.platform.startswith("linux") or "MALLOC_MMAP_THRESHOLD_" in os.environ:
         return None
     library = ctypes.CDLL(None)

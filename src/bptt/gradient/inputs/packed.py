@@ -1,4 +1,4 @@
-"""Packed batches: sequences of different lengths without padding, cut along time into packed pieces.
+"""Packed batches: sequences of different lengths without padding, split along time into packed pieces.
 
 Rows are in the order of the packed data, longest sequence first, and so are the states in use. A state always has a row for
 every sequence: of those that have ended it is the one after their last step.
@@ -11,17 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils._pytree import tree_map
+
+from bptt.torch_private import tree_map
 
 
 @dataclass(frozen=True)
 class PackedSteps:
-    """What inside this package stands for a PackedSequence, which torch's trees take for a tuple of four.
+    """A PackedSequence as strategies handle it: torch's trees take the PackedSequence itself for a tuple of four.
 
     Attributes:
         data: the rows, step after step.
         batch_sizes: rows of each step.
-        rows_alone: the user knows it as `data` alone.
+        rows_alone: whether the user's model returned `data` alone, as a tensor of the rows.
     """
 
     data: Tensor
@@ -31,27 +32,27 @@ class PackedSteps:
     def __len__(self) -> int:
         return len(self.batch_sizes)
 
-    def cut(self, start: int, stop: int) -> "PackedSteps":
-        """Steps [start, stop)."""
+    def time_slice(self, start: int, stop: int) -> "PackedSteps":
+        """Return steps [start, stop)."""
         first, sizes = int(self.batch_sizes[:start].sum()), self.batch_sizes[start:stop]
         return PackedSteps(self.data[first : first + int(sizes.sum())], sizes, self.rows_alone)
 
     def join(self, after: "PackedSteps") -> "PackedSteps":
-        """These steps and then those."""
+        """Return these steps followed by those of `after`."""
         sizes = torch.cat([self.batch_sizes, after.batch_sizes])
         return PackedSteps(torch.cat([self.data, after.data]), sizes, self.rows_alone)
 
     def to(self, device: torch.device | None) -> "PackedSteps":
-        """On a device; the sizes stay on the CPU, as torch wants them."""
+        """Return the steps with their data on a device; the sizes stay on the CPU, as torch wants them."""
         return PackedSteps(self.data.to(device), self.batch_sizes, self.rows_alone)
 
     def as_given(self) -> PackedSequence | Tensor:
-        """As the user's model and loss know it."""
+        """Return what the user's model and loss know it as."""
         return self.data if self.rows_alone else PackedSequence(self.data, self.batch_sizes)
 
 
 def as_steps(x: PackedSequence, other: Any, name: str) -> PackedSteps:
-    """`other`, which goes with x. Raises ValueError if it is not packed as x is."""
+    """Return `other`, which goes with x, as PackedSteps. Raises ValueError if it is not packed as x is."""
     if not isinstance(other, PackedSequence):
         raise ValueError(f"x is a packed sequence, {name} is a {type(other).__name__}: pack it in the same way")
     if not torch.equal(x.batch_sizes, other.batch_sizes):
@@ -68,14 +69,14 @@ def _equal(a: Tensor | None, b: Tensor | None) -> bool:
 
 
 class OverPacked(nn.Module):
-    """A model as strategies call it: from PackedSteps and the state of all sequences to the same."""
+    """The user's model as strategies call it: it takes and returns PackedSteps and the state of all sequences."""
 
     def __init__(self, model: Callable[..., tuple[Any, Any]]) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, x: PackedSteps, state: Any, reset: PackedSteps | None = None) -> tuple[Any, Any]:
-        """In the state after these steps, rows that had ended before are those of `state`."""
+        """Run the model; in the state after the steps, rows of sequences that ended before are those of `state`."""
         rows = int(x.batch_sizes[0])
         now = None if state is None else tree_map(lambda s: s.narrow(_batch_axis(s), 0, rows), state)
         flags = {} if reset is None else {"reset": reset.as_given()}
@@ -97,7 +98,7 @@ def _wrapped(output: Any, x: PackedSteps) -> Any:
 
 
 def loss_over_packed(loss: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
-    """The user's loss, as strategies call it."""
+    """Return the user's loss as strategies call it, with PackedSteps for packed sequences."""
 
     def as_given(leaf: Any) -> Any:
         return leaf.as_given() if isinstance(leaf, PackedSteps) else leaf
@@ -112,14 +113,14 @@ def _with_ended(new: Tensor, old: Tensor, rows: int) -> Tensor:
 
 
 def permuted(state: Any, indices: Tensor | None) -> Any:
-    """The state with its rows in another order."""
+    """Return the state with its rows in the order of `indices`; None for either changes nothing."""
     if state is None or indices is None:
         return state
     return tree_map(lambda s: s.index_select(_batch_axis(s), indices.to(s.device)), state)
 
 
 def _batch_axis(state: Any) -> int:
-    """[L, B, ·] as torch.nn's layers have it, or [B, ·]."""
+    """The axis of the batch in a state, [L, B, ·] as torch.nn's layers have it, or [B, ·]."""
     if not isinstance(state, Tensor) or state.dim() < 2:
         came = f"a tensor of shape {tuple(state.shape)}" if isinstance(state, Tensor) else f"a {type(state).__name__}"
         raise TypeError(

@@ -1,7 +1,8 @@
-"""Inputs that are not in memory: arrays that are read by slices, and streams that start anew.
+"""Inputs that are not in memory: arrays that are read by slices, and streams that can be restarted.
 
 A tree of inputs may hold, beside tensors, arrays (anything with a shape and slices: numpy's, also memory-mapped, HDF5's) and
-the `Stream` objects that `opened` makes of iterables. `cut` in base.py reads the steps that are wanted from any of them.
+the `Stream` objects that `open_streams` makes of iterables. `time_slice` (base.py) reads steps from any of
+them.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,23 +11,24 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+
+from bptt.torch_private import tree_leaves, tree_map
 
 
 def is_array(leaf: Any) -> bool:
-    """True for what is read by slices: it has a shape, and is no tensor."""
+    """Whether it is read by slices: it has a shape, and is no tensor."""
     return not isinstance(leaf, Tensor) and hasattr(leaf, "shape") and hasattr(leaf, "__getitem__")
 
 
 def to_tensor(array: Any) -> Tensor:
-    """A copy in memory: the array may be memory-mapped, and read-only."""
+    """Return a copy in memory: the array may be memory-mapped, and read-only."""
     return torch.from_numpy(np.array(array))
 
 
-def opened(tree: Any) -> Any:
-    """The tree with a `Stream` in place of each list, iterable or function. Tensors, arrays and everything else stay.
+def open_streams(tree: Any) -> Any:
+    """Return the tree with a `Stream` in place of each list, iterable or function; everything else stays.
 
-    Raises ValueError for a generator or another iterator: it can be walked only once.
+    Raises ValueError for a generator or another iterator, which can be read only once.
     """
     return tree_map(_opened, tree, is_leaf=lambda leaf: isinstance(leaf, list))
 
@@ -37,7 +39,7 @@ def _opened(leaf: Any) -> Any:
     if isinstance(leaf, Iterator):
         raise ValueError(
             f"a {type(leaf).__name__} can be walked only once, and the gradient needs the steps again: pass a function that "
-            "makes a new one (lambda: ...), or an object whose __iter__ starts anew"
+            "makes a new one (lambda: ...), or an object whose __iter__ starts from the first step"
         )
     if callable(leaf):
         return Stream(leaf)
@@ -45,26 +47,26 @@ def _opened(leaf: Any) -> Any:
 
 
 class Stream:
-    """Chunks of any lengths, walked from the start as often as needed, as one sequence of T steps.
+    """Chunks of any lengths, read from the start as often as needed, as one sequence of T steps.
 
-    T is counted by a first walk. A later step is reached by walking on, an earlier one by starting anew; so that going
-    backwards does not start anew for each chunk, the `keep` steps before the last one read are held in memory.
+    T is counted by a first pass. A later step is reached by reading on, an earlier one by a restart. So that going backwards
+    does not restart for each chunk, the `keep` steps before the last one read are held in memory.
 
     Args:
         start: makes an iterator over the chunks: tensors, arrays or trees of them, time first.
         keep: steps to hold.
 
-    Raises ValueError when a walk ends earlier than the first one.
+    Raises ValueError when a later pass ends earlier than the first one.
     """
 
     def __init__(self, start: Callable[[], Any], keep: int = 0) -> None:
         self._start, self.keep = start, keep
-        self._walk: Iterator[Any] = iter(())
+        self._iterator: Iterator[Any] = iter(())
         self._held: list[Any] = []  # the pieces of [_first, _end)
         self._first = self._end = 0
         self.longest = 0
         self.steps = sum(self._length(piece) for piece in start())
-        self._end = self.steps + 1  # no walk has begun
+        self._end = self.steps + 1  # no pass has begun
 
     def _length(self, piece: Any) -> int:
         sizes = {leaf.shape[0] for leaf in tree_leaves(piece)}
@@ -77,7 +79,7 @@ class Stream:
         return length
 
     def read(self, start: int, stop: int) -> Any:
-        """Steps [start, stop) as tensors."""
+        """Return steps [start, stop) as tensors."""
         if start < self._first or self._end > self.steps:
             self._begin()
         hold = max(0, stop - max(self.keep, stop - start))
@@ -93,20 +95,20 @@ class Stream:
         return pieces[0] if len(pieces) == 1 else tree_map(lambda *leaves: torch.cat(leaves), *pieces)
 
     def _begin(self) -> None:
-        self._walk, self._held, self._first, self._end = iter(self._start()), [], 0, 0
+        self._iterator, self._held, self._first, self._end = iter(self._start()), [], 0, 0
 
     def _take(self, wanted: int) -> None:
-        piece = next(self._walk, None)
+        piece = next(self._iterator, None)
         if piece is None:
             raise ValueError(
-                f"the stream had {self.steps} steps at first, and ended before step {wanted} when it was started anew: "
+                f"the stream had {self.steps} steps at first, and ended before step {wanted} when it was restarted: "
                 "it must yield the same chunks each time"
             )
         self._held.append(piece)
         self._end += self._length(piece)
 
     def _drop(self, first: int) -> None:
-        """Let go of pieces that end at or before step `first`."""
+        """Release the pieces that end at or before step `first`."""
         while self._held and self._first + self._length(self._held[0]) <= first:
             self._first += self._length(self._held.pop(0))
 

@@ -1,4 +1,4 @@
-"""How much every parameter has moved the present state: the influence J_t = ∂s_t/∂θ, carried forward in time.
+"""The influence of every parameter on the present state, J_t = ∂s_t/∂θ, carried forward in time.
 
     J_t = I_t + A_t J_{t-1}        A_t = ∂s_t/∂s_{t-1},  I_t = ∂⁺s_t/∂θ with s_{t-1} held fixed (docs/equations.md, eq. (26))
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from bptt.cells import Partials, PointwiseCell, State, Weights
 from bptt.gradient.collect import gradients
 
-Found = dict[int, Tensor]  # gradients by the parameter's id
+GradientsById = dict[int, Tensor]  # gradients by the parameter's id
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Layer:
 
     Attributes:
         weights: its parameters by short name.
-        inputs, before: what it was given [B, D], and its state before the step [B, H] each (zero where reset).
+        inputs, before: its input [B, D], and its state before the step, [B, H] each (zero where reset).
         partials: D of this step.
-        keep: bool [B], False where a reset cut the way back; None: True for all.
+        keep: bool [B], False where a reset blocks the gradient; None: True for all.
     """
 
     cell: PointwiseCell
@@ -44,13 +44,13 @@ class Layer:
     keep: Tensor | None
 
     def jacobian(self) -> Tensor:
-        """A_t [B, S, S]."""
+        """Return A_t, [B, S, S]."""
         zx = self.cell.net_input(self.inputs, self.weights["weight_ih"], self.weights.get("bias_ih"))
         found = self.cell.jacobian(zx, self.before, self.weights)
         return found if self.keep is None else found * self.keep[:, None, None]
 
     def diagonal(self) -> list[list[Tensor]]:
-        """The entries of A_t that lead from a unit to itself, [s][r] of [B, H]."""
+        """Return the entries of A_t that lead from a unit to itself, [s][r] of [B, H]."""
         w_hh = self.weights["weight_hh"].unflatten(0, (self.cell.gates, -1)).diagonal(dim1=1, dim2=2)  # G,H
         table = []
         for zh, direct in zip(self.partials.zh, self.partials.direct, strict=True):
@@ -60,12 +60,12 @@ class Layer:
         return table
 
     def from_inputs(self) -> Tensor:
-        """∂s_t/∂inputs [B, S, D]."""
+        """Return ∂s_t/∂inputs, [B, S, D]."""
         w_ih = self.weights["weight_ih"].unflatten(0, (self.cell.gates, -1))
         return torch.cat([torch.einsum("bgh,ghd->bhd", zx, w_ih) for zx in self.partials.zx], dim=1)
 
     def immediate(self, name: str) -> Tensor:
-        """I_t of a parameter at its own unit, [n, B, rest…, H]: rest is G and the width of a matrix, G, or nothing."""
+        """Return I_t of a parameter at its own unit, [n, B, rest…, H]: rest is G and a matrix's width, G, or nothing."""
         match name:
             case "weight_ih":
                 return torch.stack(self.partials.zx).unsqueeze(3) * self.inputs[None, :, None, :, None]
@@ -79,28 +79,34 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Embedded:
-    """The symbols of a step, where the lowest layer's input is an embedding's output: its table has an influence too."""
+class EmbeddedSymbols:
+    """The symbols of a step, where the lowest layer's input is an embedding's output: its table has an influence too.
+
+    Attributes:
+        weight: the table, [V, E].
+        symbols: int64 [B].
+        padding: the symbol whose row is never learned, or None.
+    """
 
     weight: Tensor
-    symbols: Tensor  # int64 [B]
-    padding: int | None = None  # the symbol whose row is never learned
+    symbols: Tensor
+    padding: int | None = None
 
 
 class Influence(ABC):
-    """J_t of all parameters that act on the state."""
+    """J_t of all parameters that act on the state, as a strategy keeps it."""
 
     @abstractmethod
-    def pull(self, d_state: Sequence[Tensor]) -> Found:
-        """∂L/∂s_{t} · J_{t}: what the parameters' earlier use contributes; d_state: one [L, B, H] for each component."""
+    def pull(self, d_state: Sequence[Tensor]) -> GradientsById:
+        """Return ∂L/∂s_t · J_t, what the parameters' earlier use contributes; d_state: one [L, B, H] for each component."""
 
     @abstractmethod
     def tensors(self) -> tuple[Tensor, ...]:
-        """J_t as tensors in a fixed order, lanes on axis 1."""
+        """Return J_t as tensors in a fixed order, lanes on axis 1."""
 
 
-class Closed(Influence):
-    """Closed form, for a stack of pointwise layers."""
+class ClosedForm(Influence):
+    """ClosedForm form, for a stack of pointwise layers."""
 
     def __init__(self, parameters: Sequence[Weights], embedding: Tensor | None) -> None:
         """parameters: those of each layer by short name."""
@@ -108,7 +114,7 @@ class Closed(Influence):
         self.kept: dict[tuple[int, int, str], Tensor] = {}
 
     def places(self) -> Iterator[tuple[int, int, str, Tensor]]:
-        """(layer whose state it is, layer of the parameter, its name, itself); -1 is the embedding."""
+        """Yield (layer whose state it is, layer of the parameter, its name, itself); layer -1 is the embedding."""
         for above in range(len(self.parameters)):
             if self.embedding is not None:
                 yield above, -1, "embedding", self.embedding
@@ -117,21 +123,19 @@ class Closed(Influence):
                     yield above, below, name, parameter
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """In the order of `places`."""
+        """Return J_t in the order of `places`."""
         return tuple(self.kept[above, below, name] for above, below, name, _ in self.places())
 
     def restore(self, tensors: tuple[Tensor, ...]) -> None:
-        """The inverse of `tensors`. Raises ValueError if they are not this model's."""
+        """Undo `tensors`. Raises ValueError if they are not this model's."""
         places = list(self.places())
         if len(tensors) != len(places):
-            raise ValueError(
-                "the state is another model's or strategy's Result: pass its `.state` to begin anew from it"
-            )
+            raise ValueError("the state is another model's or strategy's Result: pass its `.state` to start from it")
         self.kept = {place[:3]: tensor for place, tensor in zip(places, tensors, strict=True)}
 
-    def pull(self, d_state: Sequence[Tensor]) -> Found:
-        """Σ over layers, units and samples."""
-        found: Found = {}
+    def pull(self, d_state: Sequence[Tensor]) -> GradientsById:
+        """Return the sum over layers, units and samples."""
+        found: GradientsById = {}
         for above, below, name, parameter in self.places():
             kept = self.kept.get((above, below, name))
             if kept is None:
@@ -152,8 +156,8 @@ class Closed(Influence):
         """Whether a layer's influence is kept at its own unit alone."""
 
     @abstractmethod
-    def advance(self, layers: Sequence[Layer], embedded: Embedded | None) -> None:
-        """J_{t-1} → J_t."""
+    def advance(self, layers: Sequence[Layer], embedded: EmbeddedSymbols | None) -> None:
+        """Replace J_{t-1} by J_t."""
 
     def _dense(self, layer: Layer, a: Tensor, key: tuple[int, int, str], parameter: Tensor) -> Tensor:
         """A_t J_{t-1}, [S, B, the parameter's shape]."""
@@ -163,14 +167,14 @@ class Closed(Influence):
         return torch.einsum("bij,jbp->ibp", a, before.flatten(2)).view_as(before)
 
 
-class Full(Closed):
-    """Every entry: real-time recurrent learning."""
+class Full(ClosedForm):
+    """The whole influence: real-time recurrent learning."""
 
     def _is_sparse(self, below: int) -> bool:
         return False
 
-    def advance(self, layers: Sequence[Layer], embedded: Embedded | None) -> None:
-        """Layer by layer, the lowest first."""
+    def advance(self, layers: Sequence[Layer], embedded: EmbeddedSymbols | None) -> None:
+        """Replace J_{t-1} by J_t, the lowest layer first."""
         after: dict[tuple[int, int, str], Tensor] = {}
         jacobians = [layer.jacobian() for layer in layers]
         through = [layer.from_inputs() for layer in layers]
@@ -188,13 +192,13 @@ class Full(Closed):
         self.kept = after
 
 
-class Diagonal(Closed):
-    """Of each parameter the entries of its own unit: SnAp-1. One layer."""
+class Diagonal(ClosedForm):
+    """The entries of each parameter's own unit, for one layer: SnAp-1."""
 
     def _is_sparse(self, below: int) -> bool:
         return below >= 0
 
-    def advance(self, layers: Sequence[Layer], embedded: Embedded | None) -> None:
+    def advance(self, layers: Sequence[Layer], embedded: EmbeddedSymbols | None) -> None:
         """J'[s] = I[s] + Σ_r A[s][r] ∘ J[r], unit by unit; an embedding's entries act on all units, and are all kept."""
         (layer,) = layers
         after: dict[tuple[int, int, str], Tensor] = {}
@@ -230,7 +234,7 @@ def _parameter_form(own: Tensor, parameter: Tensor) -> Tensor:
     return own.movedim(-1, 1).reshape(parameter.shape) if own.dim() > 1 else own.reshape(parameter.shape)
 
 
-def _add_embedded(influence: Tensor, through: Tensor, embedded: Embedded | None) -> None:
+def _add_embedded(influence: Tensor, through: Tensor, embedded: EmbeddedSymbols | None) -> None:
     """∂⁺s/∂E[v, :] = ∂s/∂inputs where v is the sample's symbol: influence [S, B, V, E], through [B, S, E]."""
     assert embedded is not None
     rows = torch.arange(len(through), device=through.device)
@@ -247,22 +251,22 @@ class AnyModule(Influence):
         self.kept: tuple[Tensor, ...] = ()
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """One [n, |θ|] for each parameter."""
+        """Return one [n, |θ|] for each parameter."""
         return self.kept
 
     def restore(self, tensors: tuple[Tensor, ...]) -> None:
-        """The inverse of `tensors`."""
+        """Undo `tensors`."""
         self.kept = tensors
 
-    def pull(self, d_state: Sequence[Tensor]) -> Found:
-        """Σ over all numbers of the state."""
+    def pull(self, d_state: Sequence[Tensor]) -> GradientsById:
+        """Return the sum over all numbers of the state."""
         if not self.kept:
             return {}
         row = torch.cat([d.flatten() for d in d_state])
         return {id(p): (row @ j).view_as(p) for p, j in zip(self.parameters, self.kept, strict=True)}
 
     def advance(self, after: Sequence[Tensor], before: Sequence[Tensor]) -> None:
-        """From the graph of one step, from the leaves `before` to `after`."""
+        """Replace J_{t-1} by J_t, from the graph of one step between the leaves `before` and `after`."""
         leaves = [*before, *self.parameters]
         rows = []
         for component in after:
@@ -283,7 +287,7 @@ class AnyModule(Influence):
 def layers_of_step(
     cell: PointwiseCell, weights: Sequence[Weights], inputs: Tensor, before: State, reset: Tensor | None
 ) -> list[Layer]:
-    """A stack's layers at one step: inputs [B, D], before [L, B, H] each, reset bool [B]."""
+    """Return a stack's layers at one step; inputs [B, D], before [L, B, H] each, reset bool [B]."""
     keep = None if reset is None else ~reset
     layers = []
     for depth, own in enumerate(weights):

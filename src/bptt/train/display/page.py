@@ -79,7 +79,7 @@ def write_page(
     page = render(
         "run.html",
         "bptt.train.display",
-        **sections(flow, truncations),
+        **sections(flow.observations(truncations)),
         task=wording.task,
         folder=str(folder),
         watched=watched,

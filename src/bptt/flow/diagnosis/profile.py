@@ -1,43 +1,26 @@
-"""What was seen of one layer in one direction: profiles over time, reach, gates, dead units, the first non-finite number."""
+"""`LayerFlow`: the numbers of one layer in one direction, such as profiles over time, reach, saturation and dead units."""
 
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bptt.cells import GRU, LSTM, Elman, PointwiseCell
-from bptt.flow.watching.horizon import Reach, Span, Strands, horizon, pooled, reach_of, strands
-from bptt.flow.watching.trace import Trace
+from bptt.cells import Elman, PointwiseCell
+from bptt.flow.diagnosis.non_finite import NonFinite, first_non_finite
+from bptt.flow.diagnosis.slopes import SATURATED, gate_names, slopes
+from bptt.flow.tracing.contributions import contribution, contribution_norms
+from bptt.flow.tracing.horizon import Reach, Span, horizon, pooled
+from bptt.flow.tracing.reach import Strands, reach_of, strands
+from bptt.flow.tracing.trace import Trace
 
 Array = NDArray[np.float64]
 
-SATURATED = 0.05  # of its largest value: a slope this small makes a unit learn 20 times slower than its best
-_SAMPLED = 512  # rows on which gates are looked at
 _RECENT, _KEPT = 16, 1 << 26  # watched passes whose reach counts; bytes of those in which nobody has measured it yet
-_GATES = {Elman: ("h",), GRU: ("r", "z", "n"), LSTM: ("i", "f", "g", "o")}
-
-
-class NonFinite(NamedTuple):
-    """Where the first number that is NaN or infinite stands.
-
-    what: "input", "initial state", "weight", "gate", "state" or "gradient"; gate: its name, "" for other kinds.
-    """
-
-    layer: str
-    what: str
-    step: int
-    sample: int
-    gate: str = ""
-
-
-def gate_names(cell: PointwiseCell) -> tuple[str, ...]:
-    """The names of a cell's gates in the order of its rows; numbers for a cell that is not ours."""
-    return _GATES.get(type(cell), tuple(str(g) for g in range(cell.gates)))
 
 
 @dataclass
@@ -113,9 +96,7 @@ class LayerFlow:
     @property
     def boundaries(self) -> list[int]:
         """The steps k at which a further call begins."""
-        return [
-            first + call for first, t in zip(self._first_steps(), self.traces, strict=True) for call in t.way.calls
-        ][1:]
+        return [first + call for first, t in zip(self._first_steps(), self.traces, strict=True) for call in t.calls][1:]
 
     @property
     def breaks(self) -> list[int]:
@@ -124,17 +105,17 @@ class LayerFlow:
 
     def _first_steps(self) -> list[int]:
         """Where each trace begins."""
-        return [0, *np.cumsum([t.way.steps for t in self.traces])[:-1].tolist()]
+        return [0, *np.cumsum([t.walk.length for t in self.traces])[:-1].tolist()]
 
     @property
     def chunk(self) -> int:
         """The steps of the longest path through time: what a gradient can travel at most, and one more."""
-        return max(t.way.longest for t in self.traces)
+        return max(t.longest for t in self.traces)
 
     @property
     def steps(self) -> int:
         """T, of all calls together."""
-        return sum(t.way.steps for t in self.traces)
+        return sum(t.walk.length for t in self.traces)
 
     @property
     def delta(self) -> Array:
@@ -163,7 +144,7 @@ class LayerFlow:
             raise KeyError(f"no contributions {kind!r}: choose 'weight_hh', 'weight_ih' or 'bias'")
         if kind not in self._contributions:
             with torch.no_grad():
-                found = torch.cat([trace.contribution_norms(kind) for trace in self.traces])
+                found = torch.cat([contribution_norms(trace, kind) for trace in self.traces])
             self._contributions[kind] = found.numpy()
         return self._contributions[kind]
 
@@ -173,11 +154,11 @@ class LayerFlow:
         The sum is the parameter's gradient. `parameter` is its short name: weight_hh, weight_ih, bias_hh, bias_ih, …
         """
         if k is None:
-            return torch.stack([trace.contribution(parameter) for trace in self.traces]).sum(0)
+            return torch.stack([contribution(trace, parameter) for trace in self.traces]).sum(0)
         for trace in self.traces:
-            if k < trace.way.steps:
-                return trace.contribution(parameter, k)
-            k -= trace.way.steps
+            if k < trace.walk.length:
+                return contribution(trace, parameter, k)
+            k -= trace.walk.length
         raise IndexError(f"step {k + self.steps} of {self.steps}: count from 0")
 
     @property
@@ -189,12 +170,12 @@ class LayerFlow:
 
     @cached_property
     def reach(self) -> Reach:
-        """How far a loss step's gradient gets (see `bptt.flow.watching.horizon`), over the last 16 watched passes."""
+        """How far a loss step's gradient gets (see `bptt.flow.tracing.reach`), over the last 16 watched passes."""
         return pooled([p.measure() for p in self._passes])
 
     @property
     def spans(self) -> tuple[Span, ...]:
-        """The same for each sample by itself that was looked at in these passes."""
+        """Horizon, longest lag and largest gain of each single sample that was looked at in these passes."""
         return self.reach.samples
 
     @property
@@ -216,7 +197,7 @@ class LayerFlow:
 
     @property
     def horizon(self) -> int:
-        """The memory horizon in steps (see `bptt.flow.watching.horizon`)."""
+        """The memory horizon in steps (see `bptt.flow.tracing.horizon`)."""
         return horizon(self.reach.gain)
 
     @property
@@ -269,14 +250,7 @@ class LayerFlow:
     @cached_property
     def non_finite(self) -> NonFinite | None:
         """The first non-finite number in the last pass, in the order in which they are computed; None if all are finite."""
-        offset = 0
-        for trace in self.traces:
-            found = _first_non_finite(trace)
-            if found is not None:
-                what, step, sample, gate = found
-                return NonFinite(self.name, what, step + offset if step >= 0 else step, sample, gate)
-            offset += trace.way.steps
-        return None
+        return first_non_finite(self.name, self.traces)
 
     def to_json(self) -> dict[str, Any]:
         """All of it as numbers, lists and names; what is not finite becomes None."""
@@ -288,7 +262,7 @@ class LayerFlow:
             "contributions": {kind: _listed(self.contributions(kind)) for kind in ("weight_hh", "weight_ih", "bias")},
             "gain": _listed(np.array(self.reach.gain)), "lag_share": _listed(self.lag_share),
             "horizon": self.horizon, "horizon_range": list(self.horizon_range), "batches": self.batches, "lags": self.lags,
-            "growth": _number(self.growth), "rate": _number(self.rate),
+            "growth": finite_or_none(self.growth), "rate": finite_or_none(self.rate),
             "saturation": self.saturation, "dead": self.dead, "units": self.units,
             "non_finite": None if self.non_finite is None else self.non_finite._asdict(),
         }  # fmt: skip
@@ -324,73 +298,10 @@ class _Pass:
         return self._found
 
 
-def slopes(trace: Trace) -> dict[str, Tensor]:
-    """Each gate's derivative by its net input over its largest value, on evenly spaced rows [n, H]."""
-    if type(trace.cell) not in _GATES:
-        return {}
-    n = len(trace.x)
-    rows = torch.linspace(0, n - 1, min(n, _SAMPLED), device=trace.x.device).round().long()
-    zx, zh, _ = trace.inputs(rows)
-
-    def logistic(g: int) -> Tensor:
-        s = torch.sigmoid(zx[:, g] + zh[:, g])
-        return 4 * s * (1 - s)
-
-    def tanh(z: Tensor) -> Tensor:
-        return 1 - torch.tanh(z).square()
-
-    match trace.cell:
-        case Elman(nonlinearity="tanh"):
-            return {"h": tanh(zx[:, 0] + zh[:, 0])}
-        case Elman(nonlinearity="sigmoid"):
-            return {"h": logistic(0)}
-        case GRU():
-            reset = torch.sigmoid(zx[:, 0] + zh[:, 0])
-            return {"r": logistic(0), "z": logistic(1), "n": tanh(zx[:, 2] + reset * zh[:, 2])}
-        case LSTM():
-            return {"i": logistic(0), "f": logistic(1), "g": tanh(zx[:, 2] + zh[:, 2]), "o": logistic(3)}
-        case _:
-            return {}
-
-
-def _first_non_finite(trace: Trace) -> tuple[str, int, int, str] | None:
-    if any(not bool(w.isfinite().all()) for w in trace.weights.values()):
-        name = next(n for n, w in trace.weights.items() if not bool(w.isfinite().all()))
-        return "weight", -1, -1, name
-    if (place := _place(trace, trace.x)) is not None:
-        return "input", *place, ""
-    state = _place(trace, *trace.states)
-    if state is not None:
-        rows = slice(trace.way.starts[state[0]] + state[1], trace.way.starts[state[0]] + state[1] + 1)
-        zx, zh, before = trace.inputs(rows)
-        if not all(bool(s.isfinite().all()) for s in before):
-            return "initial state", *state, ""
-        gates = (zx + zh).isfinite().all(-1)[0]
-        bad = [name for name, fine in zip(gate_names(trace.cell), gates.tolist(), strict=True) if not fine]
-        return ("gate", *state, bad[0]) if bad else ("state", *state, "")
-    gradient = _place(trace, trace.external, *trace.delta, last=True)
-    return None if gradient is None else ("gradient", *gradient, "")
-
-
-def _place(trace: Trace, *tensors: Tensor, last: bool = False) -> tuple[int, int] | None:
-    """(step, sample) of the first row in the order of walking (of the way back, if `last`) that is not finite."""
-    if all(bool(t.sum().isfinite()) for t in tensors):
-        return None
-    bad = torch.stack([~t.isfinite().all(-1) for t in tensors]).any(0)
-    if not bool(bad.any()):
-        return None
-    steps = trace.way.order()
-    for t in reversed(steps) if last else steps:
-        rows = bad[trace.way.starts[t] : trace.way.starts[t + 1]]
-        if bool(rows.any()):
-            row = int(rows.int().argmax())
-            return t, trace.sample(t, row)
-    return None
-
-
 def _listed(values: Array) -> Any:
-    return [_listed(v) for v in values] if values.ndim > 1 else [_number(float(v)) for v in values]
+    return [_listed(v) for v in values] if values.ndim > 1 else [finite_or_none(float(v)) for v in values]
 
 
-def _number(value: float) -> float | None:
+def finite_or_none(value: float) -> float | None:
+    """Return the number as JSON takes it: None for NaN and infinity."""
     return value if math.isfinite(value) else None

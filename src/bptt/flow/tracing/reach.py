@@ -1,16 +1,12 @@
-"""How far back a loss step's gradient reaches, and the memory horizon.
+"""How far back a loss step's gradient reaches.
 
 The gradient e that arrives from outside at one loss step t is sent back alone: δ_t = e, δ_{i-1} = A_iᵀ δ_i with the step
 Jacobian A_i of eq. (11). gain(j) = rms over the chosen (loss step, sample) pairs of ‖δ_{t-j}‖ / ‖e‖, over the whole
 state (h, or h and c). A reset or the sequence's beginning ends a pair: it then counts in no further lag, so that an end of
 the data is not mistaken for a gradient that vanishes.
 
-The memory horizon is the longest lag j with gain(j) ≥ 1 % (`horizon`). Watch, report, `bptt inspect`, metrics.jsonl and
-`bptt explain` all mean this and compute it here; of several watched batches the gains are pooled first (`pooled`), and the
-horizons of the samples, each by itself, are its spread. Equations: docs/equations.md, eqs. (31) and (32).
-
 δ is sent back by stretches of steps, at norm 1 from each to the next, by the native core where it serves and float32 holds
-what becomes of δ, and by the loop that is its specification else.
+what becomes of δ, and by the loop that is its specification else. Equations: docs/equations.md, eqs. (31) and (32).
 """
 
 from collections.abc import Sequence
@@ -19,71 +15,19 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from bptt.cells import State
-from bptt.flow.watching.trace import Trace, Way, one_step_back
+from bptt.flow.tracing.horizon import Reach, span_of
+from bptt.flow.tracing.step import one_step_back
+from bptt.flow.tracing.trace import Trace
 from bptt.kernels import cpu
 from bptt.kernels.walk import Walk
 
-REACHES = 0.01  # the share of its norm with which a gradient still counts as arrived
 _PAIRS, _SAMPLES = 4, 8  # loss steps for each sample, samples
 _STRETCH = 32  # steps
 _HELD = 1e-25, 1e25  # norms from 1 on that float32 holds with what they are made of
 _RESCALED = 4  # steps between two rescalings in the loop: it holds a fall to 1e-6 at each of them
-
-
-class Span(NamedTuple):
-    """How far the gradient of all samples, or of one, reaches: the horizon, the longest lag there, the largest gain."""
-
-    horizon: int
-    lags: int
-    growth: float
-
-
-class Reach(NamedTuple):
-    """gain[j] for lags j = 0, 1, …, in steps; pairs[j]: over how many (loss step, sample) pairs; to the start or not.
-
-    at_start: the rms gain that arrives at the initial state; 0 where nothing does.
-    samples: each chosen sample by itself.
-    """
-
-    gain: list[float]
-    pairs: list[int]
-    at_start: float
-    samples: tuple[Span, ...] = ()
-
-    @property
-    def span(self) -> Span:
-        """The numbers of all of it."""
-        return _span(np.array(self.gain))
-
-
-def horizon(gain: Sequence[float] | NDArray[np.float64]) -> int:
-    """The memory horizon in steps: the longest lag at which a loss step's gradient has at least 1 % of its norm."""
-    arrived = np.flatnonzero(np.asarray(gain) >= REACHES)
-    return int(arrived[-1]) if len(arrived) else 0
-
-
-def _span(gain: NDArray[np.float64]) -> Span:
-    return Span(horizon(gain), max(0, len(gain) - 1), float(gain.max(initial=0.0)))
-
-
-def pooled(found: Sequence[Reach]) -> Reach:
-    """The gains of several batches or sequences as those of one; what arrives at the start is the most that does."""
-    found = [r for r in found if r.gain]
-    if len(found) <= 1:
-        return found[0] if found else Reach([], [], 0.0)
-    lags = max(len(r.gain) for r in found)
-    squares, pairs = np.zeros(lags), np.zeros(lags)
-    for r in found:
-        with np.errstate(over="ignore"):
-            squares[: len(r.gain)] += np.square(r.gain) * np.array(r.pairs)
-        pairs[: len(r.pairs)] += np.array(r.pairs)
-    gain = np.sqrt(squares / np.maximum(pairs, 1))
-    samples = tuple(sample for r in found for sample in r.samples)
-    return Reach(gain.tolist(), [int(p) for p in pairs], max(r.at_start for r in found), samples)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,20 +58,20 @@ class Strands:
 
 
 def strands(trace: Trace) -> Strands:
-    """Up to 8 of a trace's samples, evenly spaced."""
+    """Return up to 8 of a trace's samples, evenly spaced."""
     rows, exists, begins = _sample_rows(trace)
-    way, shape = trace.way, rows.shape
+    walk, shape = trace.walk, rows.shape
     flat = rows.flatten()
-    is_all = way.joined is None and not way.reverse and len(flat) == len(trace.x)
+    is_all = trace.lineages is None and not walk.reverse and len(flat) == len(trace.x)
 
     def chosen(tensor: Tensor) -> Tensor:
         return tensor if is_all else tensor[flat]
 
-    start = tuple(way.before_some(s, first, rows[0]) for s, first in zip(trace.states, trace.start, strict=True))
-    even = Way((shape[1],) * shape[0], False, None if way.cut is None else chosen(way.cut))
+    start = tuple(walk.before_some(s, first, rows[0]) for s, first in zip(trace.states, trace.start, strict=True))
+    even = Walk(shape[0], shape[1], reset=None if walk.reset is None else chosen(walk.reset))
     states = tuple(map(chosen, trace.states))
     alone = Trace(trace.cell, trace.weights, even, chosen(trace.x), states[0], start, states=states)
-    ends = way.ends.to(flat.device)
+    ends = walk.ends.to(flat.device)
     place = torch.full((len(trace.x),), -1, device=flat.device)
     place[ends] = torch.arange(len(ends), device=flat.device)
     ending = torch.where(exists, place[rows], -1)
@@ -135,12 +79,12 @@ def strands(trace: Trace) -> Strands:
 
 
 def reach(trace: Trace) -> Reach:
-    """The reach of a trace's loss steps (see `reach_of`)."""
+    """Return the reach of a trace's loss steps (see `reach_of`)."""
     return reach_of(strands(trace))
 
 
 def reach_of(seen: Strands) -> Reach:
-    """The reach of up to 4 loss steps for each sample: its last one, and others evenly before it."""
+    """Return the reach of up to 4 loss steps for each sample: its last one, and others evenly before it."""
     external = seen.external.double() * seen.exists.unsqueeze(-1)
     at = (seen.ending >= 0).nonzero(as_tuple=True)
     final = [d[seen.ending[at]].double() for d in seen.final]
@@ -180,18 +124,18 @@ class _Units(NamedTuple):
 
 
 def _sample_rows(trace: Trace) -> tuple[Tensor, Tensor, Tensor]:
-    """The rows of the samples at each position of the walk [T, b], whether they have one there, and begin with the trace."""
-    way, device = trace.way, trace.x.device
-    if way.joined is not None:
-        lineages, begins = way.joined.lineages, way.joined.begins
+    """Choose samples: their rows at each position of the walk [T, b], whether there is one, whether it begins the trace."""
+    walk, device = trace.walk, trace.x.device
+    if trace.lineages is not None:
+        lineages, begins = trace.lineages
         some = _evenly(lineages.shape[1])
         rows = lineages[:, some].to(device)
         exists = rows < len(trace.x)
         longest = int(exists.any(1).sum())
         return torch.where(exists, rows, 0)[:longest], exists[:longest], begins[some].to(device)
-    samples, order = _evenly(way.batch).to(device), list(way.order())
-    starts = torch.tensor(way.starts[:-1], device=device)[order].unsqueeze(1)
-    sizes = torch.tensor(way.sizes, device=device)[order].unsqueeze(1)
+    samples, order = _evenly(walk.batch).to(device), list(walk.order())
+    starts = torch.tensor(walk.starts[:-1], device=device)[order].unsqueeze(1)
+    sizes = torch.tensor(walk.sizes, device=device)[order].unsqueeze(1)
     exists = samples < sizes
     return torch.where(exists, starts + samples, starts), exists, torch.ones_like(exists[0])
 
@@ -228,23 +172,23 @@ class _Places(NamedTuple):
         return tensor.unflatten(0, self.strands.exists.shape)[self.low : self.high]
 
     @property
-    def cut(self) -> Tensor | None:
-        """Where the state before is zero [n, b]."""
-        cut = self.strands.trace.way.cut
-        return None if cut is None else self.rows(cut)
+    def reset(self) -> Tensor | None:
+        """Where the state before is reset [n, b]."""
+        reset = self.strands.trace.walk.reset
+        return None if reset is None else self.rows(reset)
 
     def before(self) -> State:
         """The state before the first of them [b, ·]."""
         trace, at = self.strands.trace, self.low
         pairs = zip(trace.states, trace.start, strict=True)
         before = tuple(s.unflatten(0, self.strands.exists.shape)[at - 1] if at else first for s, first in pairs)
-        cut = self.cut
-        return before if cut is None else tuple(s.masked_fill(cut[0].unsqueeze(-1), 0) for s in before)
+        reset = self.reset
+        return before if reset is None else tuple(s.masked_fill(reset[0].unsqueeze(-1), 0) for s in before)
 
     def alive(self, after: Tensor) -> tuple[Tensor, Tensor]:
         """Which of the pairs that come from behind [K, b] count at each position [n, K, b], and before the first."""
         exists = self.strands.exists[self.low : self.high]
-        goes_on = torch.ones_like(exists) if self.cut is None else ~self.cut
+        goes_on = torch.ones_like(exists) if self.reset is None else ~self.reset
         behind = torch.cat([goes_on[1:], torch.ones_like(goes_on[:1])])
         at = (exists & behind).flip(0).cumprod(0).bool().flip(0).unsqueeze(1) & after
         return at, at[0] & goes_on[0]
@@ -290,14 +234,14 @@ class _Sent(NamedTuple):
 
 def _by_the_core(places: _Places, delta: list[Tensor], counts: Tensor) -> _Sent | None:
     """None where the core does not serve, or a norm that counts leaves what float32 holds."""
-    trace, (n, K, b), cut = places.strands.trace, counts.shape, places.cut
+    trace, (n, K, b), reset = places.strands.trace, counts.shape, places.reset
     if not cpu.serves(trace.cell, trace.x, trace.weights):
         return None
 
     def for_each_pair(rows: Tensor) -> Tensor:
         return rows.unsqueeze(1).expand(n, K, *rows.shape[1:]).flatten(0, 2)
 
-    walk = Walk(n, K * b, cut=None if cut is None else for_each_pair(cut))
+    walk = Walk(n, K * b, reset=None if reset is None else for_each_pair(reset))
     start = tuple(s.repeat(K, 1) for s in places.before())
     h, *c = (for_each_pair(places.rows(s)) for s in trace.states)
     final = tuple(d.flatten(0, 1) for d in delta)
@@ -311,29 +255,39 @@ def _by_the_core(places: _Places, delta: list[Tensor], counts: Tensor) -> _Sent 
 
 
 def _by_the_loop(places: _Places, delta: list[Tensor]) -> _Sent:
-    """The same for every cell and any size of δ."""
-    trace, cut, weights = places.strands.trace, places.cut, places.strands.trace.weights
-    n, b = places.high - places.low, places.strands.exists.shape[1]
-    partials = trace.partials(slice(places.low * b, places.high * b))
-    zh = [d.unflatten(0, (n, b)) for d in partials.zh]
-    direct = [[None if d is None else d.unflatten(0, (n, b)) for d in row] for row in partials.direct]
+    """Like `_by_the_core`, for every cell and any size of δ."""
+    steps = _Steps(places)
     log_scale = delta[0].new_zeros(delta[0].shape[:-1], dtype=torch.float64)
     squares, scales = [], []
-    for i in reversed(range(n)):
+    for i in reversed(range(places.high - places.low)):
         if i % _RESCALED == 0:
             delta, log_scale = _rescaled(delta, log_scale)
         squares.append(_squares(delta).double())
         scales.append(log_scale)
-        raw = [delta[0] @ weights["weight_hr"], *delta[1:]] if "weight_hr" in weights else delta
-        here = [[None if d is None else d[i] for d in row] for row in direct]
-        delta = one_step_back(raw, [d[i] for d in zh], here, weights["weight_hh"])
-        if cut is not None:
-            delta = [d.masked_fill(cut[i][:, None], 0) for d in delta]
+        delta = steps.back(i, delta)
     return _Sent(torch.stack(squares[::-1]), torch.stack(scales[::-1]), delta)
 
 
+class _Steps:
+    """The derivatives of the steps at some positions, each of which takes δ [K, b, ·] of every pair one step back."""
+
+    def __init__(self, places: _Places) -> None:
+        trace, n, b = places.strands.trace, places.high - places.low, places.strands.exists.shape[1]
+        partials = trace.partials(slice(places.low * b, places.high * b))
+        self.zh = [d.unflatten(0, (n, b)) for d in partials.zh]
+        self.direct = [[None if d is None else d.unflatten(0, (n, b)) for d in row] for row in partials.direct]
+        self.trace, self.reset = trace, places.reset
+
+    def back(self, i: int, delta: list[Tensor]) -> list[Tensor]:
+        """A_iᵀ δ: δ before the step at the i-th position."""
+        direct = [[None if d is None else d[i] for d in row] for row in self.direct]
+        raw = self.trace.raw_delta(tuple(delta))
+        delta = one_step_back(raw, [d[i] for d in self.zh], direct, self.trace.weights["weight_hh"])
+        return delta if self.reset is None else [d.masked_fill(self.reset[i][:, None], 0) for d in delta]
+
+
 def _started(delta: list[Tensor], starting: Tensor, units: _Units, p: int) -> list[Tensor]:
-    """With the pairs that start at position p: e of h, and of the other components where a sample ends there."""
+    """Put in δ of the pairs that start at position p: e of h, and of the other components where a sample ends there."""
     fresh = (units.external[p], *units.others(p))
     return [torch.where(starting.unsqueeze(-1), e, d) for e, d in zip(fresh, delta, strict=True)]
 
@@ -356,7 +310,7 @@ def _by_lag(stretches: list[tuple[Tensor, Tensor, Tensor]], chosen: Tensor, at_s
     total, counts = total.unflatten(0, (-1, b)), counts.unflatten(0, (-1, b))
     n, pairs = int((counts > 0).any(1).sum()), counts.sum(1)
     each = (total / counts).sqrt().cpu().numpy().T  # NaN beyond a sample's last lag
-    samples = tuple(_span(gain[np.isfinite(gain)]) for gain in each if np.isfinite(gain[0]))
+    samples = tuple(span_of(gain[np.isfinite(gain)]) for gain in each if np.isfinite(gain[0]))
     return Reach((total.sum(1)[:n] / pairs[:n]).sqrt().tolist(), [int(c) for c in pairs[:n]], at_start, samples)
 
 
@@ -365,7 +319,7 @@ def _squares(delta: Sequence[Tensor]) -> Tensor:
 
 
 def _rescaled(delta: list[Tensor], log_scale: Tensor) -> tuple[list[Tensor], Tensor]:
-    """The same gradients with norm 1 and the logarithm of what was divided out: nothing underflows or overflows."""
+    """Return the gradients with norm 1 and the logarithm of what was divided out: nothing underflows or overflows."""
     norm = _squares([d.double() for d in delta]).sqrt()
     norm = torch.where((norm > 0) & norm.isfinite(), norm, 1.0)
     return [d / norm.unsqueeze(-1).to(d.dtype) for d in delta], log_scale + norm.log()

@@ -1,0 +1,1 @@
+"""What the numbers of each layer say: profiles, a verdict with its evidence, and remedies."""
