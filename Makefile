@@ -2,12 +2,12 @@
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
 
-# Test files run beside each other in JOBS processes; then, by themselves, the tests that measure processor time or memory.
+# Test files are shared out among JOBS processes. Tests that measure processor time or memory run after that, one by one.
 JOBS ?= 2
 PYTEST = .venv/bin/python -m pytest
-BESIDE = $(PYTEST) --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+PARALLEL = $(PYTEST) --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
-# A few minutes: the laws that every gradient obeys, the kernels, torch.nn's interface, and the command line.
+# The laws that every gradient obeys, the kernels, torch.nn's interface, and the command line.
 QUICK = tests/test_laws.py tests/test_cells.py tests/test_gradient.py tests/test_network.py tests/test_cpu_kernel.py \
     tests/test_extremes.py tests/test_choose.py tests/test_drop_in.py tests/test_fuse.py tests/test_imports.py tests/test_cli.py
 
@@ -17,11 +17,11 @@ demo: .venv/installed
 	.venv/bin/bptt train
 
 quick: .venv/tools
-	$(BESIDE) -m "not (slow or alone or browser or distributed)" $(QUICK)
+	$(PARALLEL) -m "not (slow or alone or browser or distributed)" $(QUICK)
 
-# FILES are some of the tests, and what else pytest takes; none are marked `alone` in many a file, which pytest calls error 5.
+# FILES restricts it to some files, and may hold options of pytest. Exit code 5 means that none of their tests is marked `alone`.
 test: .venv/tools
-	$(BESIDE) -m "not alone" $(FILES)
+	$(PARALLEL) -m "not alone" $(FILES)
 	$(PYTEST) -m alone $(FILES) || test $$? = 5
 
 # The tests as on a processor without AVX-512: ours, ATen's and oneDNN's instructions stop at AVX2.
@@ -53,14 +53,16 @@ lint: .venv/tools
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lizard -C 12 -w src hatch_build.py release
-	$(if $(wildcard .clang-format),.venv/bin/clang-format --dry-run -Werror $(wildcard src/bptt/kernels/csrc/*.h src/bptt/kernels/csrc/*.cpp tests/native/*.cpp))
+	.venv/bin/clang-format --dry-run -Werror src/bptt/kernels/csrc/*.h src/bptt/kernels/csrc/*.cpp tests/native/*.cpp
 	$(MAKE) --no-print-directory lint-js
 
 # The page's JavaScript: its types by tsc, its form by prettier, both at the versions of package-lock.json.
 lint-js:
-	@if command -v node >/dev/null && command -v npm >/dev/null; then \
-		$(MAKE) --no-print-directory node_modules/.installed && npm run --silent types && npm run --silent form; \
-	else echo "lint-js: skipped, since node or npm is not installed"; fi
+	@if ! command -v node >/dev/null || ! command -v npm >/dev/null; then \
+		echo "lint-js: skipped, since node or npm is not installed"; \
+	elif ! $(MAKE) --no-print-directory node_modules/.installed; then \
+		echo "lint-js: skipped, since npm cannot install what package-lock.json names"; \
+	else npm run --silent types && npm run --silent form; fi
 
 node_modules/.installed: package-lock.json
 	npm ci --silent

@@ -122,6 +122,7 @@ def test_compiled_whole_it_gives_what_it_gives_otherwise(name, trained):
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 def test_on_a_processor_whose_onednn_has_no_lstm_in_bfloat16():
     """What the processor offers is decided when torch starts, so in a process of its own."""
     if not onednn_has_lstm(BF16):

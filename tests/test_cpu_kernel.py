@@ -363,6 +363,23 @@ def test_a_step_without_gradient_keeps_nothing_and_gives_the_same():
         assert not y.requires_grad
 
 
+@pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
+def test_the_working_memory_that_the_core_states(name):
+    """At least the packed weights and one block's dz; no more for longer sequences; more where gates are computed again."""
+    made = getattr(bptt, name)(16, 64)
+    sizes = cpu.LayerSizes.of(made.cell, made.layer_weights(0, 0), batch=4)
+    gates = made.weight_hh_l0.shape[0]
+    weights = 4 * made.weight_hh_l0.numel() + 4 * made.weight_ih_l0.numel()
+    found = [cpu.workspace_bytes(sizes, steps) for steps in (1, 8, 64, 2048, 4096)]
+    assert found == sorted(found)
+    assert found[0] >= weights + 4 * 4 * gates
+    assert weights + (1 << 20) <= found[-2] == found[-1] <= 16 * (1 << 20)
+    again = cpu.workspace_bytes(sizes, 2048, lean=True)
+    assert again == found[-1] if name == "RNN" else again > found[-1]
+    own = bptt.Recurrent(POINTWISE["leaky"], 2, 4)
+    assert cpu.workspace_bytes(cpu.LayerSizes.of(own.cell, own.layer_weights(0, 0), 1), 10) == 0
+
+
 def test_export():
     for name in ("RNN", "GRU", "LSTM"):
         made, x = getattr(bptt, name)(3, 4).eval(), torch.randn(5, 2, 3)

@@ -57,34 +57,46 @@ def numbers(*shape: int) -> torch.Tensor:
     return torch.randint(-64, 65, shape).double() / 64
 
 
+def _walk(layer: Layer, rows: int) -> Walk:
+    form = (rows,) if layer.sizes else (layer.steps, layer.batch)
+    reset = torch.zeros(rows, dtype=torch.bool)
+    reset[list(layer.resets)] = True
+    sizes = torch.tensor(layer.sizes) if layer.sizes else None
+    x = torch.empty(*form, layer.inputs, dtype=torch.float64)
+    return Walk.over(Sequences(x, sizes, reset.view(form) if layer.resets else None), bool(layer.reverse))
+
+
+def _weights(layer: Layer) -> dict[str, torch.Tensor]:
+    G, D, H, P = CELLS[layer.cell].gates, layer.inputs, layer.hidden, layer.projected
+    shapes = {"weight_ih": (G * H, D), "weight_hh": (G * H, P or H), "bias_ih": (G * H,), "bias_hh": (G * H,)}
+    shapes |= {"weight_hr": (P, H)} if P else {}
+    return {name: numbers(*shape) / 2 for name, shape in shapes.items()}
+
+
 def tensors(layer: Layer) -> dict[str, torch.Tensor]:
     """Return the tensors of one case by their names in problem.h, inputs first."""
-    _, steps, batch, inputs, hidden, projected, reverse, sizes, resets = layer
-    cell, P = CELLS[layer.cell], projected or hidden
-    G = cell.gates
-    counts = torch.tensor(sizes) if sizes else torch.full((steps,), batch)
-    rows = int(counts.sum())
-    x = numbers(rows, inputs)
-    reset = torch.zeros(rows, dtype=torch.bool)
-    reset[list(resets)] = True
-    walk = Walk.over(Sequences(x, counts, reset if resets else None), bool(reverse))
-    shapes = {"weight_ih": (G * hidden, inputs), "weight_hh": (G * hidden, P), "bias_ih": (G * hidden,)}
-    shapes |= {"bias_hh": (G * hidden,)} | ({"weight_hr": (P, hidden)} if projected else {})
-    weights = {name: numbers(*shape) / 2 for name, shape in shapes.items()}
-    state = tuple(numbers(batch, width) for width in (P, hidden)[: len(cell.states)])
-    leaves = {"x": x} | {f"w_{n[-2:]}" if n.startswith("w") else f"b_{n[-2:]}": w for n, w in weights.items()}
+    cell = CELLS[layer.cell]
+    x = numbers(sum(layer.sizes) or layer.steps * layer.batch, layer.inputs)
+    walk, weights = _walk(layer, len(x)), _weights(layer)
+    widths = (layer.projected or layer.hidden, layer.hidden)[: len(cell.states)]
+    state = tuple(numbers(layer.batch, width) for width in widths)
+    leaves = {"x": x} | {f"{name[0]}_{name[-2:]}": weight for name, weight in weights.items()}
     leaves |= dict(zip(("h0", "c0"), state, strict=False))
     for leaf in leaves.values():
         leaf.requires_grad_()
     h, last = Reference().layer(cell, walk, x, state, weights)
-    d_h, d_last = numbers(*h.shape), tuple(numbers(*s.shape) for s in last)
-    loss = (h * d_h).sum() + sum((s * d).sum() for s, d in zip(last, d_last, strict=True))
+    given = dict(zip(("d_h", "d_h_last", "d_c_last"), (numbers(*t.shape) for t in (h, *last)), strict=False))
+    found = dict(zip(("h", "h_last", "c_last"), (h, *last), strict=False))
+    loss = sum((found[name] * given[f"d_{name}"]).sum() for name in found)
     gradients = torch.autograd.grad(loss, list(leaves.values()))
-    found = {"offsets": torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])} if sizes else {}
-    found |= {} if walk.cut is None else {"reset": walk.cut.long()}  # in the order of the walk
-    found |= leaves | {"d_h": d_h} | {f"d_{s}_last": d for s, d in zip("hc", d_last, strict=False)}
-    found |= {"h": h} | {f"{s}_last": v for s, v in zip("hc", last, strict=False)}
-    return found | {f"d_{name}": gradient for name, gradient in zip(leaves, gradients, strict=True)}
+    d_leaves = {f"d_{name}": gradient for name, gradient in zip(leaves, gradients, strict=True)}
+    return _order(walk) | leaves | given | found | d_leaves
+
+
+def _order(walk: Walk) -> dict[str, torch.Tensor]:
+    """Return the tensors that say which rows there are, and which begin from zero, in the order of the walk."""
+    order = {"offsets": walk.offsets, "reset": None if walk.cut is None else walk.cut.long()}
+    return {name: tensor for name, tensor in order.items() if tensor is not None}
 
 
 def text() -> str:

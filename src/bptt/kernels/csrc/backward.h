@@ -116,7 +116,7 @@ template <class W> class Backward {
     if (replays_) {  // each worker its own units: no need to wait for the others
       BlockRows<W> rows(l, row_lists_, slice.thread, gates_, block_.first_row);
       for (int64_t s = start; s < stop; ++s) rows.add(l.step_at(s), slice.first, schedule_.end(slice, l.step_at(s)));
-      replay(start, stop, rows, slice, l, schedule_, operands_, false);
+      replay(start, stop, rows, slice, l, schedule_, operands_, ReplayOutput::gates);
     }
     for (int64_t s = stop - 1; s >= start; --s) step(l.step_at(s), slice);
   }

@@ -1,12 +1,13 @@
 // The pointwise part of each cell, on one register of hidden units. Equations and tables: src/bptt/cells/*.py.
 //
 //   kGates          G
-//   kSeparateGates  1 where the last gate needs zx and zh separately (the GRU candidate), else 0. Others take z = zx + zh.
+//   kSeparateGates  1 where the last gate needs zx and zh separately (the GRU's candidate), else 0. The other gates
+//                   take z = zx + zh.
 //   kStates         1 (h) or 2 (h, c)
 //   forward         z[G] (of the separate gate zx, and `zh` is its zh) -> h, c. Leaves in z what the backward needs.
 //   backward        what forward left, dh, dc -> dz[G] = dL/dzx, dz_separate = dL/dzh of the separate gate, dc = dL/dc
-//                   before. With a separate gate also dh_direct: the part of dL/dh before that does
-//                   not pass through W_hh. A cell with two states recomputes h, for the gradient of a projection.
+//                   before. With a separate gate also dh_direct: the part of dL/dh before that does not pass through
+//                   W_hh. A cell with two states recomputes h, for the gradient of a projection.
 #pragma once
 #include "simd.h"
 

@@ -109,19 +109,21 @@ template <class W> class NetInputs {
   }
 };
 
-// Finds the gates of steps [start, stop) of the walk from their known states, all rows in one product; and c of each
-// row, where wanted.
+// What a replay finds: the gates; or these and c, of which a layer does not put out all steps.
+enum class ReplayOutput { gates, gates_and_c };
+
+// Finds the gates of steps [start, stop), in the order of the layer, from their known states: one product for all rows.
 template <class W>
 void replay(int64_t start, int64_t stop, const BlockRows<W>& rows, const WorkerSlice& slice, const Layer<W>& l,
-            const Schedule<W>& schedule, const Operands<W>& operands, bool c_wanted) {
+            const Schedule<W>& schedule, const Operands<W>& operands, ReplayOutput output) {
   NetInputs<W>(l, schedule, operands).add(slice, rows, {0, rows.count()}, NetInputs<W>::From::both);
   const Units units{slice.unit, slice.unit_end, l.H, l.U};
   for (int64_t s = start, k = 0; s < stop; ++s) {
     const int64_t t = l.step_at(s), end = schedule.end(slice, t);
     for (int64_t r = slice.first; r < end; ++r, ++k)
-      l.cell.forward(
-          {rows.z(k), rows.zh(k), l.zeros(), l.c_before(t, r), nullptr, c_wanted ? l.c(rows.row(k)) : nullptr, true},
-          units);
+      l.cell.forward({rows.z(k), rows.zh(k), l.zeros(), l.c_before(t, r), nullptr,
+                      output == ReplayOutput::gates_and_c ? l.c(rows.row(k)) : nullptr, true},
+                     units);
   }
 }
 
@@ -165,7 +167,7 @@ template <class W> class Forward {
     for (int64_t i = 0; i < p.steps;) {
       const int64_t start = i;
       i = add_steps(start, slice, rows);
-      if (p.h_is_known) replay(start, i, rows, slice, l, schedule_, operands_, true);
+      if (p.h_is_known) replay(start, i, rows, slice, l, schedule_, operands_, ReplayOutput::gates_and_c);
       else run_block(start, i, slice, rows);
     }
     if (p.h_is_known) return;

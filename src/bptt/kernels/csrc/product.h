@@ -18,16 +18,16 @@ template <class S> inline int64_t round_up(int64_t n) { return (n + kLanes<S> - 
 // The elements that K numbers take.
 template <class W> inline int64_t elements(int64_t K) { return (K + kPer<W> - 1) / kPer<W>; }
 
-// How columns are divided into panels of at most kNR registers, and these evenly among workers.
+// How columns are divided into panels of at most kNR registers, and these evenly among threads.
 template <class S> struct Panels {
-  int64_t columns, panel_width, columns_per_worker;
-  Panels(int64_t columns, int64_t workers) : columns(columns) {
-    const int64_t registers = (round_up<S>(columns) / kLanes<S> + workers - 1) / workers;
+  int64_t columns, panel_width, columns_per_thread;
+  Panels(int64_t columns, int64_t threads) : columns(columns) {
+    const int64_t registers = (round_up<S>(columns) / kLanes<S> + threads - 1) / threads;
     const int64_t count = (registers + kNR - 1) / kNR;
     panel_width = (registers + count - 1) / count * kLanes<S>;
-    columns_per_worker = panel_width * count;
+    columns_per_thread = panel_width * count;
   }
-  int64_t begin(int64_t worker) const { return least(worker * columns_per_worker, columns); }
+  int64_t begin(int64_t thread) const { return least(thread * columns_per_thread, columns); }
 };
 
 // ---- The right-hand side

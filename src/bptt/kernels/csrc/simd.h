@@ -242,9 +242,9 @@ template <class S> inline Vec<S> exp(Vec<S> x) {
   return scaled((e.rest * e.r + 1) * e.r + 1, e.n);
 }
 
-// 1 / (1 + e^-x). 2.5 ULP for all x whose result is a normal number; where it would be denormal the result may be 0. NaN
-// for NaN. Exactly 0 below -89 (double: -710), as torch's: otherwise the smallest slope times the largest input would be
-// no small number.
+// 1 / (1 + e^-x). 2.5 ULP for all x whose result is a normal number; where it would be denormal the result may be 0.
+// NaN for NaN. Exactly 0 below -89 (double: -710), as torch's: otherwise the smallest slope times the largest input
+// would be no small number.
 template <class S> inline Vec<S> sigmoid(Vec<S> x) { return 1 / (1 + exp<S>(-x)); }
 
 // tanh x. 2.2 ULP (double: 2.6) for all x; odd, exactly 1 from 9.02 (19.1) on, NaN for NaN.

@@ -9,25 +9,28 @@
 namespace bptt::BPTT_ISA {
 namespace {
 
-constexpr int64_t kRowsPerRun = 512, kBiasRowsPerRun = 64;  // rows that are summed on their own
-constexpr int64_t kRowsPerFloatSum = 8192;                  // rows after which a float sum goes to the one in double
-constexpr int64_t kWeightRowsPerPacking = 96;  // rows of a weight gradient that share one packing of the features
+// Rows that are summed on their own (KC of a matrix product); of biases fewer.
+constexpr int64_t kRowsPerRun = 512, kBiasRowsPerRun = 64;
+// Rows after which a float sum goes to the one in double.
+constexpr int64_t kRowsPerFloatSum = 8192;
+// Rows of a weight gradient that share one packing of the features (MC of a matrix product).
+constexpr int64_t kWeightRowsPerPacking = 96;
 
 // What the loop over time leaves of a block of steps, row by row.
 template <class W> struct BackwardBlock {
   using S = Sum<W>;
   const Buffer<S> dz;            // rows,G,U  dL/dzx
-  const Buffer<S> separate;      // rows,G,U  dL/dzh, where a gate is separate; else it is dz
+  const Buffer<S> dz_separate;   // rows,G,U  dL/dzh, where a gate is separate; else it is dz
   const Buffer<S> dh_projected;  // rows,P    dL/dh of the projection's output; rows padded
   const Buffer<S> raw;           // rows,U    h before the projection
   const Buffer<const S*> h_before;
   int64_t rows = 0, first_row = 0;
 
   BackwardBlock(Memory& memory, const Layer<W>& l, int64_t most_rows)
-      : dz(memory, most_rows * l.G * l.U), separate(memory, l.cell.separate_gates ? most_rows * l.G * l.U : 0),
+      : dz(memory, most_rows * l.G * l.U), dz_separate(memory, l.cell.separate_gates ? most_rows * l.G * l.U : 0),
         dh_projected(memory, l.p.projected ? most_rows * round_up<S>(l.P) : 0),
         raw(memory, l.p.projected ? most_rows * l.U : 0), h_before(memory, most_rows) {}
-  S* dz_hidden() const { return separate ? separate : dz; }
+  S* dz_hidden() const { return dz_separate ? dz_separate : dz; }
 };
 
 // Columns of a matrix, to be interleaved as the micro-kernel takes them: row after row the kMR (or fewer) numbers of a
@@ -165,10 +168,12 @@ template <class W> class WeightGradient {
     Memory memory;
     Buffer<W> left(memory, left_size(R, last - first)), panel(memory, panel_size(R));
     interleave(dz, l.G * l.U, R, first, last, column, left.data());
-    accumulate(left, R, first, last, panel, [&](int64_t n) { return l.x(block_.first_row + row + n); }, d_w_ih());
+    accumulate_weight_gradient(
+        left, R, first, last, panel, [&](int64_t n) { return l.x(block_.first_row + row + n); }, d_w_ih());
     if (p.d_b_ih) accumulate_bias(dz, R, first, last, column, d_b_ih().total);
     if (l.cell.separate_gates) interleave(dz_hidden, l.G * l.U, R, first, last, column, left.data());
-    accumulate(left, R, first, last, panel, [&](int64_t n) { return block_.h_before[row + n]; }, d_w_hh());
+    accumulate_weight_gradient(
+        left, R, first, last, panel, [&](int64_t n) { return block_.h_before[row + n]; }, d_w_hh());
     if (p.d_b_hh && !b_hh_is_copied()) accumulate_bias(dz_hidden, R, first, last, column, d_b_hh().total);
     if (p.projected && first == 0) add_to_projection(row, R, panel);
   }
@@ -177,7 +182,8 @@ template <class W> class WeightGradient {
     Memory memory;
     Buffer<W> left(memory, left_size(R, l.P));
     interleave(block_.dh_projected + row * width, width, R, 0, l.P, [](int64_t q) { return q; }, left.data());
-    accumulate(left, R, 0, l.P, panel, [&](int64_t n) { return block_.raw + (row + n) * l.U; }, d_w_hr());
+    accumulate_weight_gradient(
+        left, R, 0, l.P, panel, [&](int64_t n) { return block_.raw + (row + n) * l.U; }, d_w_hr());
   }
   // Without separate gates both biases have the same gradient.
   bool b_hh_is_copied() const { return !l.cell.separate_gates && p.d_b_ih && p.d_b_hh; }
@@ -185,8 +191,8 @@ template <class W> class WeightGradient {
   // to[q][f] (+)= sum_n left[n][q] features(n)[f] for rows q in [first, last) of a weight, n in [0, R), run by run;
   // `panel` is room for a packed panel.
   template <class F>
-  void accumulate(const W* left, int64_t R, int64_t first, int64_t last, W* panel, F features,
-                  const Gradient& to) const {
+  void accumulate_weight_gradient(const W* left, int64_t R, int64_t first, int64_t last, W* panel, F features,
+                                  const Gradient& to) const {
     constexpr int L = kLanes<S>;
     for (int64_t f = 0; to.total && f < to.width; f += kNR * L) {
       const Packed<W> packed{panel, R, least<int64_t>(to.width - f, kNR * L), kNR * L};
