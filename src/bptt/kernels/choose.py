@@ -27,7 +27,7 @@ def choose(backend: str, stack: Stack, sequences: Sequences, state: State = ()) 
         if backend != "auto":
             raise RuntimeError(f"backend='{backend}' cannot run this layer: {reason}: pass backend='auto'")
         if isinstance(kernel, Cpu) and reason == NOT_BUILT:
-            _warn_that_it_was_not_built()
+            _say_that_it_was_not_built()
     raise AssertionError("the reference kernel refuses nothing")
 
 
@@ -43,7 +43,7 @@ def fallback(stack: Stack, sequences: Sequences) -> str | None:
 
 
 @functools.cache
-def _warn_that_it_was_not_built() -> None:
+def _say_that_it_was_not_built() -> None:
     warn(
         "bptt runs on torch's own operators (backend aten), since its native core was not built: "
         "install a C++ compiler and reinstall bptt for the fused kernels"
