@@ -5,11 +5,11 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from bptt.cells import Partials, PointwiseCell, State
 from bptt.flow.jacobians.pullback import Pullback, PullbackResult, only
 from bptt.flow.jacobians.trajectory import Trajectory
+from bptt.torch_private import tree_map
 
 MEASURED = ("all", None)  # norms of all quantities, before they are named
 
