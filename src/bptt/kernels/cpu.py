@@ -76,7 +76,7 @@ class Cpu(LayerKernel):
         self.bfloat16 = bfloat16
 
     def run(self, stack: Stack, sequences: Sequences, state: State) -> tuple[Tensor, State]:
-        """Under autocast with products in bfloat16, where the processor has them."""
+        """Run the stack; under CPU autocast multiply in bfloat16 where the processor can."""
         if not _in_autocast():
             return self._run(stack, sequences, state)
         kernel = _IN_BFLOAT16 if _in_bfloat16() else self
@@ -394,7 +394,7 @@ class LayerSizes(NamedTuple):
 
     @staticmethod
     def of(cell: PointwiseCell, weights: Weights, batch: int) -> "LayerSizes":
-        """Those of the layer that has these weights."""
+        """Return the sizes of the layer that has these weights."""
         w_ih, w_hr = weights["weight_ih"], weights.get("weight_hr")
         rows, inputs = w_ih.shape
         return LayerSizes(cell, w_ih.dtype, batch, inputs, rows // cell.gates, 0 if w_hr is None else w_hr.shape[0])
