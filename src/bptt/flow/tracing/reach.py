@@ -205,7 +205,9 @@ def _send_back(seen: Strands, units: _Units, chosen: Tensor) -> Reach:
         delta = _started(delta, starting, units, high - 1)
         here = _Places(seen, low, high)
         counts, alive = here.alive(alive | starting)
-        sent = _by_the_core(here, delta, counts) or _by_the_loop(here, delta)
+        sent = _by_the_core(here, delta, counts)
+        if sent is None:
+            sent = _by_the_loop(here, delta)
         stretches.append((sent.squares, log_scale + sent.log_scale, counts))
         delta, log_scale = _rescaled(sent.delta, log_scale + sent.log_scale[0])
     arrived = _gains(_squares(delta).double(), log_scale)[alive & seen.begins]
