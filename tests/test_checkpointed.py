@@ -353,7 +353,7 @@ def test_a_larger_budget_is_never_slower():
 
 
 def test_states_alone_are_taped_where_that_saves_time():
-    """In wide batches, where the tape of a chunk is far larger than the block whose gates are computed anew."""
+    """In wide batches, where the tape of a chunk is far larger than the block whose gates are computed again."""
     model, x, y = problem(bptt.GRU, 400, batch=32, hidden=128)
     bptt.backward(model, x, y, squared)
     gradients = named_gradients(model)
@@ -361,7 +361,7 @@ def test_states_alone_are_taped_where_that_saves_time():
     chunk = Chunk(model, x, y, squared)
     for tenths in range(30, 120, 3):
         plan, replay, uses_random = checkpointed._prepared(chunk, bptt.Checkpointed(smallest * tenths // 10))
-        assert ("gates are computed anew" in str(plan)) == plan.lean
+        assert ("gates are computed again" in str(plan)) == plan.lean
         if plan.lean:
             break
     assert plan.lean

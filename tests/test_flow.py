@@ -15,6 +15,7 @@ from bptt.cells import GRU, LSTM, Elman, PointwiseCell
 from bptt.flow.diagnosis.criteria import START
 from bptt.flow.report import words
 from bptt.flow.tracing import fast_partials
+from bptt.flow.tracing.reach import strands
 from bptt.kernels import cpu
 from bptt.train.watching import figures
 from tests.cases import Leaky, Normed, Peephole, lstm_under_autocast
@@ -1113,3 +1114,20 @@ def test_every_place_tells_the_same_number_and_word():
         ["borderline"],
     )
     assert any(f"horizon {layer.horizon} steps" in t.get_text() for t in flow.plot().axes[2].texts)
+
+
+def test_the_samples_of_a_packed_batch_are_followed_along_their_own_rows():
+    """Also where the rows are as many as 8 samples of the full length would have: 12 sequences, 320 rows, 40 steps."""
+    lengths = [40] * 4 + [32] * 3 + [24, 16] + [8] * 3
+    assert sum(lengths) == 8 * max(lengths)
+    torch.manual_seed(0)
+    model, x = nn.LSTM(D, H), torch.randn(max(lengths), len(lengths), D)
+    packed = nn.utils.rnn.pack_padded_sequence(x, torch.tensor(lengths))
+    with bptt.watch(model) as flow:
+        model(packed)[0].data.square().mean().backward()
+    (trace,) = flow["lstm.l0"].traces
+    found = strands(trace)
+    chosen = torch.linspace(0, len(lengths) - 1, 8).round().long()
+    assert found.exists.sum(0).tolist() == [lengths[sample] for sample in chosen]
+    seen = found.trace.x.unflatten(0, found.exists.shape)
+    assert torch.equal(seen[found.exists], x[:, chosen][found.exists])

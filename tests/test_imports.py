@@ -14,7 +14,7 @@ import bptt
 
 SOURCE = Path(bptt.__file__).parent
 # Each layer may import itself and what stands before it; the leaves may be imported by all.
-LEAVES = {"errors", "files", "options", "reading", "terminal", "torch_private", "typed", "warning"}
+LEAVES = {"errors", "files", "options", "terminal", "torch_private", "typed", "warning"}
 LAYERS = [
     {"cells"}, {"kernels"}, {"forms", "parameters"}, {"layer_input"}, {"overrides", "recording"}, {"layer_base"}, {"layers"},
     {"fusing"}, {"network"},
@@ -27,8 +27,18 @@ APART = {("flow", "gradient"), ("gradient", "flow")}
 # Independent witnesses of the kernels' backward pass: how a gradient travels back follows there from the cells alone. Not so
 # in flow's `tracing` and `watching`, which run the native core's backward loop where it serves.
 WITNESSES = ("trajectory", "pullback", "pointwise", "by_autograd", "terms", "log_svd")  # of bptt.flow.jacobians
+BY_NAME = ("__init__.py", "tasks/__init__.py")  # what may import by a name: the public names, and the task asked for
 # What the whole of bptt.flow.jacobians takes of the native core: the forward pass, for the states to start from.
 FORWARD = {"serves", "states"}
+
+
+def test_every_import_is_one_that_these_tests_see():
+    """Not relative, and by no name that is made while the program runs, but where BY_NAME says so."""
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            assert not (isinstance(node, ast.ImportFrom) and node.level), f"{path}:{node.lineno} is relative"
+            if isinstance(node, ast.Name | ast.Attribute) and "import_module" in ast.unparse(node):
+                assert path.relative_to(SOURCE).as_posix() in BY_NAME, f"{path}:{node.lineno} imports by name"
 
 
 def _imported(path):
@@ -116,10 +126,10 @@ def _reached(module, graph):
 
 
 def test_witnesses_of_the_backward_pass_rest_on_the_cells_alone():
-    for name in WITNESSES:
-        reached = _reached(("bptt", "flow", "jacobians", name), _graph())
-        others = {module for module in reached if module[1] != "cells"}
-        assert others <= {("bptt", "flow", "jacobians", witness) for witness in WITNESSES}, name
+    witnesses = {*(("bptt", "flow", "jacobians", name) for name in WITNESSES), ("bptt", "gradient", "double_sum")}
+    for witness in witnesses:
+        others = {module for module in _reached(witness, _graph()) if module[1] not in ("cells", "torch_private")}
+        assert others <= witnesses, witness
 
 
 def test_jacobians_takes_only_the_forward_pass_from_the_kernels():
@@ -132,6 +142,11 @@ def test_jacobians_takes_only_the_forward_pass_from_the_kernels():
     forward = ast.parse((SOURCE / "flow" / "jacobians" / "forward.py").read_text())
     names = [node for node in ast.walk(forward) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)]
     assert {node.attr for node in names if node.value.id == "cpu"} == FORWARD
+    assert ("bptt", "kernels", "cpu") not in {
+        ("bptt", *node.module.split(".")[1:])
+        for node in ast.walk(forward)
+        if isinstance(node, ast.ImportFrom) and node.module
+    }, "forward.py takes names out of kernels.cpu: let it say cpu.NAME, which this test reads"
 
 
 def test_every_public_name_is_there():

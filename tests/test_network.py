@@ -1,4 +1,4 @@
-"""The lecture's network: lines 5 to 8 and 10, from the input to the loss."""
+"""The lecture's network: eqs. (5) to (8) and (10) of docs/equations.md, from the input to the loss."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from tests.cases import HEADS, POINTWISE, assert_same, named_gradients, network,
 
 
 def _plain_losses(head, z, y):
-    """Lines 7 and 8 in so many words."""
+    """Return the losses of eqs. (7) and (8), written out."""
     if head == "softmax":
         probabilities = z.exp() / z.exp().sum(-1, keepdim=True)
         return -probabilities.gather(-1, y.unsqueeze(-1)).squeeze(-1).log()

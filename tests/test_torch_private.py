@@ -96,7 +96,7 @@ def _run(without):
 
 def test_private_parts_are_named_in_one_file():
     for path in SOURCE.rglob("*.py"):
-        if path.name == "torch_private.py" or path.is_relative_to(SOURCE / "flow"):  # flow: five lines are to move
+        if path.name == "torch_private.py":
             continue
         for number, line in enumerate(path.read_text().splitlines(), start=1):
             code = line.split("#")[0]

@@ -1,5 +1,7 @@
 """What is attached to a parameter sees the whole gradient, once a call; an error leaves `.grad` as it was."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch.autograd.graph import register_multi_grad_hook
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import bptt
+from bptt.errors import InputError
 from bptt.gradient.collect import Sum
 from tests.cases import CELLS, assert_same, named_gradients
 
@@ -328,6 +331,13 @@ def test_other_steps_than_the_past_has_are_refused_in_a_sentence():
 # Many pieces -------------------------------------------------------------------------------------------------------------
 
 
+def least_budget(model, x):
+    """The bytes with which `Checkpointed` takes the most pieces; the native core's share of them differs by machine."""
+    with pytest.raises(InputError) as refused:
+        bptt.Checkpointed(1).plan(model, x, x, lambda outputs, _: outputs.sum())
+    return int(re.search(r"at least ([\d,]+) bytes", str(refused.value))[1].replace(",", ""))
+
+
 def summing(layer):
     """h_t = relu(x_t + 0.1): with h_{t-1} unused, each gradient of Σ h is a plain sum over all rows and steps."""
     model = layer(1, 1, nonlinearity="relu")
@@ -339,12 +349,14 @@ def summing(layer):
 
 @pytest.mark.parametrize("layer", [nn.RNN, bptt.RNN])
 @pytest.mark.parametrize(
-    "strategy", [bptt.Truncated(1), bptt.Truncated(2, 3), bptt.Checkpointed(126), bptt.RTRL(), bptt.SnAp1()]
+    "strategy", [bptt.Truncated(1), bptt.Truncated(2, 3), bptt.Checkpointed(1), bptt.RTRL(), bptt.SnAp1()]
 )
 def test_the_error_does_not_grow_with_the_number_of_pieces(layer, strategy):
     """Added up one after the other in float32, 300 pieces of 1.1 err by 2.9e-6 and 3000 by 2.4e-5."""
     steps = 300 if isinstance(strategy, bptt.Checkpointed) else 3000
     model, x = summing(layer), torch.full((steps, 1, 1), 1.1)
+    if isinstance(strategy, bptt.Checkpointed):
+        strategy = bptt.Checkpointed(least_budget(model, x) + 16)  # backward measures a few bytes more
     result = bptt.backward(model, x, x, lambda outputs, _: outputs.sum(), strategy)
     want = {"weight_ih_l0": x.double().sum(), "bias_ih_l0": float(steps), "bias_hh_l0": float(steps)}
     for name, value in want.items():

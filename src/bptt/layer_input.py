@@ -46,7 +46,8 @@ def initial_state(layer: Any, sequences: Sequences, hx: Hidden | None, form: For
 
     Raises RuntimeError if a given state does not fit the layer and the input.
     """
-    shapes = state_shapes(layer, layer.cell, _batch(sequences))
+    sizes = sequences.batch_sizes
+    shapes = state_shapes(layer, layer.cell, sequences.x.shape[1] if sizes is None else _first(sizes))
     if hx is None:
         return tuple([sequences.x.new_zeros(shape) for shape in shapes])
     given = components(hx)
@@ -54,15 +55,14 @@ def initial_state(layer: Any, sequences: Sequences, hx: Hidden | None, form: For
         names = ", ".join(f"{name}_0" for name in layer.cell.states)
         raise RuntimeError(f"the initial state has {len(given)} tensors, wanted {len(shapes)}: pass ({names}) or None")
     for name, component, shape in zip(layer.cell.states, given, shapes, strict=True):
-        _check_shape(name, component, shape, form)
-        _check_format(name, component, sequences.x)
+        if form.unbatched or component.shape != shape:
+            _check_shape(name, component, shape, form)
+        if component.dtype is not sequences.x.dtype or component.device != sequences.x.device:
+            _check_format(name, component, sequences.x)
     return tuple([form.state_in(component) for component in given])
 
 
-def _batch(sequences: Sequences) -> Any:
-    x, sizes = sequences.x, sequences.batch_sizes
-    if sizes is None:
-        return x.shape[1]
+def _first(sizes: Tensor) -> Any:
     # torch.jit.trace records where the number comes from, and would keep an int as it is now.
     return sizes[0] if is_traced() else int(sizes[0])
 

@@ -88,5 +88,6 @@ def state_shapes(layer: Any, cell: Cell, batch: Any) -> list[tuple[int, ...]]:
 
     batch: B; under torch.jit.trace it may be a tensor.
     """
-    rows = layer.num_layers * directions_of(layer)
-    return [(rows, batch, width) for width in state_widths(layer, cell)]
+    rows, hidden = layer.num_layers * (2 if layer.bidirectional else 1), layer.hidden_size
+    first = (rows, batch, layer.proj_size or hidden)
+    return [first] if len(cell.states) == 1 else [first, *[(rows, batch, hidden)] * (len(cell.states) - 1)]

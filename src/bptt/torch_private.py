@@ -78,7 +78,8 @@ dispatch_modes: Callable[[], int] = _find("_C._len_torch_dispatch_stack", lambda
 # What a finished torch.func has wrapped, without the wrapper. Fallback: the tensor itself.
 unwrap_if_dead: Callable[[Tensor], Tensor] = _find("_C._functorch.unwrap_if_dead", lambda tensor: tensor)
 
-if _find("_C._get_tracing_state", None) is None:
+_tracing_state = _find("_C._get_tracing_state", None)
+if _tracing_state is None:
 
     def is_traced() -> bool:
         """Whether torch.jit.trace is recording."""
@@ -87,7 +88,7 @@ else:
 
     def is_traced() -> bool:
         """Whether torch.jit.trace is recording."""
-        return torch._C._get_tracing_state() is not None
+        return _tracing_state() is not None
 
 
 if _find("autograd.forward_ad._current_level", None) is None:

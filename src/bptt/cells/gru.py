@@ -39,7 +39,7 @@ class GRU(PointwiseCell):
         return ((1 - z) * n + z * state[0],)
 
     def partials(self, zx: Tensor, zh: Tensor, state: State, *vectors: Tensor) -> Partials:
-        """Return the derivatives of the class's table."""
+        """Return the partial derivatives of the state after the step, as in the class's table."""
         r, z, n = self._gates(zx, zh)
         a = (1 - z) * (1 - n * n)
         d_r = a * zh[..., 2, :] * r * (1 - r)

@@ -38,7 +38,7 @@ class LSTM(PointwiseCell):
         return o * torch.tanh(c), c
 
     def partials(self, zx: Tensor, zh: Tensor, state: State, *vectors: Tensor) -> Partials:
-        """Return the derivatives of the class's table."""
+        """Return the partial derivatives of the state after the step, as in the class's table."""
         i, f, g, o = self._gates(zx, zh)
         tanh_c = torch.tanh(f * state[1] + i * g)
         q = o * (1 - tanh_c * tanh_c)

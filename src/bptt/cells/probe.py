@@ -293,7 +293,7 @@ class _Trial:
         return after, [t for t in watched.foreign if not t.requires_grad]
 
     def _wanted(self, inputs: _Inputs) -> State:
-        """One tensor of the wanted shape for each component of the result, in which h is not projected yet."""
+        """Return a tensor of the wanted shape for each component of the result, in which h is not yet projected."""
         return (inputs.zx[:, 0], *inputs.state[1:])
 
     def _unchanged(self, given: _Inputs, inputs: _Inputs, written: tuple[int, ...]) -> None:

@@ -69,7 +69,7 @@ class CapturedCall:
 
     @property
     def batch(self) -> int:
-        """B."""
+        """The number of samples, B."""
         return self.form.padded(self.outputs).shape[1]
 
     @property
@@ -100,7 +100,7 @@ class CapturedCall:
         )
 
     def _rows_of(self, rows: Any, number: int) -> Tensor:
-        """One sample's steps [T, ...] of what has the form of the call."""
+        """Return the steps [T, ...] of one sample, of a tensor that has the form of the call."""
         return self.form.padded(rows)[: self.lengths[number], number]
 
     def _state_of(self, component: Tensor, number: int) -> Tensor:

@@ -8,7 +8,6 @@ import functools
 import math
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,6 +46,14 @@ _POINTERS = """
     offsets reset x w_ih w_hh b_ih b_hh w_hr h0 c0 h c gates candidate h_last c_last
     d_h d_h_last d_c_last d_x d_h0 d_c0 d_w_ih d_w_hh d_b_ih d_b_hh d_w_hr delta_h delta_c
 """
+_KEPT = ("h", "c", "gates", "candidate")
+# The names of h and, where there are two components, of c.
+_INITIAL, _D_INITIAL, _D_FINAL, _DELTA = (
+    ("h0", "c0"),
+    ("d_h0", "d_c0"),
+    ("d_h_last", "d_c_last"),
+    ("delta_h", "delta_c"),
+)
 Named = dict[str, Tensor | None]  # tensors by the names of the pointers to them
 
 
@@ -69,7 +76,7 @@ class Cpu(LayerKernel):
         self.bfloat16 = bfloat16
 
     def run(self, stack: Stack, sequences: Sequences, state: State) -> tuple[Tensor, State]:
-        """Under autocast with products in bfloat16, where the processor has them."""
+        """Run the stack; under CPU autocast multiply in bfloat16 where the processor can."""
         if not _in_autocast():
             return self._run(stack, sequences, state)
         kernel = _IN_BFLOAT16 if _in_bfloat16() else self
@@ -135,7 +142,12 @@ class Cpu(LayerKernel):
         d_state = tuple(_empty(s) if state_wanted else None for s in state)
         d_weights = {name: _empty(weight) for name, weight in weights.items()}
         look = resolved if known else readable
-        outputs = _saved(saved, x, look) | _given(d_outputs, d_final, x) | {"d_x": d_x} | _by_state("d_{}0", d_state)
+        outputs = (
+            _saved(saved, x, look)
+            | _given(d_outputs, d_final, x)
+            | {"d_x": d_x}
+            | dict(zip(_D_INITIAL, d_state, strict=False))
+        )
         outputs |= {f"d_{_WEIGHTS[name]}": d_weight for name, d_weight in d_weights.items()}
         inputs = _inputs(walk, x, state, weights, look)
         _native().run(cell, walk, inputs, outputs, backward=True, bfloat16=self.bfloat16)
@@ -221,8 +233,8 @@ def sensitivity(
     states = tuple(s for name in ("h", "c")[: len(state)] if (s := kept[name]) is not None)
     delta, d_start = tuple(map(_empty, states)), tuple(map(_empty, state))
     d_x = _empty(x) if x_wanted else None
-    outputs = kept | _given(d_outputs, d_final, x) | {"d_x": d_x} | _by_state("d_{}0", d_start)
-    outputs |= _by_state("delta_{}", delta)
+    outputs = kept | _given(d_outputs, d_final, x) | {"d_x": d_x}
+    outputs |= dict(zip(_D_INITIAL, d_start, strict=False)) | dict(zip(_DELTA, delta, strict=False))
     _native().run(cell, walk, _inputs(walk, x, state, weights), outputs, backward=True)
     return Sensitivity(states, delta, d_start, d_x)
 
@@ -233,10 +245,8 @@ def _empty(tensor: Tensor) -> Tensor:
 
 def _inputs(walk: Walk, x: Tensor, state: State, weights: Weights, look: Any = readable) -> Named:
     """Return what the core reads going forward, contiguous; `look` is the gate that the tensors pass."""
-    found: Named = dict(
-        zip(("x", *map(_WEIGHTS.__getitem__, weights)), look((x, *weights.values()), x.dtype), strict=True)
-    )
-    found |= _by_state("{}0", look(state, x.dtype))
+    names = ("x", *[_WEIGHTS[name] for name in weights], *_INITIAL[: len(state)])
+    found: Named = dict(zip(names, look((x, *weights.values(), *state), x.dtype), strict=True))
     if walk.offsets is not None:
         (found["offsets"],) = readable([walk.offsets], torch.int64)
     if walk.reset is not None:
@@ -246,18 +256,13 @@ def _inputs(walk: Walk, x: Tensor, state: State, weights: Weights, look: Any = r
 
 def _saved(saved: Saved, x: Tensor, look: Any) -> Named:
     """Return what `Cpu.forward` kept, by its names."""
-    return dict(zip(("h", "c", "gates", "candidate"), look(saved, x.dtype), strict=True))
+    return dict(zip(_KEPT, look(saved, x.dtype), strict=True))
 
 
 def _given(d_outputs: Tensor | None, d_final: tuple[Tensor | None, ...], x: Tensor) -> Named:
     """Return the gradients that come from outside, contiguous."""
     d_h, *d_last = readable((d_outputs, *d_final), x.dtype)
-    return {"d_h": d_h} | _by_state("d_{}_last", d_last)
-
-
-def _by_state(name: str, tensors: Sequence[Tensor | None]) -> Named:
-    """Return the tensors of h and, where there are two, of c; `name` has a place for these letters."""
-    return {name.format(s): tensor for s, tensor in zip("hc", tensors, strict=False)}
+    return dict(zip(("d_h", *_D_FINAL), (d_h, *d_last), strict=False))
 
 
 def _unfit_numbers(stack: Stack, sequences: Sequences, state: State) -> str | None:
@@ -268,7 +273,7 @@ def _unfit_numbers(stack: Stack, sequences: Sequences, state: State) -> str | No
     return (
         _unfit_input(sequences.x, inside)
         or _unfit_parameters(weights, state, inside, autocast)
-        or _unfit_batch_sizes(sequences)
+        or (None if sequences.batch_sizes is None else _unfit_batch_sizes(sequences.batch_sizes, sequences.x.shape[0]))
     )
 
 
@@ -282,13 +287,13 @@ def _unfit_parameters(weights: list[Tensor], state: State, inside: torch.dtype, 
     """Return why not these weights and this state; under autocast a state may have any one number format."""
     if not look_readable(weights, inside):
         return "the weights are not plain tensors of the input's number format and device"
-    if not all(look_readable([s], s.dtype if autocast else inside) for s in state):
+    if not (all(look_readable([s], s.dtype) for s in state) if autocast else look_readable(state, inside)):
         return "the state is not of plain tensors of the input's number format and device"
     return "under autocast float64 is left to torch" if autocast and inside == torch.float64 else None
 
 
-def _unfit_batch_sizes(sequences: Sequences) -> str | None:
-    if sequences.batch_sizes is None or _packable(sequences.batch_sizes, sequences.x.shape[0]):
+def _unfit_batch_sizes(sizes: Tensor, rows: int) -> str | None:
+    if _packable(sizes, rows):
         return None
     return "the batch sizes are not those of a packed sequence: positive, never growing, as many rows in all"
 
@@ -355,14 +360,11 @@ class Native(NamedTuple):
         number_format = _DOUBLE if x.dtype == torch.float64 else _BFLOAT16 * bfloat16
         rows, width = w_ih.shape
         projected = 0 if w_hr is None else w_hr.shape[0]
+        pointers = {name: t.data_ptr() for tensors in (inputs, outputs) for name, t in tensors.items() if t is not None}
         problem = Problem(
             number, number_format, walk.length, walk.batch, width, rows // cell.gates, projected,
-            walk.reverse, h_is_known, self.threads,
+            walk.reverse, h_is_known, self.threads, **pointers,
         )  # fmt: skip
-        for tensors in (inputs, outputs):
-            for name, tensor in tensors.items():
-                if tensor is not None:
-                    setattr(problem, name, tensor.data_ptr())
         code = self.core.bptt_run(ctypes.byref(problem), backward, self.parallel_for)
         if code == 2:
             raise MemoryError("the native core found no memory for its work: take shorter or fewer sequences at a time")
@@ -392,7 +394,7 @@ class LayerSizes(NamedTuple):
 
     @staticmethod
     def of(cell: PointwiseCell, weights: Weights, batch: int) -> "LayerSizes":
-        """Those of the layer that has these weights."""
+        """Return the sizes of the layer that has these weights."""
         w_ih, w_hr = weights["weight_ih"], weights.get("weight_hr")
         rows, inputs = w_ih.shape
         return LayerSizes(cell, w_ih.dtype, batch, inputs, rows // cell.gates, 0 if w_hr is None else w_hr.shape[0])

@@ -90,7 +90,7 @@ class Walk:
 
     @cached_property
     def source(self) -> Tensor:
-        """For each row where the state before it lies in [states after the rows; initial states], int64 [N]."""
+        """For each row, the index of the state before it in [states after the rows; initial states], int64 [N]."""
         if self.links is not None:
             return self.links.source
         sizes, starts = (torch.tensor(n, device="cpu") for n in (self.sizes, self.starts))

@@ -26,7 +26,7 @@ class ScalingSpec:
     std: list[Scale]
 
     def check(self, columns: int, where: str) -> None:
-        """Raise Unexpected unless there is one of each for each column."""
+        """Raise Unexpected unless `mean` and `std` have one entry for each column."""
         _agree(f"{where}.mean", len(self.mean), "columns", columns)
         _agree(f"{where}.std", len(self.std), "columns", columns)
 

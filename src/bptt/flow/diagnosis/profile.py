@@ -100,7 +100,7 @@ class LayerFlow:
 
     @property
     def breaks(self) -> list[int]:
-        """Those at which it begins without another one's state, or with one that was detached."""
+        """The steps k at which a call begins without the state of an earlier one, or with one that was detached."""
         return self._first_steps()[1:]
 
     def _first_steps(self) -> list[int]:
@@ -244,7 +244,7 @@ class LayerFlow:
 
     @property
     def units(self) -> int:
-        """H."""
+        """The number of hidden units, H."""
         return self.traces[-1].width // self.cell.gates
 
     @cached_property

@@ -82,8 +82,8 @@ def revive_units(layer: LayerFlow) -> Remedy:
         w_hh[dead] = torch.eye(w_hh.shape[1], dtype=w_hh.dtype, device=w_hh.device)[dead[: len(w_hh)]] * 0.5
 
     return Remedy(
-        "draw the dead units anew", {"units": layer.dead, "bias": 0.1}, "dead",
-        f"draw the rows of the {layer.dead} dead units anew with bias 0.1, and halve the learning rate", revive,
+        "draw the dead units again", {"units": layer.dead, "bias": 0.1}, "dead",
+        f"draw the rows of the {layer.dead} dead units again with bias 0.1, and halve the learning rate", revive,
     )  # fmt: skip
 
 

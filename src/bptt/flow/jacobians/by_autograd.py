@@ -41,7 +41,7 @@ class General(Pullback):
         return sums[name].sum(0) if sample is None else sums[name][sample]
 
     def d_x(self, sums: dict[str, Tensor]) -> Tensor:
-        """As autograd gave it."""
+        """Return ∂L/∂x as autograd found it."""
         return sums["x"] if "x" in sums else torch.zeros_like(self.trajectory.x)
 
     def _sample_back(

@@ -5,11 +5,11 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from bptt.cells import Partials, PointwiseCell, State
 from bptt.flow.jacobians.pullback import Pullback, PullbackResult, only
 from bptt.flow.jacobians.trajectory import Trajectory
+from bptt.torch_private import tree_map
 
 MEASURED = ("all", None)  # norms of all quantities, before they are named
 
@@ -58,7 +58,7 @@ class Pointwise(Pullback):
     def back(
         self, k: int, rows: State, which: Tensor | None, through: int | None, result: PullbackResult, out: State
     ) -> None:
-        """The equations of pullback.py."""
+        """Send the rows from step k back to step k-1, by the equations of pullback.py."""
         active = self.trajectory.active
         if active is not None:  # what reaches the initial state passes through the padding before it
             rows = tuple(r.masked_fill(~active[k][:, None], 0) for r in rows)
@@ -108,7 +108,7 @@ class Pointwise(Pullback):
         return sums["zx"].flatten(2) @ self.trajectory.weights["weight_ih"]
 
     def _length(self, rows: Tensor) -> Tensor:
-        """[T, S]."""
+        """Return the length of each row, [T, S]."""
         return torch.linalg.vector_norm(rows, dim=-1)
 
     def gather(self, k: int, rows: State, result: PullbackResult, sums: bool) -> None:

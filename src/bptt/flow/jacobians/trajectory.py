@@ -40,12 +40,12 @@ class Trajectory:
 
     @property
     def steps(self) -> int:
-        """T."""
+        """The number of steps, T."""
         return self.x.shape[0]
 
     @property
     def size(self) -> int:
-        """N, the units of all components of the state together."""
+        """The number of units of all components of the state together, N."""
         return sum(component.shape[-1] for component in self.before)
 
     def in_time(self, rows: Tensor, axis: int = 0) -> Tensor:

@@ -37,7 +37,7 @@ class Curve:
     x: Array | None = None
 
     def places(self) -> Array:
-        """x [n]."""
+        """Return the x of each value [n]; 0, 1, … if none was given."""
         return np.arange(len(self.y), dtype=np.float64) if self.x is None else self.x
 
 

@@ -75,7 +75,7 @@ def headline(findings: Sequence[Finding]) -> str:
 
 
 def joined(names: Sequence[str], most: int = 4) -> str:
-    """As in "a, b and c"; of many the first few and a number."""
+    """Return the names as "a, b and c"; of many the first few, and how many more there are."""
     shown = list(dict.fromkeys(names))
     if len(shown) > most:
         shown = [*shown[:most], f"{len(shown) - most} more"]

@@ -88,7 +88,10 @@ def _steps_back(trace: Trace, steps: range, rows: slice, partials: Partials, car
             step.addcmul_(delta[s].unsqueeze(1), partials.zh[s][local])
         for r in range(len(delta)):
             _direct_part(flow[r], r, delta, partials, local)
-        flow[0].addmm_(flat[local], w_hh) if _reads(partials, 0) else torch.mm(flat[local], w_hh, out=flow[0])
+        if _reads(partials, 0):
+            flow[0].addmm_(flat[local], w_hh)
+        else:
+            torch.mm(flat[local], w_hh, out=flow[0])
         _zero_resets(walk, here, flow)
     return d_zh
 
@@ -142,7 +145,10 @@ def _direct_part(out: Tensor, r: int, delta: State, partials: Partials, local: s
         diagonal = partials.direct[s][r]
         if diagonal is None:
             continue
-        torch.mul(d, diagonal[local], out=out) if fresh else out.addcmul_(d, diagonal[local])
+        if fresh:
+            torch.mul(d, diagonal[local], out=out)
+        else:
+            out.addcmul_(d, diagonal[local])
         fresh = False
     if fresh and r:
         out.zero_()

@@ -62,7 +62,8 @@ def strands(trace: Trace) -> Strands:
     rows, exists, begins = _sample_rows(trace)
     walk, shape = trace.walk, rows.shape
     flat = rows.flatten()
-    is_all = trace.lineages is None and not walk.reverse and len(flat) == len(trace.x)
+    is_even = trace.lineages is None and walk.offsets is None
+    is_all = is_even and not walk.reverse and walk.batch == shape[1]
 
     def chosen(tensor: Tensor) -> Tensor:
         return tensor if is_all else tensor[flat]
@@ -116,7 +117,7 @@ class _Units(NamedTuple):
     norm: Tensor
 
     def others(self, p: int) -> State:
-        """Of the other components at position p [b, ·]."""
+        """Return the gradient of the state's other components at position p, [b, ·] each."""
         ends = (self.ending[p] >= 0).unsqueeze(-1)
         rows = self.ending[p].clamp_min(0)
         norm = self.norm[p].unsqueeze(-1)
@@ -168,7 +169,7 @@ class _Places(NamedTuple):
     high: int
 
     def rows(self, tensor: Tensor) -> Tensor:
-        """What is theirs of [T·b, ·]: [n, b, ·]."""
+        """Return the part of a tensor [T·b, ·] that belongs to these positions, [n, b, ·]."""
         return tensor.unflatten(0, self.strands.exists.shape)[self.low : self.high]
 
     @property
@@ -204,7 +205,9 @@ def _send_back(seen: Strands, units: _Units, chosen: Tensor) -> Reach:
         delta = _started(delta, starting, units, high - 1)
         here = _Places(seen, low, high)
         counts, alive = here.alive(alive | starting)
-        sent = _by_the_core(here, delta, counts) or _by_the_loop(here, delta)
+        sent = _by_the_core(here, delta, counts)
+        if sent is None:
+            sent = _by_the_loop(here, delta)
         stretches.append((sent.squares, log_scale + sent.log_scale, counts))
         delta, log_scale = _rescaled(sent.delta, log_scale + sent.log_scale[0])
     arrived = _gains(_squares(delta).double(), log_scale)[alive & seen.begins]

@@ -83,7 +83,7 @@ class Trace:
 
     @property
     def width(self) -> int:
-        """G·H."""
+        """The number of net inputs of a step, G·H."""
         return self.weights["weight_hh"].shape[0]
 
     @property

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bptt.cells import Cell, State
 from bptt.forms import Form, Input
 from bptt.kernels.tape import Tape
+from bptt.torch_private import backward_pass_id
 
 
 class Unsupported(RuntimeError):
@@ -93,7 +94,7 @@ class WatchedCall:
             self.twice = self.twice or torch.is_grad_enabled()
             had = self.grads.get(place)
             self.grads[place] = grad.detach() if had is None else had + grad.detach()
-            self.passes.add(torch._C._current_graph_task_id())
+            self.passes.add(backward_pass_id())
 
         return catch
 

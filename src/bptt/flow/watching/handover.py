@@ -75,7 +75,10 @@ def _place(call: WatchedCall | None, calls: Sequence[WatchedCall]) -> int | None
 
 
 def sources(later: WatchedCall, candidates: Sequence[tuple[WatchedCall, bool]]) -> tuple[Source, ...]:
-    """Return from which samples of earlier calls (each with whether by its outputs) a call goes on; () if from none."""
+    """Return the samples of earlier calls with whose state a call begins; () if there are none.
+
+    candidates: the earlier calls, each with whether it is their outputs that were handed on.
+    """
     if not later.hx or not candidates:
         return ()
     dtype, found = later.hx[0].dtype, []

@@ -18,7 +18,7 @@ from bptt.layers import find_cell
 P = ParamSpec("P")
 
 _WHY_NOT_FOLLOWED = {
-    False: "its state was computed anew on the way, not only copied, masked or reordered, so each call is judged for itself",
+    False: "its state was computed again on the way, not just copied, masked or reordered: each call is judged for itself",
     True: "the state of a bidirectional layer ends at both ends of a call, so each call is judged for itself",
 }
 

@@ -12,6 +12,7 @@ from bptt.flow.watching.call import Unsupported, WatchedCall
 from bptt.flow.watching.handover import attached_to, detached_from, mark, sources
 from bptt.forms import Arguments, Form, Input, components, data_of
 from bptt.parameters import directions_of, state_shapes
+from bptt.torch_private import version_of
 
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}  # other formats 0.1: the model's own rounding
 
@@ -43,7 +44,7 @@ def observe(
     call = WatchedCall(
         module, cell, form, _detached(x), tuple(s.detach() for s in given), _detached(outputs),
         tuple(s.detach() for s in final), reset,
-        tuple((name, tensor.detach(), tensor._version) for name, tensor in named),
+        tuple((name, tensor.detach(), version_of(tensor)) for name, tensor in named),
         tolerance=_tolerance(data_of(outputs)), input_attached=data_of(x).requires_grad,
     )  # fmt: skip
     _find_origin(call, given, earlier)

@@ -20,6 +20,7 @@ from bptt.kernels import Sequences, Stack, choose, cpu
 from bptt.kernels.tape import Tape
 from bptt.kernels.walk import Walk
 from bptt.parameters import directions_of, state_widths, weights_of
+from bptt.torch_private import version_of
 
 _CHECKED = 128  # rows on which the recomputed outputs are compared with the model's
 
@@ -203,7 +204,7 @@ def _refuse(call: WatchedCall) -> None:
             "derivatives are watched"
         )
     for name, tensor, version in call.kept:
-        if tensor._version != version:
+        if version_of(tensor) != version:
             raise Unsupported(f"the {name} was changed in place after the call: clone it before changing it")
 
 

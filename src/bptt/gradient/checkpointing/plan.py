@@ -103,7 +103,7 @@ class Plan:
 
     def __str__(self) -> str:
         where = {"memory": "", "host": " in host memory", "disk": " on disk"}[self.storage]
-        tape = " (states only: gates are computed anew)" if self.lean else ""
+        tape = " (states only: gates are computed again)" if self.lean else ""
         return (
             f"{self.steps:,} steps in {self.chunks:,} chunks of {self.chunk:,}, {self.snapshots:,} snapshots{where}: "
             f"peak {as_text(self.peak)} ({as_text(self.resident)} of the process) of {as_text(self.budget)}, "

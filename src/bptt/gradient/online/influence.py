@@ -106,7 +106,7 @@ class Influence(ABC):
 
 
 class ClosedForm(Influence):
-    """ClosedForm form, for a stack of pointwise layers."""
+    """The influence in closed form, for a stack of pointwise layers."""
 
     def __init__(self, parameters: Sequence[Weights], embedding: Tensor | None) -> None:
         """parameters: those of each layer by short name."""
