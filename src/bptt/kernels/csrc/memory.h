@@ -27,6 +27,12 @@ inline void advise_huge_pages(void* begin, int64_t bytes) {
 #endif
 }
 
+// Memory from a pool or the system.
+struct Block {
+  void* data = nullptr;
+  size_t bytes = 0;
+};
+
 // Blocks that this thread gave back, kept for its next call: from the system they would come as fresh pages.
 class ThreadLocalPool {
  public:
@@ -38,36 +44,38 @@ class ThreadLocalPool {
     for (int i = 0; i < count_; ++i) std::free(blocks_[i].data);
   }
 
-  // A block of at least `bytes` and at most twice that, or null.
-  void* take(size_t bytes) {
-    for (int i = 0; i < count_; ++i)
-      if (blocks_[i].bytes >= bytes && blocks_[i].bytes <= 2 * bytes) {
-        void* data = blocks_[i].data;
-        held_bytes_ -= blocks_[i].bytes;
-        blocks_[i] = blocks_[--count_];
-        return data;
-      }
-    return nullptr;
+  // The smallest block of at least `bytes` and at most twice that, or none. Of equal blocks the one given back last: as
+  // they are given back in reverse order, each buffer gets its own of the previous call, whose pages are in the caches.
+  Block take(size_t bytes) {
+    int best = -1;
+    for (int i = 0; i < count_; ++i) {
+      const bool fits = blocks_[i].bytes >= bytes && blocks_[i].bytes <= 2 * bytes;
+      if (fits && (best < 0 || blocks_[i].bytes <= blocks_[best].bytes)) best = i;
+    }
+    return best < 0 ? Block{} : remove(best);
   }
 
   // False where the pool is full; the block then stays the caller's.
-  bool give_back(void* data, size_t bytes) {
-    if (held_bytes_ + bytes > kMaxBytes || count_ == kMaxBlocks) return false;
-    blocks_[count_++] = {data, bytes};
-    held_bytes_ += bytes;
+  bool give_back(const Block& block) {
+    if (held_bytes_ + block.bytes > kMaxBytes || count_ == kMaxBlocks) return false;
+    blocks_[count_++] = block;
+    held_bytes_ += block.bytes;
     return true;
   }
 
  private:
   static constexpr size_t kMaxBytes = 8 << 20;
   static constexpr int kMaxBlocks = 32;
-  struct Block {
-    void* data;
-    size_t bytes;
-  };
-  Block blocks_[kMaxBlocks];
+  Block blocks_[kMaxBlocks];  // in the order in which they were given back
   int count_ = 0;
   size_t held_bytes_ = 0;
+
+  Block remove(int i) {
+    const Block block = blocks_[i];
+    for (--count_; i < count_; ++i) blocks_[i] = blocks_[i + 1];
+    held_bytes_ -= block.bytes;
+    return block;
+  }
 };
 
 // Hands out memory; or, for `bptt_workspace_bytes`, only adds up how much would be handed out.
@@ -78,14 +86,14 @@ class Memory {
   int64_t counted_bytes() const { return counted_; }
   void count(int64_t bytes) { counted_ += bytes; }
 
-  // Aligned to a cache line, uninitialized; null where it only counts.
-  void* take(size_t bytes) {
-    if (mode_ == Mode::only_counts) return count(bytes), nullptr;
-    void* data = ThreadLocalPool::of_this_thread().take(bytes);
-    if (!data) data = std::aligned_alloc(64, bytes);
-    if (!data) throw_bad_alloc();
-    advise_huge_pages(data, bytes);
-    return data;
+  // At least `bytes`, aligned to a cache line, uninitialized; none where it only counts.
+  Block take(size_t bytes) {
+    if (mode_ == Mode::only_counts) return count(bytes), Block{};
+    Block block = ThreadLocalPool::of_this_thread().take(bytes);
+    if (!block.data) block = {std::aligned_alloc(64, bytes), bytes};
+    if (!block.data) throw_bad_alloc();
+    advise_huge_pages(block.data, bytes);
+    return block;
   }
 
  private:
@@ -97,22 +105,22 @@ class Memory {
 template <class T> class Buffer {
  public:
   Buffer(Memory& memory, int64_t n) : bytes_((n * sizeof(T) + 63) / 64 * 64) {
-    if (n) data_ = static_cast<T*>(memory.take(bytes_));
+    if (n) block_ = memory.take(bytes_);
   }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
   ~Buffer() {
-    if (data_ && !ThreadLocalPool::of_this_thread().give_back(data_, bytes_)) std::free(data_);
+    if (data() && !ThreadLocalPool::of_this_thread().give_back(block_)) std::free(data());
   }
-  T* data() const { return data_; }
-  operator T*() const { return data_; }
+  T* data() const { return static_cast<T*>(block_.data); }
+  operator T*() const { return data(); }
   void zero() {
-    if (data_) std::memset(static_cast<void*>(data_), 0, bytes_);
+    if (data()) std::memset(block_.data, 0, bytes_);
   }
 
  private:
-  T* data_ = nullptr;
-  const size_t bytes_;
+  Block block_;
+  const size_t bytes_;  // that are used
 };
 
 // Small stand-ins for the standard library's (isa.h says why).

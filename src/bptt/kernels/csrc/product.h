@@ -194,6 +194,9 @@ template <class W, int M, int N, Left left> class MicroKernel {
   template <int... i> BPTT_INLINE void join_sets(Accumulators& sum, Indices<i...>) {
     ((i < kTile ? void() : void(sum[i % kTile] += sum[i])), ...);
   }
+  // Reads each pointer of `to` where it is needed. The caller has just written them one by one: a copy of all, which
+  // the compiler loads as one register, would wait for these stores, and they for the tile before (8 to 15 % of a
+  // forward).
   template <int... i>
   BPTT_INLINE void finish(Accumulators& sum, const S* const* from, S* const* to, int n, Indices<i...>) {
     if (kAddsLast) ((sum[i] += number(from, i, n)), ...);
@@ -205,13 +208,11 @@ template <class W, int M, int N, Left left> class MicroKernel {
 
  public:
   static void run(const Term<W>* terms, int count, const S* const* from, S* const* to, int n) {
-    S* result[M];
-    for (int m = 0; m < M; ++m) result[m] = to[m];
     Accumulators sum;
     begin(sum, from, n, Tile{});
     for (const Term<W>* term = terms; term < terms + count; ++term) add_term(sum, *term);
     join_sets(sum, All{});
-    finish(sum, from, result, n, Tile{});
+    finish(sum, from, to, n, Tile{});
   }
 };
 
