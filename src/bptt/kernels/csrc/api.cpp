@@ -54,7 +54,7 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw");
 }
 
-// The best set of the processor; or, for the tests, a smaller one that BPTT_ISA names.
+// The best set of the processor; or, for the tests, a smaller one that BPTT_ISA names (baseline for an unknown name).
 const InstructionSet& choose() {
   __builtin_cpu_init();
   static const InstructionSet all[] = {BPTT_ENTRY(avx512, has_avx512()), BPTT_ENTRY(avx2, has_avx2()),

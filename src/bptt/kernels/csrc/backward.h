@@ -1,5 +1,5 @@
 // A layer backward: the loop over time, from the last step to the first, and after each block of steps the products
-// over its rows.
+// over its rows. Eq. (20) of docs/equations.md.
 #pragma once
 #include "forward.h"
 #include "weight_gradient.h"

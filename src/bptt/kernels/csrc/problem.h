@@ -32,7 +32,7 @@ typedef struct {
   const void *d_h, *d_h_last, *d_c_last;             // null: zero
   void* d_x;                                         // N,D   null: not wanted
   void *d_h0, *d_c0;                                 // B,P  B,H  null: not wanted
-  void *d_w_ih, *d_w_hh, *d_b_ih, *d_b_hh, *d_w_hr;  // null: not wanted
+  void *d_w_ih, *d_w_hh, *d_b_ih, *d_b_hh, *d_w_hr;  // null: not wanted; without d_w_ih none of them is
   void *delta_h, *delta_c;                           // N,P  N,H   dL/dstate after each row, or null
 } bptt_problem;
 
@@ -48,7 +48,7 @@ BPTT_EXPORT int bptt_has_bfloat16();
 // Bytes of a bptt_problem: a core of another version must not be taken for this one.
 BPTT_EXPORT int64_t bptt_problem_size();
 // Bytes of working memory that forward or backward takes beside the tensors, all threads together, to a few KB; -1: no
-// such cell or format. Of the tensors it only matters which are null.
+// such cell or format. Of the tensors it reads `offsets` alone; of the others it only matters which are null.
 BPTT_EXPORT int64_t bptt_workspace_bytes(const bptt_problem* problem, int64_t backward);
 // Runs forward or backward. 0, or why not: 1 no such cell or format, 2 out of memory.
 BPTT_EXPORT int bptt_run(const bptt_problem* problem, int64_t backward, bptt_parallel_for parallel_for);

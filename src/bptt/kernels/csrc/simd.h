@@ -191,7 +191,7 @@ template <class S> inline Vec<S> with_sign(Vec<S> x, Vec<S> y) {
 // The parts of e^x: x = n ln 2 + r with n whole and |r| <= ln 2 / 2, and rest = (e^r - 1 - r) / r^2, so that
 // e^x = 2^n (1 + r + rest r^2). Float: a polynomial of least squares, relative error of e^r 3e-9; double: Taylor's of
 // degree 13, relative error below 1e-17. n is rounded by adding and subtracting 1.5 2^23 (double: 1.5 2^52), whose last
-// bit is worth 1. Range: |x| <= 88 (double: 710); the callers clamp.
+// bit is worth 1. Range: |x| <= 89 (double: 710); the callers clamp.
 template <class V> struct Exponential {
   V n, r, rest;
 };

@@ -18,7 +18,8 @@ inline void spin_pause() {
 #endif
 }
 
-// The workers of a group wait here for each other, once or twice a step. Each publishes how often it has arrived, its
+// The workers of a group wait here for each other, once or twice a step: all must run at the same time, as those of one
+// call of torch's pool do (it is OpenMP's). Each publishes how often it has arrived, its
 // epoch, in a cache line of its own.
 class Barrier {
  public:

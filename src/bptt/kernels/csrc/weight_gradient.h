@@ -1,4 +1,4 @@
-// The gradients of the parameters: products over all rows of a block, added up over the blocks.
+// The gradients of the parameters: products over all rows of a block, added up over the blocks. Eq. (21) of docs/equations.md.
 //
 // Each is a sum over all rows. In one running sum the rounding would grow with their number, and a float sum of 2^24
 // ones would stay there. So short runs of rows are summed on their own and added up, and of many rows the sum so far
