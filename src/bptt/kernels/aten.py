@@ -78,6 +78,8 @@ def _call(stack: Stack, sequences: Sequences, state: State) -> tuple[Tensor, Sta
         y, *final = operator(x, sequences.batch_sizes, hx, *options)
     else:
         y, *final = operator(x, hx, *options, False)
+    if torch.compiler.is_compiling():  # where the LSTM of torch 2.10 gives each final state an axis too many
+        final = [end.reshape(start.shape) for end, start in zip(final, state, strict=True)]
     return y, tuple(final)
 
 
