@@ -998,14 +998,20 @@ def test_the_spread_over_samples_decides_what_is_borderline():
     assert words.headline([found]) == "borderline in rnn.l0"
 
 
-def test_the_samples_of_a_single_batch_disagree():
-    """ReLU units: of half of the samples the gradient is cut early, where their units are 0."""
+def _dead_early(samples, of):
+    """A ReLU unit that carries a gradient on as it is, and inputs over 40 lags: of some samples it is 0 at step 35."""
     model = nn.RNN(1, 1, nonlinearity="relu", bias=False).double()
     with torch.no_grad():
         model.weight_hh_l0.fill_(1.0)
         model.weight_ih_l0.fill_(1.0)
-    x = torch.ones(41, 4, 1, dtype=torch.float64)
-    x[35, :2] = -1e3
+    x = torch.ones(41, of, 1, dtype=torch.float64)
+    x[35, samples] = -1e3
+    return model, x
+
+
+def test_the_samples_of_a_single_batch_disagree():
+    """ReLU units: of half of the samples the gradient is cut early, where their units are 0."""
+    model, x = _dead_early(slice(0, 2), of=4)
     with bptt.watch(model) as flow:
         model(x)[0][-1].sum().backward()
     layer, (found,) = flow["rnn.l0"], flow.verdict()
@@ -1017,12 +1023,7 @@ def test_the_samples_of_a_single_batch_disagree():
 
 def test_several_batches_are_judged_as_one_that_holds_their_samples():
     """ReLU units: the units are 0 early in some samples, in one batch of eight and in four batches of two alike."""
-    model = nn.RNN(1, 1, nonlinearity="relu", bias=False).double()
-    with torch.no_grad():
-        model.weight_hh_l0.fill_(1.0)
-        model.weight_ih_l0.fill_(1.0)
-    x = torch.ones(41, 8, 1, dtype=torch.float64)
-    x[35, ::2] = -1e3
+    model, x = _dead_early(slice(0, None, 2), of=8)
     together, apart = bptt.watch(model), bptt.watch(model)
     with together:
         model(x)[0][-1].sum().backward()

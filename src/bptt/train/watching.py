@@ -4,13 +4,13 @@ The gradient is that of the first process's rows, before the processes' sum and 
 numbers, gradients and weights are the same without it, and so is every other line of metrics.jsonl.
 """
 
-import math
 from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
 
 from bptt.flow import Flow, LayerFlow, watch
+from bptt.flow.diagnosis.profile import finite_or_none
 from bptt.gradient import Exact, Result, Strategy, Truncated, backward, parse_strategy
 from bptt.network import Network
 from bptt.options import TrainOptions
@@ -53,10 +53,10 @@ def _layer_figures(layer: LayerFlow) -> Json:
         "horizon_steps": layer.horizon,
         "horizon_range_steps": list(layer.horizon_range),
         "lags_steps": layer.lags,
-        "largest_gain": _finite(layer.growth),
-        "decades_per_step": _finite(layer.rate),
+        "largest_gain": finite_or_none(layer.growth),
+        "decades_per_step": finite_or_none(layer.rate),
         "lag_shares": _shares(layer),
-        "saturation": {gate: _finite(share) for gate, share in layer.saturation.items()},
+        "saturation": {gate: finite_or_none(share) for gate, share in layer.saturation.items()},
         "dead": layer.dead,
     }
 
@@ -67,11 +67,7 @@ def _shares(layer: LayerFlow) -> dict[str, float | None]:
     borders = [0, *(b for b in _LAGS if b < len(shares)), len(shares)]
     names = [f"{a}" if b == a + 1 else f"{a}-{b - 1}" for a, b in pairwise(borders)]
     pieces = [float(shares[a:b].sum()) for a, b in pairwise(borders)]
-    return dict(zip(names, map(_finite, pieces), strict=True)) if len(shares) else {}
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    return dict(zip(names, map(finite_or_none, pieces), strict=True)) if len(shares) else {}
 
 
 def can_be_watched(strategy: Strategy) -> bool:
