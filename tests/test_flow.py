@@ -1064,6 +1064,16 @@ def test_the_horizon_is_pooled_over_recent_passes_however_they_are_kept(monkeypa
     assert (many.passes, many.batches, many.horizon_range) == (21, 16, (5, 5))
 
 
+def test_what_arrives_at_the_start_is_pooled_as_the_gains_are():
+    lags = [5, 25, 12, 30]
+    alone = [_over_batches(lag)["rnn.l0"].reach for lag in lags]
+    together = _over_batches(*lags)["rnn.l0"].reach
+    assert together.started == sum(one.started for one in alone) == B * len(lags)
+    want = np.sqrt(np.mean([one.at_start**2 for one in alone]))
+    np.testing.assert_allclose(together.at_start, want, rtol=1e-9)
+    assert min(one.at_start for one in alone) < together.at_start < max(one.at_start for one in alone)
+
+
 def test_a_young_layer_is_not_blamed():
     def text(updates, steps=100, seen=0, **changes):
         torch.manual_seed(0)

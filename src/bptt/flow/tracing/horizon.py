@@ -6,6 +6,7 @@ all mean this and compute it here; of several watched batches the gains are pool
 samples, each by itself, are its spread. Equation: docs/equations.md, eq. (32).
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -28,7 +29,7 @@ class Reach(NamedTuple):
 
     gain: the share of its norm at lags 0, 1, …, in steps, root mean square over (loss step, sample) pairs.
     pairs: the number of those pairs at each lag.
-    at_start: the rms gain that arrives at the initial state; 0 where nothing does.
+    at_start: the rms gain that arrives at the initial state, over `started` pairs; 0 where none gets there.
     samples: each chosen sample by itself.
     """
 
@@ -36,6 +37,7 @@ class Reach(NamedTuple):
     pairs: list[int]
     at_start: float
     samples: tuple[Span, ...] = ()
+    started: int = 0
 
     @property
     def span(self) -> Span:
@@ -55,7 +57,7 @@ def span_of(gain: NDArray[np.float64]) -> Span:
 
 
 def pooled(found: Sequence[Reach]) -> Reach:
-    """Return the gains of several batches or sequences as those of one; what arrives at the start is the most that does."""
+    """Return the gains of several batches or sequences as those of one."""
     found = [r for r in found if r.gain]
     if len(found) <= 1:
         return found[0] if found else Reach([], [], 0.0)
@@ -67,4 +69,6 @@ def pooled(found: Sequence[Reach]) -> Reach:
         pairs[: len(r.pairs)] += np.array(r.pairs)
     gain = np.sqrt(squares / np.maximum(pairs, 1))
     samples = tuple(sample for r in found for sample in r.samples)
-    return Reach(gain.tolist(), [int(p) for p in pairs], max(r.at_start for r in found), samples)
+    started = sum(r.started for r in found)
+    at_start = math.sqrt(sum(r.at_start**2 * r.started for r in found) / max(started, 1))
+    return Reach(gain.tolist(), [int(p) for p in pairs], at_start, samples, started)

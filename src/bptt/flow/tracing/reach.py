@@ -212,7 +212,7 @@ def _send_back(seen: Strands, units: _Units, chosen: Tensor) -> Reach:
         delta, log_scale = _rescaled(sent.delta, log_scale + sent.log_scale[0])
     arrived = _gains(_squares(delta).double(), log_scale)[alive & seen.begins]
     at_start = float(arrived.mean().sqrt()) if arrived.numel() else 0.0
-    return _by_lag(stretches[::-1], chosen, at_start)
+    return _by_lag(stretches[::-1], chosen)._replace(at_start=at_start, started=arrived.numel())
 
 
 def _borders(chosen: Tensor) -> list[tuple[int, int]]:
@@ -300,7 +300,7 @@ def _gains(squares: Tensor, log_scale: Tensor) -> Tensor:
     return (squares.log() + 2 * log_scale).clamp(max=690).exp()
 
 
-def _by_lag(stretches: list[tuple[Tensor, Tensor, Tensor]], chosen: Tensor, at_start: float) -> Reach:
+def _by_lag(stretches: list[tuple[Tensor, Tensor, Tensor]], chosen: Tensor) -> Reach:
     """Root mean squares over the pairs that count at each lag, of all samples and of each."""
     squares, scales, alives = (torch.cat(parts) for parts in zip(*stretches, strict=True))  # from position 0: [n, K, b]
     top, b = len(alives) - 1, chosen.shape[1]
@@ -314,7 +314,7 @@ def _by_lag(stretches: list[tuple[Tensor, Tensor, Tensor]], chosen: Tensor, at_s
     n, pairs = int((counts > 0).any(1).sum()), counts.sum(1)
     each = (total / counts).sqrt().cpu().numpy().T  # NaN beyond a sample's last lag
     samples = tuple(span_of(gain[np.isfinite(gain)]) for gain in each if np.isfinite(gain[0]))
-    return Reach((total.sum(1)[:n] / pairs[:n]).sqrt().tolist(), [int(c) for c in pairs[:n]], at_start, samples)
+    return Reach((total.sum(1)[:n] / pairs[:n]).sqrt().tolist(), [int(c) for c in pairs[:n]], 0.0, samples)
 
 
 def _squares(delta: Sequence[Tensor]) -> Tensor:
